@@ -1,0 +1,196 @@
+"""What a device says happened to an assignment, signed with its key so that nobody else can say it."""
+
+import base64
+import binascii
+import math
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from sprat_shared.errors import InvalidInput
+from sprat_shared.protocol.fields import Fields, canonical_json
+
+SIGNATURE_HEADER: Final = "Sprat-Signature"
+_SIGNATURE_BYTES: Final = 64
+
+
+class Outcome(StrEnum):
+    """How an assignment ended, or how far it is."""
+
+    COMMITTED = "committed"  # the release serves and its trial is over
+    REFUSED = "refused"  # it was never served: verification, rebuild or validation said no
+    ROLLED_BACK = "rolled_back"  # it served in a trial and went back
+    FAILED = "failed"  # the device could not do it (disk, link, too many cuts); the old release serves
+    RETURNED = "returned"  # it went back to a release it still held, as assigned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Paired validation of the old and the new release on the same holdout samples.
+
+    Attributes:
+        samples: how many were compared; 0 where there was no holdout.
+        old_correct: correct answers of the old release; None where there was none.
+        new_correct: correct answers of the new one.
+        only_old: samples that only the old one had right (discordant pairs).
+        only_new: samples that only the new one had right.
+        p_worse: one-sided exact probability of so many `only_old` if both were equally good.
+        old_latency_s: median seconds of one inference of the old release, and
+        new_latency_s: of the new one.
+    """
+
+    samples: int
+    old_correct: int | None
+    new_correct: int
+    only_old: int
+    only_new: int
+    p_worse: float
+    old_latency_s: float | None
+    new_latency_s: float
+
+    @classmethod
+    def of(cls, value: Any) -> "Evidence":
+        """Read the JSON object.
+
+        Raises:
+            InvalidInput: a field is missing or wrong, or the counts contradict each other.
+        """
+        fields = Fields(value, "evidence")
+        evidence = cls(
+            samples=fields.integer("samples"),
+            old_correct=fields.integer("old_correct") if fields.has("old_correct") else None,
+            new_correct=fields.integer("new_correct"),
+            only_old=fields.integer("only_old"),
+            only_new=fields.integer("only_new"),
+            p_worse=fields.number("p_worse"),
+            old_latency_s=fields.number("old_latency_s") if fields.has("old_latency_s") else None,
+            new_latency_s=fields.number("new_latency_s"),
+        )
+        evidence._check()
+        return evidence
+
+    def _check(self) -> None:
+        if max(self.new_correct, self.old_correct or 0, self.only_old + self.only_new) > self.samples:
+            raise InvalidInput(f"evidence: more answers than the {self.samples} samples")
+        if not 0 <= self.p_worse <= 1 or not all(
+            math.isfinite(t) and t >= 0 for t in (self.old_latency_s or 0.0, self.new_latency_s)
+        ):
+            raise InvalidInput("evidence: p_worse must be 0 to 1 and latencies finite and not negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One report.
+
+    Attributes:
+        device: who says it.
+        sequence: grows with every report of this device; a repeated or smaller one is a replay.
+        model: the model concerned.
+        assignment: counter of the assignment that it answers.
+        release: the release that was assigned.
+        outcome: how it ended.
+        serving_release: the release that serves now; None where none does.
+        serving_weights: weights digest of what serves now, computed over the files.
+        error_code: public code of what went wrong, and
+        error_detail: the sentence for people; None where all went well.
+        evidence: of validation; None where it was not reached.
+        received_bytes: body bytes read for this assignment, over all attempts.
+        seconds: from the assignment's arrival to its end, on the device's clock.
+        agent: version of the agent.
+    """
+
+    device: UUID
+    sequence: int
+    model: str
+    assignment: int
+    release: int
+    outcome: Outcome
+    serving_release: int | None
+    serving_weights: str | None
+    error_code: str | None
+    error_detail: str | None
+    evidence: Evidence | None
+    received_bytes: int
+    seconds: float
+    agent: str
+    kind: Literal["assignment"] = "assignment"
+
+    def to_json(self) -> bytes:
+        """Return the canonical bytes that are signed and sent."""
+        return canonical_json(
+            {
+                "kind": self.kind,
+                "device": str(self.device),
+                "sequence": self.sequence,
+                "model": self.model,
+                "assignment": self.assignment,
+                "release": self.release,
+                "outcome": self.outcome.value,
+                "serving_release": self.serving_release,
+                "serving_weights": self.serving_weights,
+                "error_code": self.error_code,
+                "error_detail": self.error_detail,
+                "evidence": None if self.evidence is None else asdict(self.evidence),
+                "received_bytes": self.received_bytes,
+                "seconds": self.seconds,
+                "agent": self.agent,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, body: bytes) -> "Report":
+        """Read a report.
+
+        Raises:
+            InvalidInput: a field is missing or wrong.
+        """
+        fields = Fields.parse(body, "report")
+        if fields.text("kind") != "assignment":
+            raise InvalidInput(f"report: kind {fields.text('kind')[:40]!r} is not known; 'assignment' is")
+        outcome = fields.text("outcome")
+        if outcome not in set(Outcome):
+            raise InvalidInput(f"report: outcome {outcome[:40]!r} is not one of {', '.join(Outcome)}")
+        try:
+            device = UUID(fields.text("device"))
+        except ValueError:
+            raise InvalidInput("report: field 'device' is not a UUID") from None
+        seconds = fields.number("seconds")
+        if not math.isfinite(seconds) or seconds < 0:
+            raise InvalidInput("report: field 'seconds' must be finite and not negative")
+        return cls(
+            device=device,
+            sequence=fields.integer("sequence", minimum=1),
+            model=fields.model("model"),
+            assignment=fields.integer("assignment", minimum=1),
+            release=fields.integer("release", minimum=1),
+            outcome=Outcome(outcome),
+            serving_release=fields.integer("serving_release", minimum=1) if fields.has("serving_release") else None,
+            serving_weights=fields.digest("serving_weights") if fields.has("serving_weights") else None,
+            error_code=fields.text("error_code", max_length=100) if fields.has("error_code") else None,
+            error_detail=fields.text("error_detail") if fields.has("error_detail") else None,
+            evidence=Evidence.of(fields.mapping("evidence")) if fields.has("evidence") else None,
+            received_bytes=fields.integer("received_bytes"),
+            seconds=seconds,
+            agent=fields.text("agent", max_length=100),
+        )
+
+
+def format_signature(raw: bytes) -> str:
+    """Return the value of the `Sprat-Signature` header for a 64-byte ed25519 signature over the body."""
+    return base64.b64encode(raw).decode()
+
+
+def parse_signature(header: str) -> bytes:
+    """Read a `Sprat-Signature` header.
+
+    Raises:
+        InvalidInput: it is not the base64 of 64 bytes.
+    """
+    try:
+        raw = base64.b64decode(header, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != _SIGNATURE_BYTES:
+        raise InvalidInput(f"{SIGNATURE_HEADER}: expected the base64 of {_SIGNATURE_BYTES} bytes (ed25519)")
+    return raw

@@ -1,0 +1,119 @@
+"""TUF targets of sprat: their paths, roles, and the custom field that binds an update to its base and its result.
+
+The TUF specification (section 4.5) leaves a target's `custom` object to the application. Ours sits under the key
+`sprat` and says what a device must know before it takes a byte: which weights the update needs, which it gives.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sprat_shared.errors import InvalidInput, UntrustedUpdate
+from sprat_shared.ids import check_model_name, parse_digest
+
+IMAGE_REPOSITORY: Final = "image"
+WIRE_VERSION: Final = 1
+_KEY: Final = "sprat"
+
+
+def role_of_model(model: str) -> str:
+    """Return the delegated role that signs a model's targets. The dot keeps it apart from the top-level roles."""
+    return f"m.{check_model_name(model)}"
+
+
+def paths_of_model(model: str) -> list[str]:
+    """Return the path patterns that the role of `model` is trusted for."""
+    return [f"{check_model_name(model)}/*/*"]
+
+
+def update_path(model: str, release: int, base: int | None) -> str:
+    """Return the target path of the update that gives `model@release` from release `base`, or from nothing."""
+    return f"{check_model_name(model)}/{release}/{'full' if base is None else f'from-{base}'}"
+
+
+def graph_path(model: str, graph_digest: str) -> str:
+    """Return the target path of a graph."""
+    return f"{check_model_name(model)}/graph/{parse_digest(graph_digest).hex()}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateTarget:
+    """What the signer says of one update file.
+
+    Attributes:
+        model: name of the model.
+        release: number of the release it gives.
+        weights: weights digest of that release.
+        graph: digest of its graph.
+        base_release: number of the release it needs; None for a full update.
+        base_weights: weights digest of that release; None for a full update.
+        wire: version of the wire format.
+        min_agent: oldest agent version that may install it.
+    """
+
+    model: str
+    release: int
+    weights: str
+    graph: str
+    base_release: int | None
+    base_weights: str | None
+    wire: int = WIRE_VERSION
+    min_agent: str = "0.1.0"
+
+    @property
+    def path(self) -> str:
+        """Return the target path."""
+        return update_path(self.model, self.release, self.base_release)
+
+    def to_custom(self) -> dict[str, Any]:
+        """Return the target's `custom` object."""
+        said: dict[str, Any] = {
+            "model": self.model,
+            "release": self.release,
+            "weights": self.weights,
+            "graph": self.graph,
+            "wire": self.wire,
+            "min_agent": self.min_agent,
+        }
+        if self.base_release is not None:
+            said["base"] = {"release": self.base_release, "weights": self.base_weights}
+        return {_KEY: said}
+
+    @classmethod
+    def from_custom(cls, path: str, custom: Mapping[str, Any] | None) -> "UpdateTarget":
+        """Read a target's `custom` object and check it against the path it was signed under.
+
+        Raises:
+            UntrustedUpdate: a field is missing, has another type, or contradicts the path.
+        """
+        try:
+            said = (custom or {})[_KEY]
+            base = said.get("base")
+            target = cls(
+                model=check_model_name(said["model"]),
+                release=_count(said["release"]),
+                weights=_digest(said["weights"]),
+                graph=_digest(said["graph"]),
+                base_release=None if base is None else _count(base["release"]),
+                base_weights=None if base is None else _digest(base["weights"]),
+                wire=_count(said["wire"]),
+                min_agent=str(said["min_agent"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError, InvalidInput) as bad:
+            raise UntrustedUpdate(f"target {path}: its signed description cannot be read ({bad!r})") from bad
+        if target.path != path:
+            raise UntrustedUpdate(f"target {path} describes itself as {target.path}; the repository is mixed up")
+        return target
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is not a positive number")
+    return value
+
+
+def _digest(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a digest")
+    parse_digest(value)
+    return value
