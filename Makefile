@@ -1,0 +1,60 @@
+# Everything a newcomer runs. `make demo` and `make test` need Python 3.11 with pip, gcc and git; they set up the rest.
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# One thread per process: beside a busy neighbour, the default thread pools are many times slower.
+export OMP_NUM_THREADS ?= 1
+export PYTHONHASHSEED ?= 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+# How many test processes run side by side.
+TEST_PROCESSES ?= 2
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(READY) ## Make .venv and install sprat with everything that developing it takes
+
+# torch comes first and pinned: a bare requirement of another package would pull in its newest build.
+$(READY): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "sprat needs Python 3.11: $(PYTHON) is not on the PATH. Install it, or say 'make PYTHON=/path/to/python3.11 ...'" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "sprat needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Say 'make PYTHON=/path/to/python3.11 ...'" >&2; \
+	  exit 1; }
+	@echo "setting up $(VENV) (some minutes the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+	@echo "set up: $$($(BIN)/python --version), $$(du -sh $(VENV) | cut -f1) in $(VENV)"
+
+.PHONY: lint
+lint: $(READY) ## Check style, types and import contracts (under a minute)
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: test
+test: $(READY) ## Run every test, with a seeded sample of the long kinds
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+.PHONY: check
+check: lint test ## lint, then test
+
+.PHONY: clean
+clean: ## Remove what setup, tests and demo made
+	rm -rf $(VENV) .demo .bench demo-report.json dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
