@@ -1,0 +1,1 @@
+"""The server of sprat: retrains, compresses, signs, publishes and rolls out."""

@@ -1,0 +1,1 @@
+"""Who may do what, and who did what: operator tokens with scopes, and the audit log."""

@@ -1,0 +1,1 @@
+"""PostgreSQL and the blobs: connections, transactions, migrations, the embedded server, content-addressed storage."""

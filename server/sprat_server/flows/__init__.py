@@ -1,0 +1,1 @@
+"""What takes several features at once: publishing, rollouts, enrolment, and the tasks of the worker."""

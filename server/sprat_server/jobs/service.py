@@ -1,0 +1,102 @@
+"""Queue, read and cancel jobs. The queue is procrastinate's, in the same PostgreSQL and the same transaction."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from sprat_server.jobs.models import CANCELLED, ENDED, QUEUED, Job
+from sprat_server.observe.actors import Actor
+from sprat_shared.errors import Conflict, NotFound
+from sprat_shared.ids import new_id
+
+QUEUE: Final = "sprat"
+"""The procrastinate queue that every worker takes from."""
+
+TASK_NAME: Final = "sprat.job"
+"""The one procrastinate task: it is given the id of our row and runs the function registered for its kind."""
+
+_DEFER: Final = text(
+    "SELECT procrastinate_defer_jobs_v1(ARRAY[ROW("
+    " :queue, :task, 0, NULL, NULL, jsonb_build_object('job_id', CAST(:job_id AS text)), NULL"
+    ")::procrastinate_job_to_defer_v1])"
+)
+_CANCEL: Final = text("SELECT procrastinate_cancel_job_v1(:queue_id, false, false)")
+
+
+class JobUnknown(NotFound):
+    """There is no job of this id."""
+
+    code = "job.unknown"
+
+    def __init__(self, job_id: UUID) -> None:
+        super().__init__(f"there is no job {job_id}")
+
+
+class JobEnded(Conflict):
+    """The job has ended and cannot be cancelled any more."""
+
+    code = "job.ended"
+
+
+def enqueue(session: Session, *, kind: str, args: Mapping[str, Any], by: Actor) -> Job:
+    """Queue a job in the caller's transaction: it exists for workers if and when that commits.
+
+    Args:
+        session: the caller's transaction.
+        kind: the name under which a worker's function is registered with `@task(kind)`.
+        args: what that function is given; JSON values only.
+        by: who asks.
+    """
+    job_id = new_id()
+    (queue_id,) = session.execute(_DEFER, {"queue": QUEUE, "task": TASK_NAME, "job_id": str(job_id)}).scalar_one()
+    job = Job(id=job_id, kind=kind, args=dict(args), requested_by=str(by), queue_id=queue_id)
+    session.add(job)
+    session.flush()
+    session.refresh(job)
+    return job
+
+
+def get(session: Session, job_id: UUID) -> Job:
+    """Return the job.
+
+    Raises:
+        JobUnknown: there is none of this id.
+    """
+    job = session.get(Job, job_id)
+    if job is None:
+        raise JobUnknown(job_id)
+    return job
+
+
+def cancel(session: Session, job_id: UUID) -> Job:
+    """Cancel a job: at once while it is queued; while it runs, its task stops at its next check.
+
+    Asking again for a job that is being cancelled, or was, changes nothing.
+
+    Raises:
+        JobUnknown: there is none of this id.
+        JobEnded: it has succeeded or failed already.
+    """
+    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    if job is None:
+        raise JobUnknown(job_id)
+    if job.state == CANCELLED:
+        return job
+    if job.state in ENDED:
+        raise JobEnded(f"job {job_id} has {job.state} already; there is nothing to cancel")
+    job.cancel_requested = True
+    if job.state == QUEUED:
+        session.execute(_CANCEL, {"queue_id": job.queue_id})
+        job.state = CANCELLED
+        job.ended_at = datetime.now(UTC)
+    session.flush()
+    return job
+
+
+def counts(session: Session) -> dict[str, int]:
+    """Return how many jobs are in each state."""
+    return dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
