@@ -1,0 +1,41 @@
+"""The operators' REST API as typed Python calls, as in `SpratClient(url, token).models.list()`.
+
+Answers are the server's JSON as typed dictionaries (`views`), so a field that a newer server adds is not lost.
+Every failure is a `sprat_shared.errors.SpratError` with the server's public code and detail.
+"""
+
+from sprat_client.api.client import SpratClient
+from sprat_client.api.views import (
+    AuditView,
+    BlobRef,
+    DatasetView,
+    DeviceView,
+    EnrolmentTokenView,
+    JobView,
+    ModelView,
+    ProgressView,
+    ReleaseView,
+    ReportView,
+    RolloutView,
+    TokenView,
+    UpdateView,
+    WaveView,
+)
+
+__all__ = [
+    "AuditView",
+    "BlobRef",
+    "DatasetView",
+    "DeviceView",
+    "EnrolmentTokenView",
+    "JobView",
+    "ModelView",
+    "ProgressView",
+    "ReleaseView",
+    "ReportView",
+    "RolloutView",
+    "SpratClient",
+    "TokenView",
+    "UpdateView",
+    "WaveView",
+]

@@ -1,0 +1,56 @@
+"""`SpratClient`: the operators' API by resource, `client.models`, `client.rollouts` and so on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self, cast
+
+import httpx
+
+from sprat_client.api.access import Audit, EnrolmentTokens, Tokens
+from sprat_client.api.fleet import Devices, Rollouts
+from sprat_client.api.jobs import Jobs
+from sprat_client.api.registry import Datasets, Models
+from sprat_client.api.transport import Transport
+from sprat_client.api.views import BlobRef
+
+
+class SpratClient:
+    """The operators' API of one server.
+
+    Args:
+        server_url: `http(s)://host:port`, without a path.
+        token: the operator's token.
+        timeout_s: of one connect, one read, one write; not of a whole transfer.
+        transport: httpx's seam, for tests.
+    """
+
+    def __init__(
+        self, server_url: str, token: str, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._transport = Transport(server_url, token, timeout_s=timeout_s, transport=transport)
+        self.models = Models(self._transport)
+        self.datasets = Datasets(self._transport)
+        self.jobs = Jobs(self._transport)
+        self.rollouts = Rollouts(self._transport)
+        self.devices = Devices(self._transport)
+        self.enrolment_tokens = EnrolmentTokens(self._transport)
+        self.tokens = Tokens(self._transport)
+        self.audit = Audit(self._transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def upload_blob(self, source: Path, progress: Callable[[int, int], None] | None = None) -> BlobRef:
+        """Store a file's bytes on the server under their digest; the file is streamed, never held in memory."""
+        return cast("BlobRef", self._transport.upload("/blobs", source, progress))
+
+    def download_blob(self, digest: str, to: Path, progress: Callable[[int, int], None] | None = None) -> int:
+        """Write the blob of `digest` to `to`, checked against it; returns its bytes."""
+        return self._transport.download(digest, to, progress)

@@ -1,0 +1,120 @@
+"""Devices and the rollouts that bring them to releases."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final, cast
+
+from sprat_client.api.naming import is_full_id, unique_match
+from sprat_client.api.transport import Transport
+from sprat_client.api.views import ROLLOUT_ENDS, DeviceView, ReportView, RolloutView
+from sprat_shared.errors import TryLater
+
+_PATIENCE_S: Final = 60.0
+_LOOK_EVERY_S: Final = 0.5
+
+
+class Devices:
+    """The fleet."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def get(self, device_id: str) -> DeviceView:
+        """Return one device with its assignments."""
+        return cast("DeviceView", self._transport.get(f"/devices/{device_id}"))
+
+    def reports(self, device_id: str, *, limit: int | None = None) -> list[ReportView]:
+        """Return what a device reported, newest first, at most `limit` of it."""
+        return list(self._transport.pages(f"/devices/{device_id}/reports", limit=limit))
+
+    def resolve(self, wanted: str) -> str:
+        """Return the id of the device that `wanted` names, is, or uniquely starts or ends."""
+        if is_full_id(wanted):
+            return wanted
+        devices = self.list()
+        named = [device["id"] for device in devices if device.get("name") == wanted]
+        return named[0] if len(named) == 1 else unique_match("device", wanted, [one["id"] for one in devices])
+
+    def list(self) -> list[DeviceView]:
+        """Return all devices."""
+        return list(self._transport.pages("/devices"))
+
+
+class Rollouts:
+    """Plans that bring devices to a release, wave by wave."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self, model: str, release: int, *, waves: Sequence[str], devices: Sequence[str] | None = None
+    ) -> RolloutView:
+        """Make a draft.
+
+        Args:
+            model: the model's name.
+            release: the number to bring devices to.
+            waves: cumulative counts or percents of the devices, such as ["1", "10%", "100%"].
+            devices: ids; all devices when None, and those that enrol later get the release at once.
+        """
+        body = {
+            "model": model,
+            "release": release,
+            "waves": list(waves),
+            "devices": None if devices is None else list(devices),
+        }
+        return self._view(self._transport.post("/rollouts", body))
+
+    def start(self, rollout_id: str) -> RolloutView:
+        """Open the first wave."""
+        return self._view(self._transport.post(f"/rollouts/{rollout_id}/start"))
+
+    def pause(self, rollout_id: str, *, reason: str) -> RolloutView:
+        """Open no further wave until resumed; devices that were told go on."""
+        return self._view(self._transport.post(f"/rollouts/{rollout_id}/pause", {"reason": reason}))
+
+    def resume(self, rollout_id: str, *, reason: str) -> RolloutView:
+        """Go on after a pause."""
+        return self._view(self._transport.post(f"/rollouts/{rollout_id}/resume", {"reason": reason}))
+
+    def abort(self, rollout_id: str, *, reason: str) -> RolloutView:
+        """End it and send exposed devices back to the release they had."""
+        return self._view(self._transport.post(f"/rollouts/{rollout_id}/abort", {"reason": reason}))
+
+    def list(self) -> list[RolloutView]:
+        """Return all rollouts, newest first."""
+        return list(self._transport.pages("/rollouts"))
+
+    def get(self, rollout_id: str) -> RolloutView:
+        """Return one rollout with its waves."""
+        return self._view(self._transport.get(f"/rollouts/{rollout_id}"))
+
+    def resolve(self, wanted: str) -> str:
+        """Return the id of the rollout that `wanted` is, or uniquely starts or ends."""
+        return wanted if is_full_id(wanted) else unique_match("rollout", wanted, [one["id"] for one in self.list()])
+
+    def follow(self, rollout_id: str, *, timeout_s: float | None = None) -> Iterator[RolloutView]:
+        """Yield the rollout whenever it changed, until and including its end (succeeded, halted or aborted).
+
+        A server that restarts meanwhile is waited for (up to a minute without an answer).
+
+        Raises:
+            TryLater: `timeout_s` passed before the end; the rollout goes on.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        last: RolloutView | None = None
+        while True:
+            answer = self._transport.patient_get(f"/rollouts/{rollout_id}", patience_s=_PATIENCE_S)
+            rollout = self._view(answer)
+            if rollout != last:
+                yield rollout
+            if rollout["state"] in ROLLOUT_ENDS:
+                return
+            last = rollout
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TryLater(f"rollout {rollout_id} is still {rollout['state']} after {timeout_s:g} s; it goes on")
+            time.sleep(_LOOK_EVERY_S)
+
+    @staticmethod
+    def _view(answer: object) -> RolloutView:
+        return cast("RolloutView", answer)

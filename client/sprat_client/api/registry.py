@@ -1,0 +1,117 @@
+"""Models, their releases, and datasets."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from sprat_client.api.naming import unique_match
+from sprat_client.api.transport import Transport
+from sprat_client.api.views import DatasetView, JobView, ModelView, ReleaseView
+from sprat_shared.errors import NotFound
+
+
+class Models:
+    """Models and their releases."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def register(
+        self,
+        name: str,
+        *,
+        weights: str,
+        recipe: Mapping[str, Any] | None = None,
+        graph: str | None = None,
+        example_shape: Sequence[int] | None = None,
+        example_dtype: str = "F32",
+    ) -> JobView:
+        """Ask for a new model; the job makes its release 1.
+
+        Args:
+            name: 1 to 63 of a-z, 0-9 and '-'.
+            weights: digest of an uploaded safetensors file.
+            recipe: {"factory": "package.module:build", "config": {...}}, or None for a model from ONNX alone.
+            graph: digest of an uploaded ONNX file, or None where the recipe gives it.
+            example_shape: shape of one input with its batch axis.
+            example_dtype: safetensors code of the input's dtype.
+        """
+        example = None if example_shape is None else {"shape": list(example_shape), "dtype": example_dtype}
+        body = {"name": name, "recipe": recipe, "weights": weights, "graph": graph, "example": example}
+        return _job(self._transport.post("/models", body))
+
+    def get(self, name: str) -> ModelView:
+        """Return one model."""
+        return cast("ModelView", self._transport.get(f"/models/{name}"))
+
+    def retrain(
+        self, name: str, *, dataset: str, base: int | None = None, keep: float = 0.95, **options: Any
+    ) -> JobView:
+        """Ask for a release retrained on a dataset; the job's result names it and its measured accuracies.
+
+        Args:
+            name: the model.
+            dataset: digest of a validated dataset.
+            base: number of the release to start from; the latest when None.
+            keep: share of the full retrain's gain that the update must keep, 0..1.
+            options: further fields of the request (`seed`, `max_epochs`, …).
+        """
+        body = {"dataset": dataset, "base": base, "keep": keep, **options}
+        return _job(self._transport.post(f"/models/{name}/retrain", body))
+
+    def create_release(self, name: str, *, weights: str, base: int | None = None, lossless: bool = False) -> JobView:
+        """Ask for a release from weights trained elsewhere (digest of an uploaded safetensors file)."""
+        body = {"weights": weights, "base": base, "lossless": lossless}
+        return _job(self._transport.post(f"/models/{name}/releases", body))
+
+    def releases(self, name: str) -> list[ReleaseView]:
+        """Return the releases of a model."""
+        return list(self._transport.pages(f"/models/{name}/releases"))
+
+    def release(self, name: str, number: int) -> ReleaseView:
+        """Return one release."""
+        return cast("ReleaseView", self._transport.get(f"/models/{name}/releases/{number}"))
+
+    def list(self) -> list[ModelView]:
+        """Return all models."""
+        return list(self._transport.pages("/models"))
+
+
+class Datasets:
+    """Labelled samples on the server."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(self, name: str, *, blob: str) -> JobView:
+        """Ask for an uploaded `.npz` or safetensors file to be validated and kept as a dataset."""
+        return _job(self._transport.post("/datasets", {"name": name, "blob": blob}))
+
+    def list(self) -> list[DatasetView]:
+        """Return all datasets."""
+        return list(self._transport.pages("/datasets"))
+
+    def get(self, digest: str) -> DatasetView:
+        """Return one dataset by its digest."""
+        return cast("DatasetView", self._transport.get(f"/datasets/{digest}"))
+
+    def resolve(self, wanted: str) -> DatasetView:
+        """Return the dataset of this name, digest, or unique start of a digest.
+
+        Raises:
+            NotFound: none is called so.
+            InvalidInput: several are.
+        """
+        if wanted.startswith("sha256:") and len(wanted) == len("sha256:") + 64:
+            return self.get(wanted)
+        datasets = self.list()
+        named = [one for one in datasets if one["name"] == wanted]
+        if len(named) == 1:
+            return named[0]
+        if not named and not datasets:
+            raise NotFound("there is no dataset yet; bring one with: sprat dataset upload NAME FILE")
+        digest = unique_match("dataset", wanted, [one["digest"] for one in named or datasets], prefix="sha256:")
+        return next(one for one in datasets if one["digest"] == digest)
+
+
+def _job(answer: Any) -> JobView:
+    return cast("JobView", answer["job"])

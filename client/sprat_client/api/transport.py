@@ -1,0 +1,179 @@
+"""One HTTP connection pool to one server: authentication, errors, cursor pages, streamed uploads and downloads."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx
+
+from sprat_client.api.problems import error_of, unreachable
+from sprat_shared.errors import DigestMismatch, InvalidInput, SpratError, TryLater
+
+API: Final = "/api/v1"
+_CHUNK_BYTES: Final = 1 << 20
+_PAGE_ITEMS: Final = 100
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all."""
+
+
+class Transport:
+    """Requests to one server with one operator's token.
+
+    Args:
+        server_url: `http(s)://host:port`, without a path.
+        token: the operator's bearer token.
+        timeout_s: of one connect, one read, one write; not of a whole transfer.
+        transport: httpx's seam, for tests.
+
+    Raises:
+        InvalidInput: the URL is not an http(s) URL with a host.
+    """
+
+    def __init__(
+        self, server_url: str, token: str, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        try:
+            url = httpx.URL(server_url)
+        except httpx.InvalidURL as error:
+            raise InvalidInput(f"{server_url!r} is not a URL ({error}); write http://host:port") from None
+        if url.scheme not in {"http", "https"} or not url.host:
+            raise InvalidInput(f"{server_url!r} is not a server's URL; write http://host:port or https://host")
+        self._client = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+            timeout=timeout_s,
+            transport=transport,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        """Return the JSON at `/api/v1` + `path`; query values that are None are left out."""
+        return self._json("GET", path, params={name: value for name, value in query.items() if value is not None})
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """Send `body` as JSON to `/api/v1` + `path` and return the answer's JSON, or None where there is none."""
+        return self._json("POST", path, json={} if body is None else body)
+
+    def delete(self, path: str) -> Any:
+        """Delete `/api/v1` + `path`."""
+        return self._json("DELETE", path)
+
+    def pages(self, path: str, *, limit: int | None = None, **query: Any) -> Iterator[Any]:
+        """Iterate the items of a list, page after page, at most `limit` of them (None: all)."""
+        cursor: str | None = None
+        left = limit
+        while left is None or left > 0:
+            size = _PAGE_ITEMS if left is None else min(_PAGE_ITEMS, left)
+            page = self.get(path, limit=size, cursor=cursor, **query)
+            items = page["items"][:left]
+            yield from items
+            cursor = page.get("next")
+            if cursor is None:
+                return
+            if left is not None:
+                left -= len(items)
+
+    def upload(self, path: str, source: Path, progress: Progress | None = None) -> Any:
+        """Send a file's bytes to `/api/v1` + `path`, read in pieces of 1 MiB.
+
+        Raises:
+            InvalidInput: the file cannot be read.
+        """
+        try:
+            total = source.stat().st_size
+            file = source.open("rb")
+        except OSError as error:
+            raise InvalidInput(f"{source} cannot be read: {error.strerror}") from None
+
+        def pieces() -> Iterator[bytes]:
+            done = 0
+            while piece := file.read(_CHUNK_BYTES):
+                yield piece
+                done += len(piece)
+                if progress is not None:
+                    progress(done, total)
+
+        with file:
+            return self._json(
+                "POST",
+                path,
+                content=pieces(),
+                headers={"Content-Type": "application/octet-stream", "Content-Length": str(total)},
+            )
+
+    def download(self, digest: str, to: Path, progress: Progress | None = None) -> int:
+        """Write the blob of `digest` to `to`; returns its bytes. A broken transfer leaves no file behind.
+
+        Raises:
+            DigestMismatch: other bytes came than the digest names.
+        """
+        partial = to.with_name(to.name + ".part")
+        seen = hashlib.sha256()
+        done = 0
+        try:
+            with (
+                partial.open("wb") as file,
+                self._client.stream("GET", f"/blobs/sha256/{digest.removeprefix('sha256:')}") as response,
+            ):
+                if response.status_code >= HTTPStatus.BAD_REQUEST:
+                    response.read()
+                    raise error_of(response)
+                total = int(response.headers.get("Content-Length", 0))
+                for piece in response.iter_bytes(_CHUNK_BYTES):
+                    file.write(piece)
+                    seen.update(piece)
+                    done += len(piece)
+                    if progress is not None:
+                        progress(done, total)
+            if (actual := f"sha256:{seen.hexdigest()}") != digest:
+                raise DigestMismatch(subject=f"the download of {digest[:23]}…", expected=digest, actual=actual)
+            partial.replace(to)
+        except httpx.HTTPError as error:
+            raise unreachable(self._client.base_url, error) from error
+        except OSError as error:
+            raise InvalidInput(f"{to} cannot be written: {error.strerror}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return done
+
+    def patient_get(self, path: str, *, patience_s: float) -> Any:
+        """Like `get`, but a server that does not answer (a restart, a cut link) is asked again for `patience_s`."""
+        deadline = time.monotonic() + patience_s
+        pause_s = 0.2
+        while True:
+            try:
+                return self.get(path)
+            except TryLater:
+                if time.monotonic() + pause_s >= deadline:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 2.0)
+
+    def _json(self, method: str, path: str, **kwargs: Any) -> Any:
+        try:
+            response = self._client.request(method, API + path, **kwargs)
+        except httpx.HTTPError as error:
+            raise unreachable(self._client.base_url, error) from error
+        if response.status_code >= HTTPStatus.BAD_REQUEST:
+            raise error_of(response)
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            raise SpratError(
+                f"{response.url} answered {response.status_code} with something that is not JSON; is it a sprat-server?"
+            ) from None
