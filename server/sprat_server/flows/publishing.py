@@ -1,0 +1,96 @@
+"""Publish a release: registry rows, signed metadata and the word to devices, in one transaction."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from sprat_server.db.blobs import Blobs
+from sprat_server.publish.repository import open_repository
+from sprat_server.publish.targets import SignedFile, graph_file_target, update_file_target
+from sprat_server.registry import service as registry
+from sprat_server.registry.models import Model, Release
+from sprat_server.registry.service import NewUpdate, Origin
+from sprat_server.settings import Settings
+from sprat_shared.trust.targets import UpdateTarget
+from sprat_shared.wire.tensors import TensorTable
+
+
+def publish_release(
+    session: Session,
+    blobs: Blobs,
+    settings: Settings,
+    *,
+    model: Model,
+    graph_blob: str,
+    weights_blob: str,
+    table: TensorTable,
+    weights_digest: str,
+    updates: Sequence[NewUpdate],
+    metrics: Mapping[str, Any],
+    origin: Origin,
+    base: int | None,
+    probe_blob: str | None = None,
+) -> Release:
+    """Add the next release of `model`, sign it, and let devices know when the transaction commits.
+
+    Args:
+        session: the caller's transaction; nothing is visible before it commits.
+        blobs: where every blob named here is already.
+        settings: of the server.
+        model: from `registry.service.create_model` (first release) or `get_model`.
+        graph_blob: digest of the graph's bytes.
+        weights_blob: digest of the safetensors file of the exact weights.
+        table: the tensors.
+        weights_digest: over them.
+        updates: `NewUpdate(base, blob, length)`; exactly one with base None (full), and one for each base.
+        metrics: what is known about its quality; JSON.
+        origin: "registered" (the first), "retrained" or "created".
+        base: number of the release it came from; None for the first.
+        probe_blob: digest of the probe graph, where there is one.
+
+    Raises:
+        Conflict: the model has exactly this release already.
+        InvalidInput: there is not exactly one full update.
+        NotFound: a base or a blob does not exist.
+    """
+    graph = registry.ensure_graph(session, digest=graph_blob, length=blobs.length(graph_blob), probe=probe_blob)
+    for blob in (weights_blob, *(update.blob for update in updates)):
+        blobs.length(blob)
+    release = registry.add_release(
+        session,
+        model=model,
+        graph=graph,
+        weights_blob=weights_blob,
+        table=table,
+        weights_digest=weights_digest,
+        updates=updates,
+        metrics=metrics,
+        origin=origin,
+        base=base,
+    )
+    open_repository(session, settings).add_targets(
+        model.name,
+        [
+            graph_file_target(model.name, SignedFile(graph.digest, graph.bytes)),
+            *(
+                update_file_target(
+                    UpdateTarget(
+                        model=model.name,
+                        release=release.number,
+                        weights=weights_digest,
+                        graph=graph.digest,
+                        base_release=update.base,
+                        base_weights=_weights_of(session, model, update.base),
+                    ),
+                    SignedFile(update.blob, update.length),
+                )
+                for update in updates
+            ),
+        ],
+    )
+    return release
+
+
+def _weights_of(session: Session, model: Model, number: int | None) -> str | None:
+    return None if number is None else registry.get_release(session, model, number).weights_digest

@@ -1,0 +1,1 @@
+"""What exists: models, their graphs and numbered releases, the updates between them, the datasets."""

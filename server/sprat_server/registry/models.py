@@ -1,0 +1,134 @@
+"""Tables of the registry. Rows here are facts: they are added once and never change (triggers of migration 0003)."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from sprat_server.db.base import Base
+from sprat_shared.ids import new_id
+
+_DIGEST = "~ '^sha256:[0-9a-f]{64}$'"
+
+
+class Model(Base):
+    """A named lineage of weights."""
+
+    __tablename__ = "model"
+    __table_args__ = (CheckConstraint("name ~ '^[a-z0-9-]{1,63}$'", name="name_is_plain"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    recipe: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB(none_as_null=True)
+    )  # {factory, config}; NULL: from ONNX
+    example: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  # {shape, dtype} of one input
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Graph(Base):
+    """An architecture: immutable ONNX without weights, named by the digest of its bytes."""
+
+    __tablename__ = "graph"
+    __table_args__ = (
+        CheckConstraint(f"digest {_DIGEST}", name="digest_is_sha256"),
+        CheckConstraint(f"probe_digest {_DIGEST}", name="probe_is_sha256"),
+        CheckConstraint("bytes > 0", name="is_not_empty"),
+    )
+
+    digest: Mapped[str] = mapped_column(primary_key=True)  # also the name of its blob
+    bytes: Mapped[int]
+    probe_digest: Mapped[str | None]  # blob of the same graph with named activations
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Release(Base):
+    """One immutable, numbered state of a model: graph and exact weights."""
+
+    __tablename__ = "release"
+    __table_args__ = (
+        UniqueConstraint("model_id", "number"),
+        UniqueConstraint("model_id", "release_id"),
+        ForeignKeyConstraint(["model_id", "base_number"], ["release.model_id", "release.number"], name="base_exists"),
+        CheckConstraint("number >= 1", name="number_is_positive"),
+        CheckConstraint("base_number < number", name="base_came_before"),
+        CheckConstraint("(number = 1) = (base_number IS NULL)", name="only_the_first_has_no_base"),
+        CheckConstraint("(number = 1) = (origin = 'registered')", name="only_the_first_is_registered"),
+        CheckConstraint("origin IN ('registered', 'retrained', 'created')", name="origin_is_known"),
+        CheckConstraint(f"release_id {_DIGEST}", name="release_id_is_sha256"),
+        CheckConstraint(f"weights_digest {_DIGEST}", name="weights_digest_is_sha256"),
+        CheckConstraint(f"weights_blob {_DIGEST}", name="weights_blob_is_sha256"),
+        CheckConstraint("model_bytes > 0", name="model_is_not_empty"),
+        CheckConstraint("jsonb_typeof(tensor_table) = 'array'", name="tensor_table_is_a_list"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
+    number: Mapped[int]
+    release_id: Mapped[str]  # sha256 of graph digest and weights digest
+    graph_digest: Mapped[str] = mapped_column(ForeignKey("graph.digest"))
+    weights_digest: Mapped[str]
+    weights_blob: Mapped[str]  # safetensors file of the weights
+    model_bytes: Mapped[int]  # sum over the tensors
+    origin: Mapped[str]
+    base_number: Mapped[int | None]
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    tensor_table: Mapped[list[Any]] = mapped_column(JSONB)  # [[name, dtype, [dims]], ...] in table order
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class UpdateFile(Base):
+    """One file that gives a release from its base, or from nothing (full)."""
+
+    __tablename__ = "update_file"
+    __table_args__ = (
+        ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
+        ForeignKeyConstraint(["model_id", "base_number"], ["release.model_id", "release.number"], name="base_exists"),
+        UniqueConstraint("model_id", "number", "base_number", postgresql_nulls_not_distinct=True),
+        Index(None, "blob"),
+        CheckConstraint("base_number <> number", name="leads_somewhere"),
+        CheckConstraint(f"blob {_DIGEST}", name="blob_is_sha256"),
+        CheckConstraint("bytes > 0", name="is_not_empty"),
+        CheckConstraint("wire >= 1", name="wire_version_is_positive"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
+    number: Mapped[int]
+    base_number: Mapped[int | None]  # NULL: full
+    blob: Mapped[str]
+    bytes: Mapped[int]
+    wire: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Dataset(Base):
+    """Labelled samples, immutable, named by the digest of the file."""
+
+    __tablename__ = "dataset"
+    __table_args__ = (
+        CheckConstraint(f"digest {_DIGEST}", name="digest_is_sha256"),
+        CheckConstraint("bytes > 0", name="is_not_empty"),
+        CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="name_is_short"),
+        CheckConstraint("format IN ('npz', 'safetensors')", name="format_is_known"),
+        CheckConstraint("train >= 1 AND validation >= 1 AND test >= 1", name="every_split_has_samples"),
+        CheckConstraint("samples = train + validation + test", name="every_sample_is_in_one_split"),
+        CheckConstraint("classes >= 2", name="there_is_something_to_tell_apart"),
+    )
+
+    digest: Mapped[str] = mapped_column(primary_key=True)  # also the name of its blob
+    name: Mapped[str]
+    bytes: Mapped[int]
+    format: Mapped[str]
+    samples: Mapped[int]
+    input_shape: Mapped[list[Any]] = mapped_column(JSONB)  # of one sample
+    input_dtype: Mapped[str]
+    classes: Mapped[int]  # largest label + 1
+    train: Mapped[int]  # samples in each split
+    validation: Mapped[int]
+    test: Mapped[int]
+    given_split: Mapped[bool]  # false: 70/15/15 by the seeded rule of registry.samples
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,0 +1,273 @@
+"""Read and add facts of the registry. Callers own the transaction."""
+
+import heapq
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from sprat_server.registry.models import Dataset, Graph, Model, Release, UpdateFile
+from sprat_shared.errors import Conflict, InvalidInput, NotFound
+from sprat_shared.ids import check_model_name, parse_digest
+from sprat_shared.trust.targets import WIRE_VERSION
+from sprat_shared.wire.tensors import TensorTable
+from sprat_shared.wire.tensors import release_id as release_id_of
+
+Origin = Literal["registered", "retrained", "created"]
+
+# A chain is rebuilt step by step on the device: beyond this many steps the full update is the better answer.
+_MAX_STEPS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpdate:
+    """An update file that is about to be published.
+
+    Attributes:
+        base: number of the release it needs; None for a full update.
+        blob: digest of the file.
+        length: its bytes.
+    """
+
+    base: int | None
+    blob: str
+    length: int
+
+
+class _Reached(NamedTuple):
+    """A release that a path leads to; ordered by (bytes, steps), then by the order of discovery."""
+
+    cost: tuple[int, int]
+    tie: int
+    release: int | None
+    path: list[UpdateFile]
+
+    def __lt__(self, other: tuple[object, ...]) -> bool:
+        return self[:2] < other[:2]  # type: ignore[operator]
+
+
+def create_model(
+    session: Session, *, name: str, recipe: Mapping[str, Any] | None, example: Mapping[str, Any] | None
+) -> Model:
+    """Add a model; its first release is to be added in the same transaction.
+
+    Raises:
+        InvalidInput: the name is not of the form of model names.
+        Conflict: the name is taken.
+    """
+    check_name_is_free(session, name)
+    model = Model(
+        name=name,
+        recipe=None if recipe is None else dict(recipe),
+        example=None if example is None else dict(example),
+    )
+    session.add(model)
+    session.flush()
+    return model
+
+
+def check_name_is_free(session: Session, name: str) -> None:
+    """Raise unless a model of this name may be created.
+
+    Raises:
+        InvalidInput: the name is not of the form of model names.
+        Conflict: the name is taken.
+    """
+    if session.scalar(select(Model.id).where(Model.name == check_model_name(name))):
+        raise Conflict(f"a model called {name!r} exists already; choose another name", code="model.exists")
+
+
+def get_model(session: Session, name: str) -> Model:
+    """Return the model of this name.
+
+    Raises:
+        NotFound: there is none.
+    """
+    model = session.scalar(select(Model).where(Model.name == name))
+    if model is None:
+        raise NotFound(f"there is no model called {name[:80]!r}; `sprat model list` shows them", code="model.unknown")
+    return model
+
+
+def lock_model(session: Session, model: Model) -> None:
+    """Let no other transaction add a release or a rollout of the model until this one ends."""
+    session.execute(select(Model.id).where(Model.id == model.id).with_for_update())
+
+
+def get_release(session: Session, model: Model, number: int) -> Release:
+    """Return `model@number`.
+
+    Raises:
+        NotFound: there is none.
+    """
+    release = session.scalar(select(Release).where(Release.model_id == model.id, Release.number == number))
+    if release is None:
+        raise NotFound(f"{model.name} has no release {number}", code="release.unknown")
+    return release
+
+
+def latest_release(session: Session, model: Model) -> Release:
+    """Return the newest release of the model.
+
+    Raises:
+        NotFound: it has none.
+    """
+    newest = select(Release).where(Release.model_id == model.id).order_by(Release.number.desc()).limit(1)
+    release = session.scalar(newest)
+    if release is None:
+        raise NotFound(f"{model.name} has no release yet", code="release.unknown")
+    return release
+
+
+def ensure_graph(session: Session, *, digest: str, length: int, probe: str | None) -> Graph:
+    """Return the graph of this digest, added if it is new.
+
+    Args:
+        session: the caller's transaction.
+        digest: sha256 of the ONNX bytes.
+        length: their number.
+        probe: digest of the probe graph's bytes, where there is one.
+    """
+    graph = session.get(Graph, digest)
+    if graph is None:
+        graph = Graph(digest=digest, bytes=length, probe_digest=probe)
+        session.add(graph)
+        session.flush()
+    return graph
+
+
+def add_release(
+    session: Session,
+    *,
+    model: Model,
+    graph: Graph,
+    weights_blob: str,
+    table: TensorTable,
+    weights_digest: str,
+    updates: Sequence[NewUpdate],
+    metrics: Mapping[str, Any],
+    origin: Origin,
+    base: int | None,
+) -> Release:
+    """Add the next release of a model with its updates; the number is allocated under a lock on the model.
+
+    Raises:
+        Conflict: a release of the model has exactly this graph and these weights already.
+        InvalidInput: there is not exactly one full update, or two updates from one base.
+        NotFound: a base does not exist.
+    """
+    bases = [update.base for update in updates]
+    if bases.count(None) != 1 or len(set(bases)) != len(bases):
+        raise InvalidInput(f"a release takes exactly one full update and at most one from each base, got {bases}")
+    parse_digest(weights_digest)
+    lock_model(session, model)
+    identity = release_id_of(graph.digest, weights_digest)
+    same = select(Release.number).where(Release.model_id == model.id, Release.release_id == identity)
+    if (number := session.scalar(same)) is not None:
+        raise Conflict(
+            f"{model.name}@{number} has exactly this graph and these weights already; there is nothing to release",
+            code="release.exists",
+        )
+    for needed in {base, *bases} - {None}:
+        get_release(session, model, needed)
+    newest = session.scalar(select(func.max(Release.number)).where(Release.model_id == model.id)) or 0
+    release = Release(
+        model_id=model.id,
+        number=newest + 1,
+        release_id=identity,
+        graph_digest=graph.digest,
+        weights_digest=weights_digest,
+        weights_blob=weights_blob,
+        model_bytes=sum(spec.nbytes for spec in table.specs),
+        origin=origin,
+        base_number=base,
+        metrics=dict(metrics),
+        tensor_table=[[spec.name, spec.dtype, list(spec.shape)] for spec in table.specs],
+    )
+    session.add(release)
+    session.flush()
+    for update in updates:
+        add_update(session, release, update)
+    return release
+
+
+def add_update(session: Session, release: Release, update: NewUpdate) -> UpdateFile:
+    """Add one update that leads to `release`."""
+    row = UpdateFile(
+        model_id=release.model_id,
+        number=release.number,
+        base_number=update.base,
+        blob=update.blob,
+        bytes=update.length,
+        wire=WIRE_VERSION,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def updates_of(session: Session, release: Release) -> list[UpdateFile]:
+    """Return the updates that lead to a release, the full one first."""
+    return list(
+        session.scalars(
+            select(UpdateFile)
+            .where(UpdateFile.model_id == release.model_id, UpdateFile.number == release.number)
+            .order_by(UpdateFile.base_number.nulls_first())
+        )
+    )
+
+
+def cheapest_path(updates: Sequence[UpdateFile], base: int | None, target: int) -> list[UpdateFile]:
+    """Return the updates with the fewest bytes that lead from release `base` (None: from nothing) to `target`.
+
+    A direct update, a chain or the full one, whichever costs least; of equal costs the one with fewer steps.
+    Dijkstra over releases as nodes; a full update is an edge from nothing, and nothing is always at hand.
+    Empty when base is the target.
+
+    Raises:
+        NotFound: no update leads there.
+    """
+    edges: dict[int | None, list[UpdateFile]] = defaultdict(list)
+    for update in updates:
+        edges[update.base_number].append(update)
+    best: dict[int, tuple[int, int]] = {}
+    queue: list[_Reached] = [_Reached((0, 0), 0, None, [])]
+    if base is not None:
+        queue.append(_Reached((0, 0), 1, base, []))
+    for tie in itertools.count(2):
+        if not queue:
+            break
+        here = heapq.heappop(queue)
+        if here.release == target:
+            return here.path
+        if here.release is not None and best.get(here.release, here.cost) < here.cost:
+            continue
+        bytes_so_far, steps = here.cost
+        for update in edges[here.release] if steps < _MAX_STEPS else ():
+            cost = (bytes_so_far + update.bytes, steps + 1)
+            known = best.get(update.number)
+            if known is None or cost < known:
+                best[update.number] = cost
+                heapq.heappush(queue, _Reached(cost, tie, update.number, [*here.path, update]))
+    raise NotFound(f"no update leads to release {target}", code="update.unknown")
+
+
+def all_updates(session: Session, model: Model) -> list[UpdateFile]:
+    """Return every update of a model, in the order they were added."""
+    return list(session.scalars(select(UpdateFile).where(UpdateFile.model_id == model.id).order_by(UpdateFile.number)))
+
+
+def get_dataset(session: Session, digest: str) -> Dataset:
+    """Return the dataset of this digest.
+
+    Raises:
+        NotFound: there is none.
+    """
+    dataset = session.get(Dataset, digest)
+    if dataset is None:
+        raise NotFound(f"there is no dataset {digest[:80]!r}; `sprat dataset list` shows them", code="dataset.unknown")
+    return dataset
