@@ -35,8 +35,8 @@ $(READY): pyproject.toml
 	  exit 1; }
 	@echo "setting up $(VENV) (some minutes the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet "torch==2.13.0"
-	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@$(BIN)/python -m pip install -qq "torch==2.13.0"
+	@$(BIN)/python -m pip install -qq --editable ".[dev]"
 	@touch $@
 	@echo "set up: $$($(BIN)/python --version), $$(du -sh $(VENV) | cut -f1) in $(VENV)"
 
@@ -53,6 +53,10 @@ test: $(READY) ## Run every test, with a seeded sample of the long kinds
 
 .PHONY: check
 check: lint test ## lint, then test
+
+.PHONY: docs
+docs: $(READY) ## Write docs/cli.md and docs/errors.md out of the code
+	$(BIN)/python docs/generate.py
 
 .PHONY: clean
 clean: ## Remove what setup, tests and demo made
