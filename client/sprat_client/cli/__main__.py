@@ -1,0 +1,5 @@
+"""`python -m sprat_client.cli` is `sprat`."""
+
+from sprat_client.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""The tree of commands. Nothing heavy is imported before a command runs: `sprat delta apply` needs its memory."""
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated, NoReturn
+
+import typer
+
+from sprat_client.cli import access, datasets, devices, jobs, models, releases, rollouts
+from sprat_client.cli.invocation import Invocation
+from sprat_shared import errors
+
+_EXIT_CODES = (
+    "\b\nExit codes:\n  0  done\n  1  failed for another reason, such as a job or rollout that failed\n"
+    "  2  the command line is not understood\n"
+    + "\n".join(
+        f" {kind.exit_code}  {(kind.__doc__ or '').splitlines()[0].rstrip('.')}"
+        for kind in sorted(errors.SpratError.__subclasses__(), key=lambda kind: kind.exit_code)
+        if kind.__module__ == errors.__name__
+    )
+    + "\n\nResults go to stdout, progress and errors to stderr. With --json every result is one JSON object a line, and"
+    " so is an error.\n\nExample: sprat login --server http://127.0.0.1:8750 && sprat model list"
+)
+
+app = typer.Typer(
+    name="sprat",
+    help="Keep the neural networks of an edge fleet up to date, in kilobytes.",
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(models.app, name="model")
+app.add_typer(datasets.app, name="dataset")
+app.add_typer(releases.app, name="release")
+app.command("retrain")(releases.retrain)
+app.add_typer(jobs.app, name="job")
+app.add_typer(rollouts.app, name="rollout")
+app.add_typer(devices.app, name="device")
+app.add_typer(devices.enrolment_app, name="enrolment-token")
+app.add_typer(access.app, name="token")
+app.add_typer(access.audit_app, name="audit")
+app.command("login")(access.login)
+
+
+def _say_version(wanted: bool) -> None:  # noqa: FBT001 - the shape of typer's callbacks
+    if wanted:
+        typer.echo(f"sprat {version('sprat')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    *,
+    server: Annotated[
+        str | None, typer.Option(envvar="SPRAT_SERVER", help="The server, http(s)://host:port.", show_default=False)
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SPRAT_TOKEN",
+            help="Your token. Other users of this machine can see it in the list of processes:"
+            " prefer SPRAT_TOKEN or sprat login.",
+            show_default=False,
+        ),
+    ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Keep the neural networks of an edge fleet up to date, in kilobytes."""
+    invocation = ctx.ensure_object(Invocation)
+    invocation.server, invocation.token = server, token
+
+
+def run() -> NoReturn:
+    """Run the command of `sys.argv` and end the process with its exit code."""
+    if importlib.util.find_spec("sprat_client.cli.delta") is not None:
+        app.add_typer(importlib.import_module("sprat_client.cli.delta").app, name="delta")
+    invocation = Invocation()
+    try:
+        app(obj=invocation, prog_name="sprat")
+    except errors.SpratError as error:
+        if invocation.as_json or "--json" in sys.argv:
+            typer.echo(json.dumps({"error": {"code": error.code, "detail": str(error)}}), err=True)
+        else:
+            typer.echo(f"sprat: {error} [{error.code}]", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `sprat … | head`: not worth a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(0)

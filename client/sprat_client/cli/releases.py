@@ -1,0 +1,147 @@
+"""`sprat release` and `sprat retrain`: the immutable, numbered states of a model and how they are made."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sprat_client.cli.invocation import JsonFlag, connect
+from sprat_client.cli.output import emit, emit_fields, emit_table, short, size
+from sprat_client.cli.watching import NoWait, finish, upload, wait_for_job
+from sprat_shared.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from sprat_client.api import JobView
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Releases: numbered, immutable weights of a model.")
+
+Model = Annotated[str, typer.Argument(help="The model's name.")]
+Base = Annotated[int | None, typer.Option(help="Number of the release to start from.  [default: the latest]")]
+
+
+@app.command()
+def create(
+    ctx: typer.Context,
+    *,
+    model: Model,
+    weights: Annotated[Path, typer.Option(help="The new weights, safetensors, same names, shapes and dtypes.")],
+    base: Base = None,
+    lossless: Annotated[bool, typer.Option("--lossless", help="Keep every bit of the new weights.")] = False,
+    no_wait: NoWait = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Make a release from weights trained elsewhere.
+
+    What is released is the base plus the decoded update, the same bits that devices will have.
+
+    Example: sprat release create digits --weights retrained.safetensors
+    """
+    with connect(ctx) as client:
+        job = client.models.create_release(model, weights=upload(client, weights), base=base, lossless=lossless)
+        job = finish(client, job, no_wait=no_wait)
+    emit(job, as_json=json_, text=f"job {job['id']}" if no_wait else summary(model, job))
+
+
+@app.command("list")
+def list_(ctx: typer.Context, *, model: Model, json_: JsonFlag = False) -> None:
+    """List the releases of a model.
+
+    Example: sprat release list digits
+    """
+    with connect(ctx) as client:
+        releases = client.models.releases(model)
+    columns = {
+        "release": lambda one: f"{model}@{one['number']}",
+        "weights": lambda one: short(one["weights"]),
+        "model": lambda one: size(one["model_bytes"]),
+        "updates": lambda one: ", ".join(update_text(update) for update in one["updates"]) or "-",
+        "origin": lambda one: one["origin"],
+        "since": lambda one: one["created_at"],
+    }
+    emit_table(releases, columns, as_json=json_, empty=f"{model} has no release yet")
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    *,
+    model: Annotated[str, typer.Argument(help="The model's name, or model@number.")],
+    number: Annotated[int | None, typer.Argument(help="The release's number.")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Show one release: its digests, updates and measured accuracies.
+
+    Example: sprat release show digits@2
+    """
+    name, wanted = split_release(model, number)
+    with connect(ctx) as client:
+        emit_fields(client.models.release(name, wanted), as_json=json_)
+
+
+def retrain(
+    ctx: typer.Context,
+    *,
+    model: Model,
+    dataset: Annotated[str, typer.Option(help="Name, digest, or a unique start of the digest.")],
+    keep: Annotated[float, typer.Option(help="Share of the full retrain's gain that the update must keep.")] = 0.95,
+    base: Base = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the training.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(help="Most epochs of the full retrain.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Wait for the end, with progress.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Retrain a model on a dataset and make a release whose update is as small as `--keep` allows.
+
+    Example: sprat retrain digits --dataset tilted-digits --keep 0.95 --watch
+    """
+    if not 0 < keep <= 1:
+        raise InvalidInput(f"--keep {keep:g} is not a share; give a number above 0 and up to 1")
+    options = {"seed": seed, "max_epochs": max_epochs}
+    with connect(ctx) as client:
+        digest = client.datasets.resolve(dataset)["digest"]
+        given = {name: value for name, value in options.items() if value is not None}
+        job = client.models.retrain(model, dataset=digest, base=base, keep=keep, **given)
+        if watch:
+            job = wait_for_job(client, job)
+        else:
+            typer.echo(f"the server works on it; see: sprat job watch {job['id']}", err=True)
+    emit(job, as_json=json_, text=summary(model, job) if watch else f"job {job['id']}")
+
+
+def summary(model: str, job: "JobView") -> str:
+    """Return what an ended job released, in one line."""
+    result: dict[str, Any] = job["result"] or {}
+    parts = [f"{model}@{result['release']}" if "release" in result else model]
+    if "update_bytes" in result:
+        parts.append(f"update {result['update_bytes']:,} bytes")
+    parts += [
+        f"{word} {result[key]:.4f}"
+        for word, key in (
+            ("base", "accuracy_base"),
+            ("retrained", "accuracy_retrained"),
+            ("released", "accuracy_released"),
+            ("gain kept", "recovered_gain"),
+        )
+        if isinstance(result.get(key), int | float)
+    ]
+    return "  ".join(parts)
+
+
+def update_text(update: Any) -> str:
+    """Return one update of a release as text."""
+    origin = "full" if update["base"] is None else f"from @{update['base']}"
+    return f"{origin} {size(update['bytes'])}"
+
+
+def split_release(model: str, number: int | None) -> tuple[str, int]:
+    """Return name and number from `digits@2`, or from `digits` and 2.
+
+    Raises:
+        InvalidInput: the number is missing or not a number.
+    """
+    name, at, after = model.partition("@")
+    if number is None and at and after.isdecimal():
+        return name, int(after)
+    if number is None or at:
+        raise InvalidInput(f"{model!r} does not name one release; write {name}@2, or {name} 2")
+    return name, number

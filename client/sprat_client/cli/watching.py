@@ -1,0 +1,89 @@
+"""Progress on stderr: a bar on a terminal, a line per change elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sprat_client.api import JobView, RolloutView, SpratClient
+
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job and end, without waiting for it.")]
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[float | None, str], None]]:
+    """Give a function that shows a fraction (None: not known) and a word of what is done."""
+    if not sys.stderr.isatty():
+        last: list[str] = []
+
+        def line(_fraction: float | None, message: str) -> None:
+            if last != [message]:
+                last[:] = [message]
+                typer.echo(f"{what}: {message}", err=True)
+
+        yield line
+        return
+    from rich.console import Console  # noqa: PLC0415 - only where a terminal shows it
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None, note="")
+
+        def update(fraction: float | None, message: str) -> None:
+            progress.update(task, total=None if fraction is None else 1.0, completed=fraction or 0.0, note=message)
+
+        yield update
+
+
+def wait_for_job(client: "SpratClient", job: "JobView") -> "JobView":
+    """Return the job once it has succeeded, with progress on stderr.
+
+    Raises:
+        JobFailed: it failed; the message is the worker's.
+        Conflict: it was cancelled.
+    """
+    with bar(job["kind"]) as show:
+
+        def progress(now: "JobView") -> None:
+            show(*progress_of(now))
+
+        return client.jobs.wait(job["id"], progress)
+
+
+def progress_of(job: "JobView") -> tuple[float | None, str]:
+    """Return how far a job is and the words for it."""
+    progress = job.get("progress") or {"step": None, "fraction": None, "message": None}
+    words = [part for part in (progress.get("step"), progress.get("message")) if part]
+    return progress.get("fraction"), ": ".join(words) or job["state"]
+
+
+def finish(client: "SpratClient", job: "JobView", *, no_wait: bool) -> "JobView":
+    """Return the job as it was answered, or once it has succeeded."""
+    if no_wait:
+        typer.echo(f"the server works on it; see: sprat job watch {job['id']}", err=True)
+        return job
+    return wait_for_job(client, job)
+
+
+def upload(client: "SpratClient", source: Path) -> str:
+    """Upload a file with progress on stderr; returns its digest."""
+    with bar(f"upload {source.name}") as show:
+
+        def progress(done: int, total: int) -> None:
+            show(done / total if total else None, f"{done:,} of {total:,} bytes")
+
+        return client.upload_blob(source, progress)["digest"]
+
+
+def rollout_line(rollout: "RolloutView") -> str:
+    """Return a rollout's state in one line."""
+    waves = " ".join(f"{wave['ordinal']}:{wave['state']}" for wave in rollout["waves"])
+    reason = rollout.get("reason")
+    return f"{rollout['state']}  {rollout['model']}@{rollout['release']}  waves {waves}" + (
+        f"  ({reason})" if reason else ""
+    )
