@@ -13,7 +13,9 @@ from sprat_shared.errors import InvalidInput
 PREFIX: Final = "SPRAT_"
 
 # Variables that other programs of sprat read, or that an agent hands to its hooks: not ours, and not a typo.
-NOT_OURS: Final = frozenset({"SPRAT_TOKEN", "SPRAT_SERVER", "SPRAT_STATE", "SPRAT_MODEL", "SPRAT_RELEASE"})
+NOT_OURS: Final = frozenset(
+    {"SPRAT_TOKEN", "SPRAT_SERVER", "SPRAT_CONFIG", "SPRAT_STATE", "SPRAT_MODEL", "SPRAT_RELEASE"}
+)
 
 
 def default_data_dir() -> Path:

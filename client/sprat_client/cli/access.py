@@ -104,7 +104,7 @@ def login(
 
     The token is read from SPRAT_TOKEN, else asked for, or read from stdin where that is not a terminal.
 
-    Example: sprat login --server http://127.0.0.1:8750
+    Example: sprat login --server http://127.0.0.1:8470
     """
     invocation = ctx.ensure_object(Invocation)
     invocation.server = server or invocation.server

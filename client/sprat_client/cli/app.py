@@ -22,8 +22,9 @@ _EXIT_CODES = (
         for kind in sorted(errors.SpratError.__subclasses__(), key=lambda kind: kind.exit_code)
         if kind.__module__ == errors.__name__
     )
-    + "\n\nResults go to stdout, progress and errors to stderr. With --json every result is one JSON object a line, and"
-    " so is an error.\n\nExample: sprat login --server http://127.0.0.1:8750 && sprat model list"
+    + "\n\n\b\nResults go to stdout, progress and errors to stderr.\n"
+    "With --json every result is one JSON object a line, and so is an error."
+    "\n\nExample: sprat login --server http://127.0.0.1:8470 && sprat model list"
 )
 
 app = typer.Typer(
@@ -46,6 +47,8 @@ app.add_typer(devices.enrolment_app, name="enrolment-token")
 app.add_typer(access.app, name="token")
 app.add_typer(access.audit_app, name="audit")
 app.command("login")(access.login)
+if importlib.util.find_spec("sprat_client.cli.delta") is not None:
+    app.add_typer(importlib.import_module("sprat_client.cli.delta").app, name="delta")
 
 
 def _say_version(wanted: bool) -> None:  # noqa: FBT001 - the shape of typer's callbacks
@@ -81,8 +84,6 @@ def root(
 
 def run() -> NoReturn:
     """Run the command of `sys.argv` and end the process with its exit code."""
-    if importlib.util.find_spec("sprat_client.cli.delta") is not None:
-        app.add_typer(importlib.import_module("sprat_client.cli.delta").app, name="delta")
     invocation = Invocation()
     try:
         app(obj=invocation, prog_name="sprat")
