@@ -45,7 +45,7 @@ BREAKS: dict[str, tuple[str, str, str]] = {
         "def lazily() -> None:\n    import rich",
         "sprat_client.agent -> rich",
     ),
-    "states-are-pure": (
+    "decisions-are-pure": (
         "client/sprat_client/agent/states.py",
         "import time",
         "sprat_client.agent.states -> time",
