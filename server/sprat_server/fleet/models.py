@@ -1,0 +1,128 @@
+"""Tables of the fleet. Counters never fall, reports and assignments never change (triggers of migration 0005)."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from sprat_server.db.base import Base
+from sprat_shared.ids import new_id
+
+
+class EnrolmentToken(Base):
+    """Lets a number of devices join until it expires. Only the hash of the secret is kept."""
+
+    __tablename__ = "enrolment_token"
+    __table_args__ = (
+        UniqueConstraint("token_hash"),
+        CheckConstraint("octet_length(token_hash) = 32", name="hash_is_sha256"),
+        CheckConstraint("uses >= 1 AND used BETWEEN 0 AND uses", name="is_not_used_more_often_than_allowed"),
+        CheckConstraint("expires_at > created_at", name="expires_after_it_was_made"),
+        CheckConstraint("char_length(device_group) BETWEEN 1 AND 100", name="group_is_short"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    token_hash: Mapped[bytes]
+    device_group: Mapped[str]
+    uses: Mapped[int]
+    used: Mapped[int] = mapped_column(default=0)
+    created_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+
+
+class Device(Base):
+    """One agent, known by the public half of the key it made."""
+
+    __tablename__ = "device"
+    __table_args__ = (
+        UniqueConstraint("public_key"),
+        UniqueConstraint("token_hash"),
+        Index("uq_device_name", "name", unique=True, postgresql_where="revoked_at IS NULL"),
+        CheckConstraint("octet_length(public_key) = 32", name="key_is_ed25519"),
+        CheckConstraint("octet_length(token_hash) = 32", name="hash_is_sha256"),
+        CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name_is_short"),
+        CheckConstraint("assignment_counter >= 0 AND report_sequence >= 0", name="counters_count"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]  # unique among devices that are not revoked
+    device_group: Mapped[str]
+    public_key: Mapped[bytes]
+    token_hash: Mapped[bytes]
+    agent: Mapped[str]
+    attributes: Mapped[dict[str, str]] = mapped_column(JSONB)
+    enrolment_token_id: Mapped[UUID] = mapped_column(ForeignKey("enrolment_token.id"))
+    enrolled_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[datetime | None]  # written in batches, seconds late
+    revoked_at: Mapped[datetime | None]
+    assignment_counter: Mapped[int] = mapped_column(default=0)  # of its newest assignment, over all models
+    report_sequence: Mapped[int] = mapped_column(default=0)  # of its newest report
+
+
+class Assignment(Base):
+    """Which release a device should run of one model. The one with the largest counter holds."""
+
+    __tablename__ = "assignment"
+    __table_args__ = (
+        ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
+        Index(None, "device_id", "model_id", "counter"),
+        CheckConstraint("counter >= 1", name="counter_is_positive"),
+        CheckConstraint("reason IN ('rollout', 'return', 'enrolment')", name="reason_is_known"),
+        CheckConstraint("number IS NOT NULL OR reason = 'return'", name="only_a_return_can_withdraw"),
+    )
+
+    device_id: Mapped[UUID] = mapped_column(ForeignKey("device.id"), primary_key=True)
+    counter: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
+    number: Mapped[int | None]  # NULL: nothing is wished any more; the device had no release before
+    reason: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class DeviceReport(Base):
+    """What a device said, as the very bytes that it signed, with the fields that are asked for."""
+
+    __tablename__ = "report"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["device_id", "assignment"], ["assignment.device_id", "assignment.counter"], name="assignment_exists"
+        ),
+        CheckConstraint("sequence >= 1", name="sequence_is_positive"),
+        CheckConstraint("octet_length(signature) = 64", name="signature_is_ed25519"),
+        CheckConstraint(
+            "outcome IN ('committed', 'refused', 'rolled_back', 'failed', 'returned')", name="outcome_is_known"
+        ),
+    )
+
+    device_id: Mapped[UUID] = mapped_column(ForeignKey("device.id"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    body: Mapped[bytes]
+    signature: Mapped[bytes]
+    received_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
+    assignment: Mapped[int]
+    outcome: Mapped[str]
+    serving_number: Mapped[int | None]
+    serving_weights: Mapped[str | None]
+
+
+class DeviceSlots(Base):
+    """What a device holds of a model, as far as its reports say: the active slot and the one it can go back to."""
+
+    __tablename__ = "device_slots"
+    __table_args__ = (
+        ForeignKeyConstraint(["model_id", "active"], ["release.model_id", "release.number"], name="active_exists"),
+        ForeignKeyConstraint(["model_id", "previous"], ["release.model_id", "release.number"], name="previous_exists"),
+        CheckConstraint("previous <> active", name="slots_differ"),
+    )
+
+    device_id: Mapped[UUID] = mapped_column(ForeignKey("device.id"), primary_key=True)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"), primary_key=True)
+    active: Mapped[int | None]
+    previous: Mapped[int | None]
+    weights: Mapped[str | None]  # digest of what serves, computed by the device over its files
+    outcome: Mapped[str]  # of its newest report
+    reported_at: Mapped[datetime]

@@ -1,0 +1,93 @@
+"""Tables of rollouts: the plan, its waves, and each device's part in it."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from sprat_server.db.base import Base
+from sprat_shared.ids import new_id
+
+
+class Rollout(Base):
+    """The plan to bring devices to one release of a model."""
+
+    __tablename__ = "rollout"
+    __table_args__ = (
+        ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
+        Index("uq_rollout_one_at_a_time", "model_id", unique=True, postgresql_where="state IN ('running', 'paused')"),
+        CheckConstraint(
+            "state IN ('draft', 'running', 'paused', 'halted', 'aborted', 'succeeded')", name="state_is_known"
+        ),
+        CheckConstraint("started_at IS NOT NULL OR state IN ('draft', 'aborted')", name="what_runs_was_started"),
+        CheckConstraint(
+            "(ended_at IS NOT NULL) = (state IN ('halted', 'aborted', 'succeeded'))", name="what_ended_has_an_end"
+        ),
+        CheckConstraint("state NOT IN ('halted', 'aborted') OR reason IS NOT NULL", name="stopping_has_a_reason"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
+    number: Mapped[int]
+    state: Mapped[str] = mapped_column(default="draft")
+    whole_fleet: Mapped[bool]  # the cohort is every device at the start; else the devices named at creation
+    reason: Mapped[str | None]  # of the last pause, halt or abort
+    created_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class Wave(Base):
+    """A slice of the cohort that gets the release together."""
+
+    __tablename__ = "rollout_wave"
+    __table_args__ = (
+        CheckConstraint("ordinal >= 1", name="ordinal_counts_from_one"),
+        CheckConstraint("reach ~ '^[1-9][0-9]*%?$'", name="reach_is_count_or_percent"),
+        CheckConstraint("state IN ('waiting', 'open', 'succeeded', 'halted')", name="state_is_known"),
+        CheckConstraint("(opened_at IS NULL) = (state = 'waiting')", name="waves_are_opened_before_they_end"),
+        CheckConstraint("(ended_at IS NOT NULL) = (state IN ('succeeded', 'halted'))", name="what_ended_has_an_end"),
+        Index("uq_rollout_wave_one_open", "rollout_id", unique=True, postgresql_where="state = 'open'"),
+    )
+
+    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
+    ordinal: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    reach: Mapped[str]  # how much of the cohort is reached with this wave, counted from the start: "3" or "50%"
+    state: Mapped[str] = mapped_column(default="waiting")
+    opened_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class RolloutDevice(Base):
+    """One device's part in a rollout."""
+
+    __tablename__ = "rollout_device"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["rollout_id", "ordinal"], ["rollout_wave.rollout_id", "rollout_wave.ordinal"], name="wave_exists"
+        ),
+        ForeignKeyConstraint(
+            ["device_id", "exposed_by"], ["assignment.device_id", "assignment.counter"], name="exposure_exists"
+        ),
+        ForeignKeyConstraint(
+            ["device_id", "returned_by"], ["assignment.device_id", "assignment.counter"], name="return_exists"
+        ),
+        Index("uq_rollout_device_exposure", "device_id", "exposed_by", unique=True),
+        Index("uq_rollout_device_return", "device_id", "returned_by", unique=True),
+        CheckConstraint("state IN ('waiting', 'exposed', 'committed', 'failed', 'left')", name="state_is_known"),
+        CheckConstraint("exposed_by IS NULL OR ordinal IS NOT NULL", name="exposure_needs_a_wave"),
+        CheckConstraint("state <> 'waiting' OR exposed_by IS NULL", name="who_waits_is_not_exposed"),
+        CheckConstraint("state NOT IN ('exposed', 'failed') OR exposed_by IS NOT NULL", name="exposure_is_assigned"),
+        CheckConstraint("returned_by > exposed_by", name="a_return_is_newer"),
+        CheckConstraint("returned_by IS NULL OR exposed_by IS NOT NULL", name="a_return_needs_an_exposure"),
+    )
+
+    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
+    device_id: Mapped[UUID] = mapped_column(ForeignKey("device.id"), primary_key=True)
+    ordinal: Mapped[int | None]  # its wave; NULL before the start, and for devices that no wave reaches
+    state: Mapped[str] = mapped_column(default="waiting")
+    previous: Mapped[int | None]  # the release it had, and goes back to
+    exposed_by: Mapped[int | None]  # counter of the assignment that offered the release
+    returned_by: Mapped[int | None]  # counter of the assignment that took it back
