@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     """Keys, the embedded PostgreSQL and, unless blob_url says otherwise, the blobs."""
     database_url: str | None = None
     """postgresql://…; None: `up` starts a private PostgreSQL in the data folder."""
+    postgres_user: str | None = None
+    """The system user that the private PostgreSQL runs as when sprat-server is run by root."""
     blob_url: str | None = None
     """A folder, file:///…, or s3://bucket/prefix; None: `blobs` in the data folder."""
 

@@ -1,0 +1,58 @@
+"""The tables of operator tokens and of the audit log."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, FetchedValue, ForeignKey, Index, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from sprat_server.db.base import Base
+from sprat_shared.ids import new_id
+
+
+class OperatorToken(Base):
+    """What an operator shows. Only the SHA-256 of its secret is kept; a revoked token stays for the record."""
+
+    __tablename__ = "operator_token"
+    __table_args__ = (
+        CheckConstraint("scope IN ('viewer', 'operator', 'releaser', 'admin')", name="scope_is_known"),
+        CheckConstraint("octet_length(secret_sha256) = 32", name="secret_is_a_sha256"),
+        CheckConstraint("expires_at IS NULL OR expires_at > created_at", name="tokens_expire_after_they_begin"),
+        Index("uq_operator_token_live_name", "name", unique=True, postgresql_where="revoked_at IS NULL"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    scope: Mapped[str]
+    secret_sha256: Mapped[bytes]
+    created_by: Mapped[UUID | None] = mapped_column(ForeignKey("operator_token.id"))  # None: made by the server
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]  # to the minute
+
+
+class AuditRecord(Base):
+    """One line of the audit log.
+
+    `seq`, `at`, `previous` and `digest` are set by a trigger of the database; others refuse every UPDATE, DELETE and
+    TRUNCATE (migration 0001).
+    """
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        CheckConstraint("octet_length(previous) = 32 AND octet_length(digest) = 32", name="links_are_sha256"),
+    )
+
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, server_default=FetchedValue())
+    at: Mapped[datetime] = mapped_column(server_default=FetchedValue())
+    actor: Mapped[str]  # kind:name, as str(Actor)
+    actor_id: Mapped[str]
+    action: Mapped[str]  # thing.verb, e.g. rollout.start
+    subject: Mapped[str]  # what it was done to, e.g. rollout:<id>
+    before: Mapped[dict[str, Any] | None]
+    after: Mapped[dict[str, Any] | None]
+    request_id: Mapped[str | None]
+    previous: Mapped[bytes] = mapped_column(server_default=FetchedValue())
+    digest: Mapped[bytes] = mapped_column(server_default=FetchedValue())
