@@ -47,7 +47,7 @@ class _Reached(NamedTuple):
     path: list[UpdateFile]
 
     def __lt__(self, other: tuple[object, ...]) -> bool:
-        return self[:2] < other[:2]  # type: ignore[operator]
+        return self[:2] < other[:2]
 
 
 def create_model(
@@ -172,8 +172,9 @@ def add_release(
             f"{model.name}@{number} has exactly this graph and these weights already; there is nothing to release",
             code="release.exists",
         )
-    for needed in {base, *bases} - {None}:
-        get_release(session, model, needed)
+    for needed in {base, *bases}:
+        if needed is not None:
+            get_release(session, model, needed)
     newest = session.scalar(select(func.max(Release.number)).where(Release.model_id == model.id)) or 0
     release = Release(
         model_id=model.id,

@@ -1,0 +1,322 @@
+"""Enrol devices, assign releases to them, take their reports. Callers own the transaction."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+from uuid import UUID
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots, EnrolmentToken
+from sprat_server.fleet.tokens import DEVICE_PREFIX, ENROLMENT_PREFIX, hash_token, make_token
+from sprat_server.observe.actors import Actor
+from sprat_shared.errors import AccessDenied, Conflict, InvalidInput, NotFound, Unauthenticated
+from sprat_shared.protocol.enrol import EnrolRequest
+from sprat_shared.protocol.report import Report
+
+Reason = Literal["rollout", "return", "enrolment"]
+
+
+def create_enrolment_token(
+    session: Session, *, uses: int, expires_s: float, group: str, by: Actor
+) -> tuple[EnrolmentToken, str]:
+    """Make an enrolment token; return its row and its text, which is nowhere else.
+
+    Args:
+        session: the caller's transaction.
+        uses: how many devices may join with it.
+        expires_s: seconds it lives.
+        group: the group of devices that join with it.
+        by: its maker.
+    """
+    text, token_hash = make_token(ENROLMENT_PREFIX)
+    now = datetime.now(UTC)
+    token = EnrolmentToken(
+        token_hash=token_hash,
+        device_group=group,
+        uses=uses,
+        created_by=str(by),
+        created_at=now,
+        expires_at=now + timedelta(seconds=expires_s),
+    )
+    session.add(token)
+    session.flush()
+    return token, text
+
+
+def enrol(session: Session, request: EnrolRequest, shown: str) -> tuple[Device, str]:
+    """Let a device join; return its row and its bearer token.
+
+    A device whose first answer was lost may ask again with the same key and name until it was seen for the first
+    time: it gets a new bearer token and does not count twice.
+
+    Raises:
+        Unauthenticated: the enrolment token is unknown, expired or used up.
+        Conflict: another device has this name or this key.
+        InvalidInput: the public key is no point of the curve.
+    """
+    token = session.scalar(
+        select(EnrolmentToken).where(EnrolmentToken.token_hash == hash_token(shown)).with_for_update()
+    )
+    if token is None:
+        raise Unauthenticated("the enrolment token is not valid here; ask an operator for one", code="enrolment.token")
+    if token.expires_at <= datetime.now(UTC):
+        raise Unauthenticated(
+            f"the enrolment token expired at {token.expires_at:%Y-%m-%d %H:%M} UTC; ask an operator for another",
+            code="enrolment.token",
+        )
+    Ed25519PublicKey.from_public_bytes(request.public_key)
+    secret, token_hash = make_token(DEVICE_PREFIX)
+    known = session.scalar(select(Device).where(Device.public_key == request.public_key).with_for_update())
+    if known is not None:
+        if (
+            known.enrolment_token_id != token.id
+            or known.name != request.name
+            or known.revoked_at is not None
+            or known.last_seen_at is not None
+            or known.report_sequence > 0
+        ):
+            raise Conflict(
+                f"this key belongs to device {known.id} already; let the agent make a new key in a fresh folder",
+                code="enrolment.key-known",
+            )
+        known.token_hash, known.agent, known.attributes = token_hash, request.agent, request.attributes
+        session.flush()
+        return known, secret
+    if token.used >= token.uses:
+        raise Unauthenticated(
+            f"the enrolment token was used {token.uses} times, as often as allowed; ask an operator for another",
+            code="enrolment.token",
+        )
+    token.used += 1
+    device = Device(
+        name=request.name,
+        device_group=token.device_group,
+        public_key=request.public_key,
+        token_hash=token_hash,
+        agent=request.agent,
+        attributes=request.attributes,
+        enrolment_token_id=token.id,
+    )
+    try:
+        with session.begin_nested():
+            session.add(device)
+    except IntegrityError as clash:
+        raise Conflict(
+            f"a device called {request.name!r} exists; choose another name, or revoke that device first",
+            code="enrolment.name-taken",
+        ) from clash
+    session.refresh(device)
+    return device, secret
+
+
+def authenticate_device(session: Session, shown: str) -> Device:
+    """Return the device that shows this bearer token.
+
+    Raises:
+        Unauthenticated: the token is unknown or its device was revoked.
+    """
+    device = session.scalar(select(Device).where(Device.token_hash == hash_token(shown)))
+    if device is None:
+        raise Unauthenticated("the device token is not valid here; enrol the device again")
+    if device.revoked_at is not None:
+        raise revoked(device.id)
+    return device
+
+
+def revoked(device_id: UUID) -> Unauthenticated:
+    """Return the error for a device that was revoked."""
+    return Unauthenticated(
+        f"device {device_id} was revoked; ask an operator to let it join again", code="device.revoked"
+    )
+
+
+def get_device(session: Session, device_id: UUID) -> Device:
+    """Return the device.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    device = session.get(Device, device_id)
+    if device is None:
+        raise NotFound(f"there is no device {device_id}; `sprat device list` shows them", code="device.unknown")
+    return device
+
+
+def lock_device(session: Session, device_id: UUID) -> Device:
+    """Return the device with its row locked until the transaction ends; NotFound as `get_device`."""
+    get_device(session, device_id)
+    locked = select(Device).where(Device.id == device_id).with_for_update()
+    return session.scalars(locked.execution_options(populate_existing=True)).one()
+
+
+def live_devices(session: Session) -> list[UUID]:
+    """Return the ids of all devices that are not revoked."""
+    return list(session.scalars(select(Device.id).where(Device.revoked_at.is_(None)).order_by(Device.id)))
+
+
+def revoke(session: Session, device_id: UUID) -> Device:
+    """Refuse the device from now on; revoking it again changes nothing.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    device = lock_device(session, device_id)
+    if device.revoked_at is None:
+        device.revoked_at = datetime.now(UTC)
+        session.flush()
+    return device
+
+
+def assign(session: Session, model_id: UUID, wishes: Mapping[UUID, int | None], reason: Reason) -> dict[UUID, int]:
+    """Assign a release (None: withdraw the wish) to each device; return the counters.
+
+    Each device's counter rises by one. Rows are locked in the order of ids, so that two callers cannot block each
+    other for ever. Revoked devices are left out.
+    """
+    live = select(Device.id).where(Device.id.in_(wishes), Device.revoked_at.is_(None)).order_by(Device.id)
+    locked = session.scalars(live.with_for_update()).all()
+    if not locked:
+        return {}
+    counters = dict(
+        session.execute(
+            update(Device)
+            .where(Device.id.in_(locked))
+            .values(assignment_counter=Device.assignment_counter + 1)
+            .returning(Device.id, Device.assignment_counter)
+            .execution_options(synchronize_session=False)
+        )
+        .tuples()
+        .all()
+    )
+    session.execute(
+        insert(Assignment),
+        [
+            {"device_id": device, "counter": counter, "model_id": model_id, "number": wishes[device], "reason": reason}
+            for device, counter in counters.items()
+        ],
+    )
+    for device in session.identity_map.values():
+        if isinstance(device, Device) and device.id in counters:
+            session.refresh(device)
+    return counters
+
+
+def current_assignments(
+    session: Session, *, device_ids: Iterable[UUID] | None = None, model_id: UUID | None = None
+) -> list[Assignment]:
+    """Return the newest assignment of each device and model, of some devices or one model."""
+    query = (
+        select(Assignment)
+        .distinct(Assignment.device_id, Assignment.model_id)
+        .order_by(Assignment.device_id, Assignment.model_id, Assignment.counter.desc())
+    )
+    if device_ids is not None:
+        query = query.where(Assignment.device_id.in_(list(device_ids)))
+    if model_id is not None:
+        query = query.where(Assignment.model_id == model_id)
+    return list(session.scalars(query))
+
+
+def slots(
+    session: Session, *, device_ids: Iterable[UUID] | None = None, model_id: UUID | None = None
+) -> dict[tuple[UUID, UUID], DeviceSlots]:
+    """Return what devices hold, by (device, model)."""
+    query = select(DeviceSlots)
+    if device_ids is not None:
+        query = query.where(DeviceSlots.device_id.in_(list(device_ids)))
+    if model_id is not None:
+        query = query.where(DeviceSlots.model_id == model_id)
+    return {(row.device_id, row.model_id): row for row in session.scalars(query)}
+
+
+def check_signature(device: Device, body: bytes, signature: bytes) -> None:
+    """Raise unless `signature` over `body` was made with the device's key.
+
+    Raises:
+        AccessDenied: it was not.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(device.public_key).verify(signature, body)
+    except InvalidSignature:
+        raise AccessDenied(
+            f"the report is not signed by the key of device {device.id}; sign the body as it is sent",
+            code="report.bad-signature",
+        ) from None
+
+
+def record_report(session: Session, device: Device, report: Report, body: bytes, signature: bytes) -> DeviceReport:
+    """Store a report whose signature was checked, and what it says about the device's slots.
+
+    Args:
+        session: the caller's transaction.
+        device: who sent it; locked by the caller.
+        report: what `body` says.
+        body: the bytes that were signed.
+        signature: 64 bytes.
+
+    Raises:
+        AccessDenied: it speaks for another device.
+        Conflict: its sequence is not larger than all before (a replay).
+        InvalidInput: it answers an assignment that the device was never given, or of another model or release.
+    """
+    if report.device != device.id:
+        raise AccessDenied(f"device {device.id} cannot report for {report.device}", code="report.other-device")
+    if report.sequence <= device.report_sequence:
+        raise Conflict(
+            f"report {report.sequence} of device {device.id} was received already, or an older one after a newer; "
+            f"the newest has {device.report_sequence}",
+            code="report.replayed",
+        )
+    assignment = session.get(Assignment, (device.id, report.assignment))
+    if assignment is None:
+        raise InvalidInput(
+            f"device {device.id} was never given assignment {report.assignment}", code="report.assignment"
+        )
+    device.report_sequence = report.sequence
+    device.agent = report.agent
+    row = DeviceReport(
+        device_id=device.id,
+        sequence=report.sequence,
+        body=body,
+        signature=signature,
+        model_id=assignment.model_id,
+        assignment=report.assignment,
+        outcome=report.outcome.value,
+        serving_number=report.serving_release,
+        serving_weights=report.serving_weights,
+    )
+    session.add(row)
+    session.flush()
+    _move_slots(session, row)
+    return row
+
+
+def _move_slots(session: Session, report: DeviceReport) -> None:
+    now = datetime.now(UTC)
+    held = session.get(DeviceSlots, (report.device_id, report.model_id))
+    if held is None:
+        held = DeviceSlots(
+            device_id=report.device_id, model_id=report.model_id, active=None, previous=None, weights=None, outcome=""
+        )
+        session.add(held)
+    if report.serving_number != held.active:
+        held.previous, held.active = held.active, report.serving_number
+    held.weights, held.outcome, held.reported_at = report.serving_weights, report.outcome, now
+    session.flush()
+
+
+def mark_seen(session: Session, seen: Mapping[UUID, datetime]) -> None:
+    """Write when devices were last seen; rows that another transaction holds are skipped until the next batch."""
+    free = session.scalars(
+        select(Device.id).where(Device.id.in_(seen)).order_by(Device.id).with_for_update(skip_locked=True)
+    ).all()
+    if free:
+        session.connection().execute(
+            update(Device).where(Device.id == bindparam("seen_id")).values(last_seen_at=bindparam("seen_at")),
+            [{"seen_id": device, "seen_at": seen[device]} for device in free],
+        )

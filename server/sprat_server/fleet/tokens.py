@@ -1,0 +1,22 @@
+"""Secrets of devices: made once in clear, kept as a hash.
+
+Both read `<kind>_<43 characters>`: 256 random bits, so a plain SHA-256 cannot be searched and finds the row.
+"""
+
+import hashlib
+import secrets
+from typing import Final
+
+ENROLMENT_PREFIX: Final = "sprate_"
+DEVICE_PREFIX: Final = "spratd_"
+
+
+def make_token(prefix: str) -> tuple[str, bytes]:
+    """Return a new token and the hash that is kept of it."""
+    text = prefix + secrets.token_urlsafe(32)
+    return text, hash_token(text)
+
+
+def hash_token(text: str) -> bytes:
+    """Return the 32 bytes by which a token is found."""
+    return hashlib.sha256(text.encode()).digest()

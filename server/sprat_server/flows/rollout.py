@@ -1,0 +1,286 @@
+"""Move rollouts: what a person or a device's report sets off, over rollouts, fleet and registry, in one transaction.
+
+Locks are taken in one order, so that no two transactions wait for each other: model, moves, rollout, devices by id.
+The moves lock is one for the server. Whoever may assign releases to many devices holds it alone, enrolment shares it:
+two rollouts of different models cannot cross on the same devices, and no device joins unseen while a rollout succeeds.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from sprat_server.access import audit
+from sprat_server.fleet import service as fleet
+from sprat_server.fleet.models import Device, DeviceReport
+from sprat_server.observe.actors import SYSTEM
+from sprat_server.registry import service as registry
+from sprat_server.registry.models import Model
+from sprat_server.rollouts import service as rollouts
+from sprat_server.rollouts.models import Rollout, RolloutDevice
+from sprat_server.rollouts.waves import (
+    DeviceState,
+    RolloutState,
+    Step,
+    WaveState,
+    next_step,
+    place_devices,
+    reaches_everyone,
+)
+from sprat_shared.errors import Conflict, InvalidInput, NotFound
+from sprat_shared.protocol.report import Outcome, Report
+
+_MOVES_LOCK: Final = 0x5350_5241_5443  # an arbitrary number that only this lock uses
+
+_log = structlog.get_logger(__name__)
+
+
+def create(
+    session: Session,
+    *,
+    model: str,
+    release: int,
+    reaches: Sequence[str],
+    devices: Sequence[UUID] | None,
+    by: str,
+) -> Rollout:
+    """Add a rollout as a draft.
+
+    Raises:
+        NotFound: the model, the release or a device does not exist.
+        InvalidInput: the waves make no plan, or the cohort is empty or names a device twice.
+        Conflict: a device was revoked.
+    """
+    lineage = registry.get_model(session, model)
+    registry.get_release(session, lineage, release)
+    if devices is not None:
+        if not devices or len(set(devices)) != len(devices):
+            raise InvalidInput("name each device of the cohort once, or leave the list out for the whole fleet")
+        for device_id in devices:
+            if fleet.get_device(session, device_id).revoked_at is not None:
+                raise Conflict(f"device {device_id} was revoked; leave it out", code="device.revoked")
+    return rollouts.create(session, model_id=lineage.id, number=release, reaches=reaches, devices=devices, by=by)
+
+
+def start(session: Session, rollout_id: UUID) -> Rollout:
+    """Decide who is in which wave and open the first.
+
+    Raises:
+        NotFound: there is none of this id.
+        Conflict: it is no draft, or another rollout of the model runs.
+    """
+    model = _model_of(session, rollouts.get(session, rollout_id))
+    registry.lock_model(session, model)
+    rollout = _lock(session, rollout_id)
+    rollouts.require(rollout, "start")
+    other = rollouts.live_rollout(session, model.id)
+    if other is not None:
+        raise Conflict(
+            f"rollout {other.id} of {model.name} is {other.state}; abort it or let it end before you start another",
+            code="rollout.busy",
+        )
+    live = set(fleet.live_devices(session))
+    named = {device.device_id for device in rollouts.devices_of(session, rollout)}
+    cohort = live if rollout.whole_fleet else live & named
+    wishes = {a.device_id: a.number for a in fleet.current_assignments(session, device_ids=cohort, model_id=model.id)}
+    held = {device: row.active for (device, _), row in fleet.slots(session, model_id=model.id).items()}
+    reaches = [wave.reach for wave in rollouts.waves_of(session, rollout)]
+    rollout.state, rollout.started_at = RolloutState.RUNNING, datetime.now(UTC)
+    rollouts.place(
+        session,
+        rollout,
+        place_devices(reaches, cohort, rollout.id.bytes),
+        {d: wishes.get(d) == rollout.number == held.get(d) for d in cohort},
+    )
+    _advance(session, rollout)
+    return rollout
+
+
+def pause(session: Session, rollout_id: UUID, reason: str) -> Rollout:
+    """Open no further wave; a failure still halts. Raises NotFound, and Conflict unless it runs."""
+    rollout = _lock(session, rollout_id)
+    rollouts.require(rollout, "pause")
+    rollout.state, rollout.reason = RolloutState.PAUSED, reason
+    session.flush()
+    return rollout
+
+
+def resume(session: Session, rollout_id: UUID) -> Rollout:
+    """Go on where it was paused. Raises NotFound, and Conflict unless it is paused."""
+    rollout = _lock(session, rollout_id)
+    rollouts.require(rollout, "resume")
+    rollout.state = RolloutState.RUNNING
+    session.flush()
+    _advance(session, rollout)
+    return rollout
+
+
+def abort(session: Session, rollout_id: UUID, reason: str) -> Rollout:
+    """Stop for good; exposed devices go back to the release they had. Raises NotFound, and Conflict when it ended."""
+    rollout = _lock(session, rollout_id)
+    rollouts.require(rollout, "abort")
+    _stop(session, rollout, RolloutState.ABORTED, reason)
+    return rollout
+
+
+def on_report(session: Session, device: Device, report: Report, body: bytes, signature: bytes) -> DeviceReport:
+    """Store a device's report and let the rollout that it answers take its next step.
+
+    Raises:
+        AccessDenied: the signature is not the device's, or it speaks for another device.
+        Conflict: it is a replay.
+        InvalidInput: it contradicts what was assigned, or names a release that does not exist.
+    """
+    fleet.check_signature(device, body, signature)
+    part = rollouts.exposure(session, device.id, report.assignment) if report.device == device.id else None
+    rollout = None if part is None else _lock(session, part.rollout_id)
+    locked = fleet.lock_device(session, device.id)
+    model = _reported_model(session, report)
+    row = fleet.record_report(session, locked, report, body, signature)
+    if row.model_id != model.id:
+        raise InvalidInput(
+            f"assignment {report.assignment} of device {device.id} is not of {model.name}", code="report.assignment"
+        )
+    if part is not None and rollout is not None:
+        session.refresh(part)
+        _judge(session, rollout, part, report, model)
+    return row
+
+
+def on_device_left(session: Session, device_id: UUID) -> Device:
+    """Revoke a device; rollouts wait for it no more.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    fleet.get_device(session, device_id)
+    session.execute(select(func.pg_advisory_xact_lock(_MOVES_LOCK)))
+    rollouts.leave_drafts(session, device_id)
+    parts = rollouts.live_parts(session, device_id)
+    moving = [rollouts.lock(session, part.rollout_id) for part in parts]
+    device = fleet.revoke(session, device_id)
+    for part, rollout in zip(parts, moving, strict=True):
+        session.refresh(part)
+        if part.state in {DeviceState.WAITING, DeviceState.EXPOSED}:
+            part.state = DeviceState.LEFT
+            session.flush()
+        _advance(session, rollout)
+    return device
+
+
+def on_device_joined(session: Session, device_id: UUID) -> None:
+    """Assign to a new device, for each model, the release that the whole fleet was brought to."""
+    for model_id, number in sorted(rollouts.standing_releases(session).items()):
+        fleet.assign(session, model_id, {device_id: number}, "enrolment")
+
+
+def share_moves(session: Session) -> None:
+    """Hold the moves lock with other enrolments until the transaction ends; taken before a device is added."""
+    session.execute(select(func.pg_advisory_xact_lock_shared(_MOVES_LOCK)))
+
+
+def _lock(session: Session, rollout_id: UUID) -> Rollout:
+    session.execute(select(func.pg_advisory_xact_lock(_MOVES_LOCK)))
+    return rollouts.lock(session, rollout_id)
+
+
+def _judge(session: Session, rollout: Rollout, part: RolloutDevice, report: Report, model: Model) -> None:
+    if part.state != DeviceState.EXPOSED:
+        return
+    promised = registry.get_release(session, model, rollout.number).weights_digest
+    serves_it = report.serving_release == rollout.number and report.serving_weights == promised
+    if report.outcome in {Outcome.COMMITTED, Outcome.RETURNED} and serves_it:
+        part.state = DeviceState.COMMITTED
+    else:
+        part.state = DeviceState.FAILED
+    session.flush()
+    detail = report.error_detail or report.error_code or f"serves {report.serving_release} {report.serving_weights}"
+    _advance(session, rollout, f"device {part.device_id} reported {report.outcome.value}: {detail}")
+
+
+def _advance(session: Session, rollout: Rollout, cause: str = "") -> None:
+    """Take the steps that are due. The caller holds the rollout's lock."""
+    while True:
+        waves = rollouts.waves_of(session, rollout)
+        devices = rollouts.devices_of(session, rollout)
+        step = next_step(RolloutState(rollout.state), rollouts.views(waves, devices))
+        match step:
+            case Step.HOLD:
+                return
+            case Step.HALT:
+                _stop(session, rollout, RolloutState.HALTED, cause)
+                audit.record(session, SYSTEM, "rollout.halt", f"rollout:{rollout.id}", after={"reason": cause})
+                return
+            case Step.CLOSE_WAVE:
+                wave = next(wave for wave in waves if wave.state == WaveState.OPEN)
+                rollouts.end_wave(session, wave, WaveState.SUCCEEDED)
+            case Step.OPEN_WAVE:
+                wave = next(wave for wave in waves if wave.state == WaveState.WAITING)
+                rollouts.open_wave(session, wave)
+                _expose(session, rollout, [device for device in devices if device.ordinal == wave.ordinal])
+            case Step.SUCCEED:
+                _succeed(session, rollout, {device.device_id for device in devices})
+                return
+
+
+def _expose(session: Session, rollout: Rollout, devices: Sequence[RolloutDevice]) -> None:
+    waiting = {device.device_id: device for device in devices if device.state == DeviceState.WAITING}
+    if not waiting:
+        return
+    current = fleet.current_assignments(session, device_ids=waiting, model_id=rollout.model_id)
+    wishes = {assignment.device_id: assignment.number for assignment in current}
+    held = fleet.slots(session, device_ids=waiting, model_id=rollout.model_id)
+    counters = fleet.assign(session, rollout.model_id, dict.fromkeys(waiting, rollout.number), "rollout")
+    for device_id, part in waiting.items():
+        if device_id not in counters:
+            part.state = DeviceState.LEFT
+            continue
+        part.state, part.exposed_by = DeviceState.EXPOSED, counters[device_id]
+        slots = held.get((device_id, rollout.model_id))
+        had = (wishes.get(device_id), None if slots is None else slots.active)
+        part.previous = next((number for number in had if number not in {None, rollout.number}), None)
+    session.flush()
+
+
+def _stop(session: Session, rollout: Rollout, state: RolloutState, reason: str) -> None:
+    for wave in rollouts.waves_of(session, rollout):
+        if wave.state == WaveState.OPEN:
+            rollouts.end_wave(session, wave, WaveState.HALTED)
+    exposed = {
+        device.device_id: device
+        for device in rollouts.devices_of(session, rollout)
+        if device.exposed_by is not None and device.returned_by is None
+    }
+    goes_back = {device_id: device.previous for device_id, device in exposed.items()}
+    counters = fleet.assign(session, rollout.model_id, goes_back, "return")
+    for device_id, counter in counters.items():
+        exposed[device_id].returned_by = counter
+    rollouts.end(session, rollout, state, reason)
+    _log.warning("rollout stopped", rollout=str(rollout.id), state=state.value, reason=reason, returned=len(counters))
+
+
+def _succeed(session: Session, rollout: Rollout, reached: set[UUID]) -> None:
+    if rollout.whole_fleet and reaches_everyone([wave.reach for wave in rollouts.waves_of(session, rollout)]):
+        late = dict.fromkeys(set(fleet.live_devices(session)) - reached, rollout.number)
+        fleet.assign(session, rollout.model_id, late, "enrolment")
+    rollouts.end(session, rollout, RolloutState.SUCCEEDED)
+    _log.info("rollout succeeded", rollout=str(rollout.id))
+
+
+def _model_of(session: Session, rollout: Rollout) -> Model:
+    return session.scalars(select(Model).where(Model.id == rollout.model_id)).one()
+
+
+def _reported_model(session: Session, report: Report) -> Model:
+    try:
+        model = registry.get_model(session, report.model)
+        for number in (report.release, report.serving_release):
+            if number is not None:
+                registry.get_release(session, model, number)
+    except NotFound as unknown:
+        raise InvalidInput(f"report: {unknown}", code="report.unknown-release") from unknown
+    return model
