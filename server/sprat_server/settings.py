@@ -14,7 +14,8 @@ PREFIX: Final = "SPRAT_"
 
 # Variables that other programs of sprat read, or that an agent hands to its hooks: not ours, and not a typo.
 NOT_OURS: Final = frozenset(
-    {"SPRAT_TOKEN", "SPRAT_SERVER", "SPRAT_CONFIG", "SPRAT_STATE", "SPRAT_MODEL", "SPRAT_RELEASE"}
+    f"SPRAT_{name}"
+    for name in ("CONFIG", "DB_PASSWORD", "ENROLMENT_TOKEN", "MODEL", "RELEASE", "SERVER", "STATE", "TOKEN")
 )
 
 

@@ -1,0 +1,41 @@
+"""/healthz for load balancers, /metrics for Prometheus."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from sprat_server.api.auth import Viewer
+from sprat_server.db.session import Database, SessionDep
+from sprat_server.jobs import models as job_models
+from sprat_server.jobs import service as jobs
+from sprat_server.observe import metrics
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+def healthz(request: Request) -> JSONResponse:
+    """Say whether this server can do its work: 200, or 503 while its database does not answer. Needs no token."""
+    database: Database = request.app.state.database
+    try:
+        with database.engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except SQLAlchemyError:
+        return JSONResponse({"status": "unavailable"}, 503, {"Retry-After": "5"})
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/metrics", response_class=Response)
+def read_metrics(session: SessionDep, _viewer: Viewer) -> Response:
+    """Give the metrics of this process, and the counts of jobs, in Prometheus's text format."""
+    counts = jobs.counts(session)
+    for state in (job_models.QUEUED, job_models.RUNNING, *sorted(job_models.ENDED)):
+        metrics.JOBS.labels(state).set(counts.get(state, 0))
+    return Response(metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+
+@router.get("/api/v1/openapi.json", include_in_schema=False)
+def read_openapi(request: Request, _viewer: Viewer) -> JSONResponse:
+    """Give the OpenAPI 3.1 description of every route."""
+    return JSONResponse(request.app.openapi())

@@ -1,0 +1,62 @@
+"""The HTTP application: made by `create_app`, holding one database engine, one blob store, and no other state."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from anyio import to_thread
+from fastapi import FastAPI
+
+from sprat_server.api import blobs as blob_routes
+from sprat_server.api import problems, routers
+from sprat_server.api.limits import BodyLimit
+from sprat_server.db.blobs import Blobs
+from sprat_server.db.migrate import require_newest
+from sprat_server.db.session import Database
+from sprat_server.observe.requests import ObservedRequests
+from sprat_server.settings import Settings
+from sprat_shared.errors import InvalidInput
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application for these settings. Its database is opened and checked when it starts.
+
+    Raises:
+        InvalidInput: no database URL is set, or a URL cannot be used.
+    """
+    if settings.database_url is None:
+        raise InvalidInput("SPRAT_DATABASE_URL is not set; set it, or use `sprat-server up` for a private PostgreSQL")
+    database = Database(
+        settings.database_url,
+        pool_size=settings.db_pool_size,
+        statement_timeout_s=settings.db_statement_timeout_s,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await to_thread.run_sync(require_newest, database.engine)
+        try:
+            yield
+        finally:
+            await to_thread.run_sync(database.close)
+
+    app = FastAPI(
+        title="sprat",
+        version=version("sprat"),
+        lifespan=lifespan,
+        openapi_url=None,  # served by api/health.py, to callers with a token
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.settings = settings
+    app.state.database = database
+    app.state.blobs = Blobs.open(settings.blobs)
+    problems.install(app)
+    for router in routers.OPERATORS:
+        app.include_router(router, prefix="/api/v1")
+    for router in routers.DEVICES:
+        app.include_router(router, prefix="/device/v1")
+    for router in routers.ROOT:
+        app.include_router(router)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, unlimited=frozenset({blob_routes.UPLOAD_PATH}))
+    app.add_middleware(ObservedRequests)
+    return app

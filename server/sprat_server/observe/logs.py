@@ -1,0 +1,58 @@
+"""Logs: one event a line on stderr, as JSON for machines or in colour for a terminal. Never tokens, never bodies."""
+
+import logging
+import sys
+from typing import Any, Final
+
+import structlog
+from structlog.typing import Processor
+
+_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_NOISY: Final = ("alembic", "procrastinate", "httpx", "urllib3", "asyncio")
+
+
+def configure(*, log_format: str, log_level: str, **context: Any) -> None:
+    """Send structlog's and the standard library's records to stderr in one form.
+
+    Args:
+        log_format: `json`, `console`, or `auto` (console on a terminal).
+        log_level: `debug`, `info`, `warning` or `error`.
+        context: stands in every line of this process, e.g. `process="worker"`.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    renderer: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        if console
+        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(sort_keys=True, default=str)]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(_LEVELS[log_level])
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(max(_LEVELS[log_level], logging.WARNING))
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], name != "uvicorn.access"  # our own line says more
+    structlog.contextvars.clear_contextvars()
+    if context:
+        structlog.contextvars.bind_contextvars(**context)

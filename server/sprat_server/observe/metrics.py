@@ -1,0 +1,35 @@
+"""What Prometheus reads at /metrics."""
+
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+REGISTRY: Final = CollectorRegistry()
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+
+REQUESTS: Final = Counter(
+    "sprat_http_requests_total",
+    "Requests answered, by method, route template and status.",
+    ["method", "route", "status"],
+    registry=REGISTRY,
+)
+REQUEST_SECONDS: Final = Histogram(
+    "sprat_http_request_seconds",
+    "Seconds from a request's first byte to the last byte of its answer.",
+    ["method", "route"],
+    registry=REGISTRY,
+)
+SENT_BYTES: Final = Counter(
+    "sprat_http_sent_bytes_total", "Bytes of answers' bodies, by route template.", ["route"], registry=REGISTRY
+)
+JOBS: Final = Gauge("sprat_jobs", "Jobs, by state; read when asked.", ["state"], registry=REGISTRY)
+
+
+def text() -> bytes:
+    """Return all metrics in Prometheus's text format."""
+    return generate_latest(REGISTRY)

@@ -1,0 +1,74 @@
+"""One log line, one id and the metrics for each request: a bare ASGI layer around the whole application."""
+
+import re
+import time
+from typing import Any, Final
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sprat_server.observe import metrics
+from sprat_shared.ids import new_id
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_QUIET: Final = frozenset({"/healthz", "/metrics"})
+
+_log = structlog.get_logger(__name__)
+
+
+class ObservedRequests:
+    """Gives each request an id (the caller's `X-Request-Id` where it is plain, else a new one) and records it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request through; anything else (lifespan) untouched."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _given_id(scope) or str(new_id())
+        started_s = time.perf_counter()
+        seen: dict[str, Any] = {"status": 500, "bytes": 0}
+
+        async def observed_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen["status"] = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            elif message["type"] == "http.response.body":
+                seen["bytes"] += len(message.get("body", b""))
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, observed_send)
+            finally:
+                _record(scope, seen["status"], seen["bytes"], time.perf_counter() - started_s)
+
+
+def _given_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return None
+
+
+def _record(scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
+    route = getattr(scope.get("route"), "path", None) or scope.get("sprat.route") or "unmatched"
+    method = scope["method"]
+    metrics.REQUESTS.labels(method, route, str(status)).inc()
+    metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
+    metrics.SENT_BYTES.labels(route).inc(sent_bytes)
+    level = "debug" if scope["path"] in _QUIET else "info"
+    actor = scope.get("state", {}).get("actor")
+    _log.log(
+        {"debug": 10, "info": 20}[level],
+        "request",
+        method=method,
+        path=scope["path"],
+        route=route,
+        status=status,
+        sent_bytes=sent_bytes,
+        ms=round(seconds * 1000, 1),
+        actor=None if actor is None else str(actor),
+    )

@@ -1,0 +1,120 @@
+"""One real PostgreSQL for the run, a fresh database for each test, and clients that talk to the real application."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from fastapi import FastAPI
+from http_calls import MADE, Api, as_scope
+
+from sprat_server.access.tokens import Scope
+from sprat_server.app import create_app
+from sprat_server.db import migrate
+from sprat_server.db.blobs import Blobs
+from sprat_server.db.embedded import EmbeddedPostgres
+from sprat_server.db.session import Database
+from sprat_server.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """The embedded PostgreSQL, with a migrated database `template_sprat` to copy."""
+    folder = Path(tempfile.mkdtemp(prefix="sprat-test-"))
+    try:
+        with EmbeddedPostgres(folder / "data") as server:
+            _admin(server, "CREATE DATABASE template_sprat")
+            database = Database(_url(server, "template_sprat"))
+            migrate.upgrade(database.engine)
+            database.close()
+            yield server
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a fresh database with the newest schema."""
+    name = f"test_{os.getpid()}_{next(MADE)}"
+    _admin(postgres, f"CREATE DATABASE {name} TEMPLATE template_sprat")
+    yield _url(postgres, name)
+    _admin(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a fresh database with nothing in it."""
+    name = f"test_{os.getpid()}_{next(MADE)}"
+    _admin(postgres, f"CREATE DATABASE {name}")
+    yield _url(postgres, name)
+    _admin(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A fresh database."""
+    opened = Database(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings of a server on the fresh database, its data in the test's folder."""
+    return Settings(database_url=database_url, data_dir=tmp_path / "data")
+
+
+@pytest.fixture
+def blobs(settings: Settings) -> Blobs:
+    """The blob store of these settings."""
+    return Blobs.open(settings.blobs)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[FastAPI]:
+    """The real application on the fresh database."""
+    made = create_app(settings)
+    yield made
+    made.state.database.close()
+
+
+@pytest.fixture
+def admin(app: FastAPI) -> Api:
+    """A client with an admin's token."""
+    return as_scope(app, Scope.ADMIN)
+
+
+@pytest.fixture
+def releaser(app: FastAPI) -> Api:
+    """A client with a releaser's token."""
+    return as_scope(app, Scope.RELEASER)
+
+
+@pytest.fixture
+def operator(app: FastAPI) -> Api:
+    """A client with an operator's token."""
+    return as_scope(app, Scope.OPERATOR)
+
+
+@pytest.fixture
+def viewer(app: FastAPI) -> Api:
+    """A client with a viewer's token."""
+    return as_scope(app, Scope.VIEWER)
+
+
+@pytest.fixture
+def anonymous(app: FastAPI) -> Api:
+    """A client without a token."""
+    return Api(app, None)
+
+
+def _url(server: EmbeddedPostgres, database: str) -> str:
+    return server.url.replace("@/sprat?", f"@/{database}?")
+
+
+def _admin(server: EmbeddedPostgres, statement: str) -> None:
+    with psycopg.connect(_url(server, "postgres"), autocommit=True) as connection:
+        connection.execute(statement)  # type: ignore[arg-type] # names made here

@@ -1,0 +1,54 @@
+"""Calls to the application in this process, as an operator of a given scope."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from sprat_server.access import tokens
+from sprat_server.access.tokens import Scope
+
+MADE = iter(range(1 << 62))
+"""Numbers for names that must differ."""
+
+
+@dataclass(frozen=True)
+class Api:
+    """Calls the application in this process, as whoever holds `token`."""
+
+    app: FastAPI
+    token: str | None
+
+    def request(self, method: str, url: str, **options: Any) -> httpx.Response:
+        """Send one request and return its answer; errors of the application are answers, as from outside."""
+        headers = dict(options.pop("headers", {}))
+        if self.token is not None:
+            headers.setdefault("Authorization", f"Bearer {self.token}")
+
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://sprat.test") as client:
+                return await client.request(method, url, headers=headers, **options)
+
+        return asyncio.run(send())
+
+    def get(self, url: str, **options: Any) -> httpx.Response:
+        """GET."""
+        return self.request("GET", url, **options)
+
+    def post(self, url: str, **options: Any) -> httpx.Response:
+        """POST."""
+        return self.request("POST", url, **options)
+
+    def delete(self, url: str, **options: Any) -> httpx.Response:
+        """DELETE."""
+        return self.request("DELETE", url, **options)
+
+
+def as_scope(app: FastAPI, scope: Scope) -> Api:
+    """Return a client with a new token of this scope."""
+    with app.state.database.transaction() as session:
+        _, token = tokens.create(session, name=f"test-{next(MADE)}", scope=scope, expires_s=None, by=None)
+    return Api(app, token)
