@@ -1,9 +1,10 @@
-"""The page of every error that sprat raises on purpose: its public code, its exit code, what it means."""
+"""The page of every error that sprat raises on purpose: public code, exit code, HTTP status, what it means."""
 
 import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import sprat_client
 import sprat_server
 import sprat_shared
+from sprat_server.api import problems
 from sprat_shared.errors import SpratError
 
 PACKAGES = (sprat_shared, sprat_client, sprat_server)
@@ -22,7 +24,24 @@ HEAD = """# Errors
 Every error says what happened, to what, and what to do. Its **code** is public and stable: it stands in the `code`
 field of the API's problem+json answers, in reports, in logs and in the output of `--json`. Commands end with the
 **exit code** (0: done; 2: the command line was wrong; the others below follow sysexits(3) where it has one).
+Where a meaning is a message, {braces} stand for what is filled in.
 """
+
+API_HEAD = """
+## Of the API alone
+
+Answers that have no class of their own behind them.
+"""
+
+# Codes that only the API's handlers in problems.py give.
+API_CODES = {
+    "database.away": (503, "the database does not answer; try again soon"),
+    "request.invalid": (422, "the request is not what the route takes; `errors` names each field"),
+    "request.method": (405, "the route exists, the method does not"),
+    "request.no-such-route": (404, "there is no such route"),
+    "request.too-large": (413, "the body is larger than the server takes"),
+    "server.bug": (500, "the server made a mistake; its log says more under the request's id"),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -30,9 +49,18 @@ class Cause:
     """One public code: where it hangs in the tree of errors and what it means."""
 
     code: str
-    exit_code: int
-    error: str
+    error: type[SpratError]
     meaning: str
+
+    @property
+    def row(self) -> str:
+        """The line of the table."""
+        raised = self.error.__new__(self.error)  # what a class takes to be made is its own affair
+        raised.code = self.code
+        status = int(problems.status_of(raised))
+        meaning = self.meaning.replace("|", "\\|")
+        code = f'<a id="{self.code}"></a>`{self.code}`'
+        return f"| {code} | {self.error.exit_code} | {status} | {self.error.__name__} | {meaning} |"
 
 
 def import_everything() -> None:
@@ -64,38 +92,66 @@ def template(message: ast.expr) -> str:
     return f"{{{ast.unparse(message)}}}"
 
 
+def calls(package_path: str) -> Iterator[ast.Call]:
+    """Every call in the source of a package, file by file in a stable order."""
+    for file in sorted(Path(package_path).rglob("*.py")):
+        yield from (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+
+
 def raised_with_own_code(known: dict[str, type[SpratError]]) -> Iterator[Cause]:
     """Where an error is made with a code of its own: `raise InvalidInput("...", code="dataset.nan")`."""
     for package in PACKAGES:
-        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text(), filename=str(file))):
-                if not isinstance(node, ast.Call):
-                    continue
-                error = known.get(ast.unparse(node.func).rpartition(".")[2])
-                codes = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
-                if error and node.args and codes and isinstance(codes[0], ast.Constant):
-                    yield Cause(str(codes[0].value), error.exit_code, error.__name__, template(node.args[0]))
+        for call in calls(package.__path__[0]):
+            error = known.get(ast.unparse(call.func).rpartition(".")[2])
+            codes = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
+            if error and call.args and codes and isinstance(codes[0], ast.Constant):
+                yield Cause(str(codes[0].value), error, template(call.args[0]))
 
 
 def causes() -> list[Cause]:
-    """Every public code, once, sorted."""
+    """Every public code of the tree, once, sorted."""
     import_everything()
     known = {error.__name__: error for error in tree()}
     found: dict[str, Cause] = {}
     for error in known.values():
-        meaning = (inspect.getdoc(error) or "").partition("\n\n")[0].replace("\n", " ")
-        own = "code" in vars(error)
-        if own:
-            found[error.code] = Cause(error.code, error.exit_code, error.__name__, meaning)
+        if "code" in vars(error):
+            meaning = (inspect.getdoc(error) or "").partition("\n\n")[0].replace("\n", " ")
+            found[error.code] = Cause(error.code, error, meaning)
     for cause in raised_with_own_code(known):
         found.setdefault(cause.code, cause)
-    return sorted(found.values())
+    return sorted(found.values(), key=lambda cause: cause.code)
+
+
+def codes_of_the_api() -> set[str]:
+    """The codes that stand in problems.py as plain text, outside what it logs."""
+    source = ast.parse(Path(inspect.getfile(problems)).read_text())
+    logged = {
+        id(part)
+        for node in ast.walk(source)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("_log.")
+        for part in ast.walk(node)
+    }
+    return {
+        node.value
+        for node in ast.walk(source)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in logged
+        and re.fullmatch(r"[a-z]+\.[a-z]+(-[a-z]+)*", node.value)
+    }
 
 
 def errors_page() -> str:
-    """Return `docs/errors.md`."""
-    rows = [
-        f"| `{cause.code}` | {cause.exit_code} | `{cause.error}` | {cause.meaning.replace('|', chr(92) + '|')} |"
-        for cause in causes()
-    ]
-    return "\n".join([HEAD, "| code | exit | error | meaning |", "|---|---|---|---|", *rows, ""])
+    """Return `docs/errors.md`.
+
+    Raises:
+        SystemExit: problems.py gives a code that is described neither by the tree nor here.
+    """
+    found = causes()
+    if strays := codes_of_the_api() - {cause.code for cause in found} - set(API_CODES):
+        raise SystemExit(f"docs/errors_page.py: describe {', '.join(sorted(strays))} in API_CODES")
+    table = ["| code | exit | HTTP | error | meaning |", "|---|---|---|---|---|", *(cause.row for cause in found)]
+    own = {code: told for code, told in sorted(API_CODES.items()) if code not in {cause.code for cause in found}}
+    api = ["| code | HTTP | meaning |", "|---|---|---|"]
+    api += [f'| <a id="{code}"></a>`{code}` | {status} | {meaning} |' for code, (status, meaning) in own.items()]
+    return "\n".join([HEAD, *table, API_HEAD, *api, ""])
