@@ -51,13 +51,14 @@ class Cause:
     code: str
     error: type[SpratError]
     meaning: str
+    package: str  # sprat_client's never leave the machine they happen on
 
     @property
     def row(self) -> str:
         """The line of the table."""
         raised = self.error.__new__(self.error)  # what a class takes to be made is its own affair
         raised.code = self.code
-        status = int(problems.status_of(raised))
+        status = "" if self.package == sprat_client.__name__ else int(problems.status_of(raised))
         meaning = self.meaning.replace("|", "\\|")
         code = f'<a id="{self.code}"></a>`{self.code}`'
         return f"| {code} | {self.error.exit_code} | {status} | {self.error.__name__} | {meaning} |"
@@ -105,7 +106,7 @@ def raised_with_own_code(known: dict[str, type[SpratError]]) -> Iterator[Cause]:
             error = known.get(ast.unparse(call.func).rpartition(".")[2])
             codes = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
             if error and call.args and codes and isinstance(codes[0], ast.Constant):
-                yield Cause(str(codes[0].value), error, template(call.args[0]))
+                yield Cause(str(codes[0].value), error, template(call.args[0]), package.__name__)
 
 
 def causes() -> list[Cause]:
@@ -116,7 +117,7 @@ def causes() -> list[Cause]:
     for error in known.values():
         if "code" in vars(error):
             meaning = (inspect.getdoc(error) or "").partition("\n\n")[0].replace("\n", " ")
-            found[error.code] = Cause(error.code, error, meaning)
+            found[error.code] = Cause(error.code, error, meaning, error.__module__.partition(".")[0])
     for cause in raised_with_own_code(known):
         found.setdefault(cause.code, cause)
     return sorted(found.values(), key=lambda cause: cause.code)
