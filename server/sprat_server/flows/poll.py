@@ -1,0 +1,165 @@
+"""What one poll is answered: the desired state of a device, the metadata it lacks, and payloads that fit."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from sprat_server.db.blobs import Blobs
+from sprat_server.fleet import service as fleet
+from sprat_server.fleet.models import DeviceSlots
+from sprat_server.publish import repository
+from sprat_server.registry import service as registry
+from sprat_server.registry.models import Graph, Model, Release, UpdateFile
+from sprat_server.settings import Settings
+from sprat_shared.errors import NotFound
+from sprat_shared.protocol.poll import Desired, HeldMetadata, Part, PollAnswer
+from sprat_shared.trust.targets import IMAGE_REPOSITORY, graph_path, role_of_model, update_path
+
+
+@dataclass(frozen=True, slots=True)
+class Poller:
+    """What must be known about a device to answer a poll with 304.
+
+    Attributes:
+        device: its id.
+        counter: of its newest assignment.
+    """
+
+    device: UUID
+    counter: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A desired release with the files that lead to it, as (digest, bytes)."""
+
+    desired: Desired
+    files: tuple[tuple[str, int], ...]
+
+
+def etag_of(counter: int, timestamp_version: int) -> str:
+    """Return the entity tag of a device's state: it changes with an assignment or with any signed metadata."""
+    return f'"{counter}.{timestamp_version}"'
+
+
+def identify(session: Session, shown: str) -> Poller:
+    """Return who polls with this token; Unauthenticated as `fleet.service.authenticate_device`."""
+    device = fleet.authenticate_device(session, shown)
+    return Poller(device.id, device.assignment_counter)
+
+
+def timestamp_version(session: Session) -> int:
+    """Return the version of the newest timestamp; 0 before the repository was made."""
+    return repository.newest_versions(session).get("timestamp", 0)
+
+
+def build_answer(
+    session: Session,
+    blobs: Blobs,
+    settings: Settings,
+    poller: Poller,
+    *,
+    held: Sequence[HeldMetadata],
+    inline_bytes: int,
+) -> tuple[str, bytes]:
+    """Return the entity tag and the body of an answer with everything that the device lacks.
+
+    Assignments are read before metadata: what an assignment names was signed before it, so the body never wishes
+    for a release that its metadata do not vouch for.
+
+    Args:
+        session: the caller's transaction; only read.
+        blobs: where payloads are.
+        settings: of the server.
+        poller: read in this transaction.
+        held: the metadata that the device names.
+        inline_bytes: the payloads may take so much together.
+    """
+    wishes = wishes_of(session, poller.device)
+    versions = repository.newest_versions(session)
+    roles = ["root", "timestamp", "snapshot", "targets", *(role_of_model(wish.desired.model) for wish in wishes)]
+    metadata, dictionary = _metadata(session, versions, roles, held)
+    answer = PollAnswer(
+        poll_interval_s=settings.poll_interval_s,
+        desired=tuple(wish.desired for wish in wishes),
+        parts=(*metadata, *_payloads(blobs, wishes, inline_bytes)),
+    )
+    return etag_of(poller.counter, versions.get("timestamp", 0)), answer.to_bytes(dictionary)
+
+
+def wishes_of(session: Session, device_id: UUID) -> list[Wish]:
+    """Return the desired release of each model, by model name, with the cheapest way there."""
+    held = fleet.slots(session, device_ids=[device_id])
+    wishes = []
+    for assignment in fleet.current_assignments(session, device_ids=[device_id]):
+        if assignment.number is not None:
+            model = session.scalars(select(Model).where(Model.id == assignment.model_id)).one()
+            slots = held.get((device_id, model.id))
+            wishes.append(_wish(session, model, assignment.number, assignment.counter, slots))
+    return sorted(wishes, key=lambda wish: wish.desired.model)
+
+
+def _wish(session: Session, model: Model, number: int, counter: int, slots: DeviceSlots | None) -> Wish:
+    release = registry.get_release(session, model, number)
+    active = None if slots is None else slots.active
+    holds_it = slots is not None and number in {slots.active, slots.previous}
+    steps = [] if holds_it else registry.cheapest_path(registry.all_updates(session, model), active, number)
+    desired = Desired(
+        model=model.name,
+        release=number,
+        weights=release.weights_digest,
+        assignment=counter,
+        graph=graph_path(model.name, release.graph_digest),
+        path=tuple(update_path(model.name, step.number, step.base_number) for step in steps),
+        full=update_path(model.name, number, None),
+    )
+    return Wish(desired, _files(session, model, release, active, steps))
+
+
+def _files(
+    session: Session, model: Model, release: Release, active: int | None, steps: Sequence[UpdateFile]
+) -> tuple[tuple[str, int], ...]:
+    files = [(step.blob, step.bytes) for step in steps]
+    has_graph = active is not None and registry.get_release(session, model, active).graph_digest == release.graph_digest
+    if steps and not has_graph:
+        graph = session.get_one(Graph, release.graph_digest)
+        files.append((graph.digest, graph.bytes))
+    return tuple(files)
+
+
+def _metadata(
+    session: Session, versions: dict[str, int], roles: Iterable[str], held: Sequence[HeldMetadata]
+) -> tuple[list[Part], bytes]:
+    """Return the metadata that the device lacks, in the order of reading, and the dictionary for packing them."""
+    have = {item.role: item.version for item in held if item.repository == IMAGE_REPOSITORY}
+    lacking: list[tuple[str, int]] = []
+    for role in dict.fromkeys(roles):
+        newest = versions.get(role, 0)
+        first = have.get(role, 0) + 1 if role == "root" else newest
+        lacking += [(role, version) for version in range(first, newest + 1) if version and have.get(role) != version]
+    bodies = repository.read_metadata(session, lacking)
+    parts = [Part(kind="metadata", name=_name(role, version), data=bodies[role, version]) for role, version in lacking]
+    named = [(item.role, item.version) for item in held]
+    known = repository.read_metadata(session, named)
+    all_known = all(item.repository == IMAGE_REPOSITORY for item in held) and set(named) <= set(known)
+    return parts, b"".join(known[item] for item in named) if all_known else b""
+
+
+def _name(role: str, version: int) -> str:
+    return f"{IMAGE_REPOSITORY}/timestamp.json" if role == "timestamp" else f"{IMAGE_REPOSITORY}/{version}.{role}.json"
+
+
+def _payloads(blobs: Blobs, wishes: Sequence[Wish], budget_bytes: int) -> list[Part]:
+    parts: dict[str, Part] = {}
+    for digest, length in dict.fromkeys(file for wish in wishes for file in wish.files):
+        if length <= budget_bytes:
+            try:
+                data = blobs.read(digest, max_bytes=length)
+            except NotFound:
+                continue  # the device asks for it by itself and is told what is wrong
+            parts[digest] = Part(kind="blob", name=digest, data=data)
+            budget_bytes -= length
+    return list(parts.values())
