@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("requested_by", sa.Text(), nullable=False),
         sa.Column("queue_id", sa.BigInteger(), nullable=False),
         sa.Column("attempt", sa.BigInteger(), nullable=False),
+        sa.Column("setbacks", sa.BigInteger(), nullable=False),
         sa.Column("cancel_requested", sa.Boolean(), nullable=False),
         sa.Column("progress_step", sa.Text(), nullable=False),
         sa.Column("progress_fraction", sa.Float(), nullable=False),
@@ -72,6 +73,7 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("progress_fraction BETWEEN 0 AND 1", name=op.f("ck_job_progress_is_a_fraction")),
         sa.CheckConstraint("attempt >= 0", name=op.f("ck_job_attempts_are_counted_from_zero")),
+        sa.CheckConstraint("setbacks >= 0", name=op.f("ck_job_setbacks_are_counted_from_zero")),
     )
     op.create_index("ix_job_created_at", "job", ["created_at"])
     op.create_index("ix_job_running", "job", ["state"], postgresql_where=sa.text("state IN ('queued', 'running')"))

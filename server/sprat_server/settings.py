@@ -58,12 +58,14 @@ class Settings(BaseSettings):
     db_pool_size: int = Field(default=10, ge=1)
     db_statement_timeout_s: float = Field(default=30.0, gt=0)
     """After this a statement of a request is given up."""
-    worker_heartbeat_s: float = Field(default=5.0, gt=0)
+    worker_heartbeat_s: float = Field(default=3.0, gt=0)
     """How often a worker says that it lives."""
-    worker_lost_after_s: float = Field(default=30.0, gt=0)
+    worker_lost_after_s: float = Field(default=15.0, gt=0)
     """A worker silent for so long is taken for dead and its jobs are given to the next."""
-    job_max_attempts: int = Field(default=3, ge=1)
-    """So many workers may die over one job before it is failed."""
+    worker_stop_grace_s: float = Field(default=20.0, ge=0)
+    """How long a worker that is told to stop waits for its job to reach a good place; the job is done again later."""
+    job_max_setbacks: int = Field(default=3, ge=1)
+    """So many times a worker may die over one job before it is failed."""
 
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, else one JSON object a line."""

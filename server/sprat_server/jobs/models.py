@@ -33,6 +33,7 @@ class Job(Base):
         CheckConstraint("error IS NULL OR (error ? 'code' AND error ? 'message')", name="errors_have_code_and_message"),
         CheckConstraint("progress_fraction BETWEEN 0 AND 1", name="progress_is_a_fraction"),
         CheckConstraint("attempt >= 0", name="attempts_are_counted_from_zero"),
+        CheckConstraint("setbacks >= 0", name="setbacks_are_counted_from_zero"),
         Index("ix_job_created_at", "created_at"),
         Index("ix_job_running", "state", postgresql_where="state IN ('queued', 'running')"),
     )
@@ -44,6 +45,7 @@ class Job(Base):
     requested_by: Mapped[str]
     queue_id: Mapped[int] = mapped_column(unique=True)  # the id in procrastinate_jobs, of the same transaction
     attempt: Mapped[int] = mapped_column(default=0)  # how many workers have begun it
+    setbacks: Mapped[int] = mapped_column(default=0)  # attempts without an answer: worker died, database away
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     progress_step: Mapped[str] = mapped_column(default="")
     progress_fraction: Mapped[float] = mapped_column(default=0.0)

@@ -52,12 +52,18 @@ def enqueue(session: Session, *, kind: str, args: Mapping[str, Any], by: Actor) 
         by: who asks.
     """
     job_id = new_id()
-    (queue_id,) = session.execute(_DEFER, {"queue": QUEUE, "task": TASK_NAME, "job_id": str(job_id)}).scalar_one()
-    job = Job(id=job_id, kind=kind, args=dict(args), requested_by=str(by), queue_id=queue_id)
+    job = Job(id=job_id, kind=kind, args=dict(args), requested_by=str(by), queue_id=defer(session, job_id))
     session.add(job)
     session.flush()
     session.refresh(job)
     return job
+
+
+def defer(session: Session, job_id: UUID) -> int:
+    """Put a job into the queue in the caller's transaction; return the id of the queue's row."""
+    row = session.execute(_DEFER, {"queue": QUEUE, "task": TASK_NAME, "job_id": str(job_id)})
+    queue_id: int = row.scalar_one()[0]
+    return queue_id
 
 
 def get(session: Session, job_id: UUID) -> Job:

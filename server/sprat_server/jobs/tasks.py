@@ -16,10 +16,13 @@ whose job was given to another, cannot commit any more: its next session raises 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from threading import Event
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
+import structlog
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs
@@ -27,6 +30,8 @@ from sprat_server.db.session import Database
 from sprat_server.jobs.models import RUNNING, SUCCEEDED, Job
 from sprat_server.settings import Settings
 from sprat_shared.errors import SpratError
+
+_log = structlog.get_logger(__name__)
 
 
 class JobCancelled(SpratError):
@@ -41,6 +46,12 @@ class JobLost(SpratError):
     code = "job.lost"
 
 
+class JobInterrupted(SpratError):
+    """The worker is told to stop; the task lets this pass and another worker does the job again."""
+
+    code = "job.interrupted"
+
+
 class JobContext:
     """What a task works with. One per attempt.
 
@@ -50,12 +61,15 @@ class JobContext:
         database: where sessions come from.
         blobs: the blob store.
         settings: the worker's settings.
+        stopping: set when the worker is told to stop.
     """
 
-    def __init__(self, *, job_id: UUID, attempt: int, database: Database, blobs: Blobs, settings: Settings) -> None:
+    def __init__(
+        self, *, job_id: UUID, attempt: int, database: Database, blobs: Blobs, settings: Settings, stopping: Event
+    ) -> None:
         self.job_id, self.attempt = job_id, attempt
         self.blobs, self.settings = blobs, settings
-        self._database = database
+        self._database, self._stopping = database, stopping
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -69,7 +83,7 @@ class JobContext:
             self._own(session)
 
     def progress(self, step: str, fraction: float, message: str = "") -> None:
-        """Tell how far the job is.
+        """Tell how far the job is. A database that is away for a moment only loses this note.
 
         Args:
             step: the name of the present step.
@@ -79,12 +93,17 @@ class JobContext:
         Raises:
             JobLost: another attempt has begun.
             JobCancelled: someone asked for the job to stop.
+            JobInterrupted: the worker is told to stop.
         """
-        with self._database.transaction() as session:
-            job = self._own(session)
-            job.progress_step, job.progress_message = step, message
-            job.progress_fraction = min(max(float(fraction), 0.0), 1.0)
-        self._stop_if_asked(job)
+        try:
+            with self._database.transaction() as session:
+                job = self._own(session)
+                job.progress_step, job.progress_message = step, message
+                job.progress_fraction = min(max(float(fraction), 0.0), 1.0)
+        except OperationalError as e:
+            _log.warning("job.progress-not-kept", job=str(self.job_id), error=str(e.orig))
+        else:
+            self._stop_if_asked(job)
 
     def check_cancelled(self) -> None:
         """Return if the job is to go on; call it between epochs or batches.
@@ -92,10 +111,15 @@ class JobContext:
         Raises:
             JobCancelled: someone asked for the job to stop.
             JobLost: another attempt has begun.
+            JobInterrupted: the worker is told to stop.
         """
-        with self._database.transaction() as session:
-            job = self._own(session)
-        self._stop_if_asked(job)
+        try:
+            with self._database.transaction() as session:
+                job = self._own(session)
+        except OperationalError as e:
+            _log.warning("job.not-checked", job=str(self.job_id), error=str(e.orig))
+        else:
+            self._stop_if_asked(job)
 
     def complete(self, session: Session, result: Mapping[str, Any]) -> None:
         """Mark the job as succeeded within `session`, so that its last writes and its end are one transaction."""
@@ -116,6 +140,8 @@ class JobContext:
     def _stop_if_asked(self, job: Job) -> None:
         if job.cancel_requested:
             raise JobCancelled(f"job {self.job_id} was cancelled")
+        if self._stopping.is_set():
+            raise JobInterrupted(f"job {self.job_id} is given back: this worker stops")
 
 
 Task = Callable[[JobContext, Mapping[str, Any]], Mapping[str, Any]]
@@ -125,6 +151,21 @@ T = TypeVar("T", bound=Task)
 
 TASKS: Final[dict[str, Task]] = {}
 """The registered functions by kind; filled when the worker imports `sprat_server.flows.tasks_*`."""
+
+
+def task_of(kind: str) -> Task:
+    """Return the function registered for this kind.
+
+    Raises:
+        SpratError: this worker has none.
+    """
+    try:
+        return TASKS[kind]
+    except KeyError:
+        known = ", ".join(sorted(TASKS)) or "none"
+        raise SpratError(
+            f"this worker has no task for jobs of kind {kind!r}; it has: {known}", code="job.kind"
+        ) from None
 
 
 def task(kind: str) -> Callable[[T], T]:
