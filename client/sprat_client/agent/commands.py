@@ -1,0 +1,215 @@
+"""The command `sprat-agent`: enrol, run, status, infer."""
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from sprat_client.agent.logs import log_json_to_stderr
+from sprat_client.agent.settings import AgentSettings
+from sprat_client.agent.version import VERSION
+from sprat_shared.errors import InvalidInput, SpratError
+from sprat_shared.ids import check_model_name
+
+_EXIT_CODES: Final = """\
+exit codes:
+  0    done; with `run`: every assignment is fulfilled
+  1    an assignment failed on this device (disk, memory, holdout samples); the old release serves
+  2    the command line is wrong
+  65   what was given cannot be used
+  66   not enrolled, or no agent runs on the folder
+  73   already enrolled, or another agent runs on the folder
+  75   link or server are not ready: try again later (`enrol`, `run --once`)
+  76   an update was refused or went back; the old release serves
+  77   the server does not accept the token
+  78   the journal in the folder cannot be read
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="sprat-agent",
+        description="Keeps this device's models up to date over a thin link, and serves them to local applications.",
+        epilog="example:\n  sprat-agent enrol --server https://sprat.example --token TOKEN --dir /var/lib/sprat\n"
+        "  sprat-agent run --dir /var/lib/sprat\n\n" + _EXIT_CODES,
+        formatter_class=raw,
+    )
+    parser.add_argument("--version", action="version", version=f"sprat-agent {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=text, description=text, epilog=f"example:\n  {example}\n\n{_EXIT_CODES}", formatter_class=raw
+        )
+        added.add_argument("--dir", type=Path, required=True, metavar="D", help="folder of this device's agent")
+        return added
+
+    enrol = command(
+        "enrol",
+        "Exchange an enrolment token for an identity.",
+        "sprat-agent enrol --server https://sprat.example --token TOKEN --dir /var/lib/sprat --name gate-7",
+    )
+    enrol.add_argument(
+        "--server", required=True, metavar="URL", help="https://host[:port]; plain http to loopback only"
+    )
+    enrol.add_argument("--token", required=True, metavar="T", help="enrolment token; - reads it from stdin")
+    enrol.add_argument("--name", metavar="N", help="what people call the device (default: the host's name)")
+    enrol.add_argument("--ca", metavar="FILE", help="trust these certificates (PEM) instead of the system's")
+    enrol.add_argument("--insecure", action="store_true", help="allow plain http to other machines")
+    enrol.add_argument("--json", action="store_true", help="print one JSON object")
+
+    run = command(
+        "run",
+        "Poll, update, and serve until stopped.",
+        "sprat-agent run --dir /var/lib/sprat --holdout pcb-defects=/var/lib/sprat-holdout/pcb",
+    )
+    run.add_argument(
+        "--once", action="store_true", help="stop when nothing is left to do; the exit code says how it went"
+    )
+    run.add_argument(
+        "--holdout",
+        action="append",
+        default=[],
+        type=_holdout,
+        metavar="MODEL=PATH",
+        help="labelled samples that new releases must not do worse on: a file or folder of .npz or .safetensors with "
+        "`inputs` and `labels` (repeatable)",
+    )
+    run.add_argument(
+        "--port", type=int, default=0, help="of the loopback endpoint (default: any free one, see endpoint.json)"
+    )
+    run.add_argument(
+        "--poll-interval-s", type=_positive, metavar="S", help="ask so often (default: as the server says)"
+    )
+    run.add_argument(
+        "--hooks", type=Path, metavar="H", help="folder of executables named like states, run on entering them"
+    )
+    run.add_argument(
+        "--trial-s", type=_positive, default=5.0, metavar="S", help="a trial without an error ends after so long"
+    )
+    run.add_argument("--trial-requests", type=int, default=100, metavar="N", help="or after so many requests")
+
+    status = command("status", "Say what the agent is doing.", "sprat-agent status --dir /var/lib/sprat --json")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+
+    infer = command(
+        "infer",
+        "Ask a model of the running agent.",
+        "sprat-agent infer --dir /var/lib/sprat --model pcb-defects --inputs image.npz",
+    )
+    infer.add_argument("--model", required=True, metavar="M", help="name of the model")
+    infer.add_argument(
+        "--inputs", required=True, type=Path, metavar="FILE", help=".npz with the array `inputs`, (batch, ...)"
+    )
+    return parser
+
+
+def _holdout(text: str) -> tuple[str, Path]:
+    model, equals, path = text.partition("=")
+    if not equals or not path:
+        raise argparse.ArgumentTypeError(f"{text!r}: write MODEL=PATH")
+    try:
+        return check_model_name(model), Path(path)
+    except SpratError as bad:
+        raise argparse.ArgumentTypeError(str(bad)) from None
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: a positive number of seconds is needed")
+    return value
+
+
+def _emit(value: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(value) + "\n")
+        return
+    for name, said in value.items():
+        sys.stdout.write(f"{name:<16} {said if isinstance(said, str) else json.dumps(said)}\n")
+
+
+def _enrol(asked: argparse.Namespace) -> int:
+    from sprat_client.agent.durable import PosixDisk  # noqa: PLC0415  # `--help` loads nothing of this
+    from sprat_client.agent.enrol import enrol  # noqa: PLC0415
+
+    token = sys.stdin.readline().strip() if asked.token == "-" else asked.token  # noqa: S105
+    identity = enrol(
+        asked.dir,
+        PosixDisk(),
+        server_url=asked.server,
+        token=token,
+        name=asked.name,
+        ca_file=asked.ca,
+        insecure=asked.insecure,
+    )
+    said = {"device": str(identity.device), "name": identity.name, "server": identity.server_url, "dir": str(asked.dir)}
+    _emit(said, as_json=asked.json)
+    return 0
+
+
+def _run(asked: argparse.Namespace) -> int:
+    from sprat_client.agent.loop import Agent  # noqa: PLC0415
+
+    holdouts = dict(asked.holdout)
+    for model, path in holdouts.items():
+        if not path.exists():
+            raise InvalidInput(f"--holdout {model}={path}: no such file or folder")
+    if asked.hooks is not None and not asked.hooks.is_dir():
+        raise InvalidInput(f"--hooks {asked.hooks}: no such folder")
+    settings = AgentSettings(
+        folder=asked.dir,
+        holdouts=holdouts,
+        hooks=None if asked.hooks is None else asked.hooks.resolve(),
+        port=asked.port,
+        poll_interval_s=asked.poll_interval_s,
+        trial_s=asked.trial_s,
+        trial_requests=asked.trial_requests,
+    )
+    with Agent(settings) as agent:
+        if threading.current_thread() is threading.main_thread():
+            for stop in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(stop, lambda *_: agent.stop())
+        return agent.run(once=asked.once)
+
+
+def _status(asked: argparse.Namespace) -> int:
+    from sprat_client.agent.status import read_status  # noqa: PLC0415
+
+    _emit(read_status(asked.dir), as_json=asked.json)
+    return 0
+
+
+def _infer(asked: argparse.Namespace) -> int:
+    import numpy as np  # noqa: PLC0415
+
+    from sprat_client.agent.endpoint import Endpoint  # noqa: PLC0415
+
+    try:
+        with np.load(asked.inputs, allow_pickle=False) as arrays:
+            inputs = arrays["inputs"]
+    except (OSError, ValueError, KeyError) as bad:
+        raise InvalidInput(f"--inputs {asked.inputs}: {bad}") from bad
+    with Endpoint(asked.dir) as endpoint:
+        answer = endpoint.infer(asked.model, inputs)
+    outputs = {name: output.tolist() for name, output in answer.outputs.items()}
+    _emit({"model": asked.model, "release": answer.release, "outputs": outputs}, as_json=True)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    asked = _parser().parse_args(arguments)
+    log_json_to_stderr()
+    try:
+        return {"enrol": _enrol, "run": _run, "status": _status, "infer": _infer}[asked.command](asked)
+    except SpratError as bad:
+        if getattr(asked, "json", False):
+            sys.stdout.write(json.dumps({"error": {"code": bad.code, "detail": str(bad)}}) + "\n")
+        sys.stderr.write(f"sprat-agent: {bad}\n")
+        return bad.exit_code

@@ -1,0 +1,83 @@
+"""The Python call for applications on the device: ask the agent that runs on a folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from sprat_client.agent.http_endpoint import RELEASE_HEADER, SAFETENSORS, decode_tensors, encode_tensors
+from sprat_client.agent.serve import Answer
+from sprat_client.runtime.ports import Array
+from sprat_shared.errors import InvalidInput, NotFound, TryLater
+
+
+class Endpoint:
+    """Asks a running agent over loopback. Example: `Endpoint("/var/lib/sprat").infer("pcb-defects", image)`.
+
+    Args:
+        folder: the agent's folder.
+        timeout_s: of one request.
+
+    Raises:
+        NotFound: no agent runs on the folder.
+    """
+
+    def __init__(self, folder: Path | str, *, timeout_s: float = 60.0) -> None:
+        path = Path(folder) / "endpoint.json"
+        try:
+            url = json.loads(path.read_bytes())["url"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise NotFound(f"{path}: no agent runs on this folder; start `sprat-agent run --dir {folder}`") from None
+        self._client = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)
+
+    def infer(self, model: str, inputs: Array | Mapping[str, Array]) -> Answer:
+        """Ask a model.
+
+        Args:
+            model: its name.
+            inputs: (batch, ...) array, or arrays by input name.
+
+        Raises:
+            InvalidInput: the inputs do not fit.
+            NotFound: the model is not served.
+            TryLater: the agent is gone, or the model failed.
+        """
+        arrays = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
+        response = self._ask(
+            "POST", f"/v1/models/{model}/infer", content=encode_tensors(arrays), headers={"Content-Type": SAFETENSORS}
+        )
+        return Answer(release=int(response.headers[RELEASE_HEADER]), outputs=decode_tensors(response.content))
+
+    def describe(self, model: str, *, verify: bool = False) -> dict[str, Any]:
+        """Return what serves; with `verify` also `digest` and `digest_matches`, recomputed from the mapped files."""
+        said: dict[str, Any] = self._ask("GET", f"/v1/models/{model}", params={"verify": int(verify)}).json()
+        return said
+
+    def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        try:
+            response = self._client.request(method, path, **more)
+        except httpx.HTTPError as bad:
+            raise TryLater(f"{path}: the agent does not answer ({type(bad).__name__})") from bad
+        if response.is_success:
+            return response
+        detail = response.json().get("detail", "") if "json" in response.headers.get("content-type", "") else ""
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise NotFound(detail)
+        if response.is_client_error:
+            raise InvalidInput(detail)
+        raise TryLater(detail or f"{path}: status {response.status_code}")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

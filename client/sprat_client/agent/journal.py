@@ -1,0 +1,234 @@
+"""What the agent knows about itself across power cuts: one small file, replaced durably at each transition.
+
+A transition and the report it causes are one write: after a cut either both happened or neither.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from sprat_client.agent.durable import Disk, write_json
+from sprat_client.agent.states import State
+from sprat_shared.errors import InvalidInput, SpratError
+from sprat_shared.protocol.fields import Fields
+from sprat_shared.protocol.poll import Desired
+from sprat_shared.protocol.report import Evidence, Report
+
+FORMAT: Final = 1
+REFUSALS_KEPT: Final = 16
+
+
+class JournalUnreadable(SpratError):
+    """The journal is not what this agent writes."""
+
+    code = "agent.journal"
+    exit_code = 78
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """The update under way.
+
+    Attributes:
+        wish: what the server asked for.
+        started_at: seconds since 1970, on the device's clock.
+        steps: target paths of the updates to apply, in order; known once FETCHING chose them.
+        release_id: of the release that comes out; known once VERIFYING said so.
+        graph: digest of its graph; likewise.
+        back_to: release id to go back to, in ROLLING_BACK; None: to no release at all.
+        reason: public code and sentence of what went wrong, for the report of ROLLING_BACK.
+        evidence: of validation.
+        validated: what VALIDATING could say: `paired`, `labelled` (no old release), `unvalidated`.
+        received_bytes: body bytes read so far.
+    """
+
+    wish: Desired
+    started_at: float
+    steps: tuple[str, ...] = ()
+    release_id: str | None = None
+    graph: str | None = None
+    back_to: str | None = None
+    reason: tuple[str, str] | None = None
+    evidence: Evidence | None = None
+    validated: str | None = None
+    received_bytes: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            "wish": self.wish.as_json(),
+            "started_at": self.started_at,
+            "steps": list(self.steps),
+            "release_id": self.release_id,
+            "graph": self.graph,
+            "back_to": self.back_to,
+            "reason": None if self.reason is None else list(self.reason),
+            "evidence": None if self.evidence is None else asdict(self.evidence),
+            "validated": self.validated,
+            "received_bytes": self.received_bytes,
+        }
+
+    @classmethod
+    def of(cls, value: Any) -> "Work":
+        """Read the JSON object."""
+        fields = Fields(value, "journal: work")
+        reason = fields.list_of("reason") if fields.has("reason") else None
+        return cls(
+            wish=Desired.of(fields.mapping("wish")),
+            started_at=fields.number("started_at"),
+            steps=tuple(str(step) for step in fields.list_of("steps")),
+            release_id=fields.digest("release_id") if fields.has("release_id") else None,
+            graph=fields.digest("graph") if fields.has("graph") else None,
+            back_to=fields.digest("back_to") if fields.has("back_to") else None,
+            reason=None if reason is None else (str(reason[0]), str(reason[1])),
+            evidence=Evidence.of(fields.mapping("evidence")) if fields.has("evidence") else None,
+            validated=fields.text("validated") if fields.has("validated") else None,
+            received_bytes=fields.integer("received_bytes"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """An assignment that ended without its release: never tried again; a newer assignment may ask for it again."""
+
+    assignment: int
+    release: int
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecord:
+    """One model's place in the state table.
+
+    Attributes:
+        state: see `states`.
+        highest_assignment: largest counter seen; a smaller one is a replay.
+        pending: the newest assignment, while it waits for the state to become idle.
+        work: the update under way; None when idle.
+        resumes: restarts in the present state.
+        trial_cuts: restarts during the present trial.
+        refused: newest last.
+    """
+
+    state: State = State.IDLE
+    highest_assignment: int = 0
+    pending: Desired | None = None
+    work: Work | None = None
+    resumes: int = 0
+    trial_cuts: int = 0
+    refused: tuple[Refusal, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            "state": self.state.value,
+            "highest_assignment": self.highest_assignment,
+            "pending": None if self.pending is None else self.pending.as_json(),
+            "work": None if self.work is None else self.work.as_json(),
+            "resumes": self.resumes,
+            "trial_cuts": self.trial_cuts,
+            "refused": [asdict(refusal) for refusal in self.refused],
+        }
+
+    @classmethod
+    def of(cls, value: Any) -> "ModelRecord":
+        """Read the JSON object."""
+        fields = Fields(value, "journal: model")
+        return cls(
+            state=State(fields.text("state")),
+            highest_assignment=fields.integer("highest_assignment"),
+            pending=Desired.of(fields.mapping("pending")) if fields.has("pending") else None,
+            work=Work.of(fields.mapping("work")) if fields.has("work") else None,
+            resumes=fields.integer("resumes"),
+            trial_cuts=fields.integer("trial_cuts"),
+            refused=tuple(Refusal(**refusal) for refusal in fields.list_of("refused")),
+        )
+
+    def refuse(self, assignment: int, release: int, code: str) -> "ModelRecord":
+        """Return the record that remembers a refusal."""
+        refusal = Refusal(assignment=assignment, release=release, code=code)
+        return replace(self, refused=(*self.refused, refusal)[-REFUSALS_KEPT:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Content:
+    sequence: int = 0
+    models: Mapping[str, ModelRecord] = field(default_factory=dict)
+    unsent: tuple[str, ...] = ()  # canonical JSON of reports that are not in the outbox yet
+
+
+class Journal:
+    """The durable journal of one agent folder.
+
+    Args:
+        path: of the file; made at the first write.
+        disk: where it is written.
+
+    Raises:
+        JournalUnreadable: the file is there and cannot be read.
+    """
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self._path, self._disk = path, disk
+        self._content = _read(path, disk) if disk.exists(path) else _Content()
+
+    @property
+    def models(self) -> Mapping[str, ModelRecord]:
+        """The records by model name."""
+        return self._content.models
+
+    def record(self, model: str) -> ModelRecord:
+        """Return one model's record; a new one where there is none."""
+        return self._content.models.get(model, ModelRecord())
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence number that the next report must carry."""
+        return self._content.sequence + 1
+
+    @property
+    def unsent(self) -> tuple[bytes, ...]:
+        """Reports that are decided and not in the outbox yet."""
+        return tuple(text.encode() for text in self._content.unsent)
+
+    def store(self, model: str, record: ModelRecord, report: Report | None = None) -> None:
+        """Make a record durable, together with the report that its transition causes."""
+        content = replace(self._content, models={**self._content.models, model: record})
+        if report is not None:
+            content = replace(content, sequence=report.sequence, unsent=(*content.unsent, report.to_json().decode()))
+        self._write(content)
+
+    def forget_unsent(self) -> None:
+        """Say that all unsent reports are in the outbox now."""
+        self._write(replace(self._content, unsent=()))
+
+    def _write(self, content: _Content) -> None:
+        write_json(
+            self._disk,
+            self._path,
+            {
+                "format": FORMAT,
+                "sequence": content.sequence,
+                "models": {name: record.as_json() for name, record in content.models.items()},
+                "unsent": list(content.unsent),
+            },
+        )
+        self._content = content
+
+
+def _read(path: Path, disk: Disk) -> _Content:
+    try:
+        fields = Fields(json.loads(disk.read(path)), "journal")
+        if (found := fields.integer("format")) != FORMAT:
+            raise JournalUnreadable(f"{path}: journal format {found}; this agent reads {FORMAT}: install a newer agent")
+        return _Content(
+            sequence=fields.integer("sequence"),
+            models={name: ModelRecord.of(value) for name, value in fields.mapping("models").items()},
+            unsent=tuple(str(report) for report in fields.list_of("unsent")),
+        )
+    except (ValueError, TypeError, InvalidInput) as bad:
+        raise JournalUnreadable(
+            f"{path}: {bad}. The disk is damaged: enrol the device again into a new folder"
+        ) from bad

@@ -1,0 +1,277 @@
+"""The agent: polls, lets each model's machine work, delivers reports, and serves meanwhile."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Self
+
+from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
+from sprat_client.agent.hooks import Hooks
+from sprat_client.agent.http_endpoint import HttpEndpoint
+from sprat_client.agent.identity import FolderLock, Identity, load_key
+from sprat_client.agent.journal import Journal
+from sprat_client.agent.machine import ModelMachine, Settled
+from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
+from sprat_client.agent.reports import Outbox
+from sprat_client.agent.serve import Answer, Servings
+from sprat_client.agent.settings import AgentSettings
+from sprat_client.agent.steps import Workshop
+from sprat_client.agent.store import TensorStore
+from sprat_client.agent.transfer import Backoff, Link
+from sprat_client.agent.trust import TrustStore
+from sprat_client.runtime.onnxruntime_host import OnnxRuntime
+from sprat_client.runtime.ports import Array, Runtime
+from sprat_shared.errors import InvalidInput, SpratError, TryLater, UpdateRejected
+from sprat_shared.ids import parse_digest
+from sprat_shared.protocol.poll import Desired, PollAnswer
+from sprat_shared.protocol.report import Outcome
+
+_log = logging.getLogger(__name__)
+_GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
+_SHORTEST_WAIT_S: Final = 0.01
+
+
+class Agent:
+    """One device's agent, on one folder. Use it as a context manager: entering takes the folder and serves.
+
+    Args:
+        settings: of the agent.
+        disk: where durable writes go.
+        rebuilder: computes weights; in a process of its own when left out.
+        runtime: loads models; onnxruntime when left out.
+
+    Raises:
+        NotFound: the folder is not enrolled.
+        Conflict: another agent runs on it.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        disk: Disk | None = None,
+        rebuilder: Rebuilder | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self._settings, self._disk = settings, disk or PosixDisk()
+        self._identity = Identity.load(settings.folder)
+        self._lock = FolderLock(settings.folder / "run.lock")
+        try:
+            self._shop = self._open(rebuilder, runtime)
+            self._machines = {model: ModelMachine(model, self._shop) for model in self._shop.journal.models}
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        self._backoff = Backoff(settings.link)
+        self._report_backoff = Backoff(settings.link)
+        self._poll_interval_s = settings.poll_interval_s or self._identity.poll_interval_s
+        self._next_poll = self._next_delivery = 0.0
+        self._unsettled_poll = True  # nothing is known of what the server wishes yet
+        self._collect_due = True
+        self._stopped = threading.Event()
+        self._endpoint = HttpEndpoint(self._shop.servings, settings.port)
+
+    def _open(self, rebuilder: Rebuilder | None, runtime: Runtime | None) -> Workshop:
+        folder, settings = self._settings.folder, self._settings
+        return Workshop(
+            settings=settings,
+            device=self._identity.device,
+            disk=self._disk,
+            journal=Journal(folder / "journal.json", self._disk),
+            outbox=Outbox(folder / "outbox", self._disk, load_key(folder)),
+            trust=TrustStore(folder / "trust" / "image", self._disk),
+            store=TensorStore(folder / "store", self._disk),
+            link=Link.of(self._identity, settings.link),
+            rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
+            runtime=runtime if runtime is not None else OnnxRuntime(),
+            servings=Servings(),
+            hooks=Hooks(settings.hooks, settings.hook_timeout_s),
+        )
+
+    def __enter__(self) -> Self:
+        folder = self._settings.folder
+        if (folder / "store").is_dir():
+            with FolderLock(folder / "store" / "rebuild.lock", wait=True):
+                pass  # a rebuild that an earlier agent left behind has ended now
+        for body in self._shop.journal.unsent:
+            self._shop.outbox.put(body)
+        if self._shop.journal.unsent:
+            self._shop.journal.forget_unsent()
+        url = self._endpoint.start()
+        write_json(self._disk, folder / "endpoint.json", {"url": url, "pid": os.getpid()})
+        for machine in self._machines.values():
+            machine.start()
+        _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": url})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._endpoint.stop()
+        remove(self._disk, self._settings.folder / "endpoint.json")
+        self._shop.link.close()
+        self._lock.__exit__(kind, bad, trace)
+
+    @property
+    def url(self) -> str:
+        """Where local applications reach the models."""
+        return self._endpoint.url
+
+    @property
+    def settled(self) -> list[Settled]:
+        """The assignments that ended since the start."""
+        return [settled for machine in self._machines.values() for settled in machine.settled]
+
+    def infer(self, model: str, inputs: Array | Mapping[str, Array]) -> Answer:
+        """Ask a model, in this process.
+
+        Args:
+            model: its name.
+            inputs: (batch, ...) array, or arrays by input name.
+
+        Raises:
+            NotFound: the model is not served.
+            InvalidInput: the inputs do not fit.
+            InferenceFailed: the model failed.
+        """
+        return self._shop.servings.of(model).answer(inputs)
+
+    def stop(self) -> None:
+        """Let `run` return soon. What is under way goes on at the next start."""
+        self._stopped.set()
+
+    def run(self, *, once: bool = False) -> int:
+        """Work until `stop`, or, with `once`, until nothing is left to do.
+
+        Returns:
+            The exit code: 0 every assignment is fulfilled; 76 one was refused or went back; 1 one failed on this
+            device; 75 with `once`, link or server were not ready.
+        """
+        while not self._stopped.is_set():
+            wait_s = self.turn()
+            if once and (code := self._once_done()) is not None:
+                return code
+            self._stopped.wait(max(_SHORTEST_WAIT_S, wait_s))
+        return self._exit_code()
+
+    def turn(self) -> float:
+        """Do what is due; return how long nothing will be, seconds."""
+        now = time.monotonic()
+        if now >= self._next_poll:
+            self._poll()
+        waits = [machine.advance() for machine in self._machines.values()]
+        self._collect()
+        if now >= self._next_delivery or any(machine.settled for machine in self._machines.values()):
+            self._deliver()
+        now = time.monotonic()
+        due = [self._next_poll - now, *(wait for wait in waits if wait is not None)]
+        if self._shop.outbox.waiting():
+            due.append(self._next_delivery - now)
+        return max(0.0, min(due))
+
+    def _poll(self) -> None:
+        """Ask the server once, and take what it wishes."""
+        shop = self._shop
+        try:
+            answer = shop.link.poll(shop.trust.held())
+            taken = answer is not None and self._take(answer)
+        except (SpratError, OSError) as bad:
+            wait_s = self._backoff.next_s(bad)
+            _log.warning(
+                "poll failed", extra={"code": getattr(bad, "code", "disk.failed"), "detail": str(bad), "wait_s": wait_s}
+            )
+            self._next_poll = time.monotonic() + (
+                wait_s if isinstance(bad, TryLater) else max(wait_s, self._poll_interval_s)
+            )
+            return
+        self._backoff.reset()
+        self._unsettled_poll = taken
+        self._next_poll = time.monotonic() + self._poll_interval_s
+
+    def _take(self, answer: PollAnswer) -> bool:
+        """Take an answer in whole; return whether it brought work."""
+        shop = self._shop
+        metadata = {
+            part.name.removeprefix("image/"): part.data
+            for part in answer.parts
+            if part.kind == "metadata" and part.name.startswith("image/")
+        }
+        shop.blobs = {part.name: part.data for part in answer.parts if part.kind == "blob"}
+        if self._settings.poll_interval_s is None:
+            self._poll_interval_s = min(86400.0, max(1.0, answer.poll_interval_s))
+        refused = None
+        try:
+            if metadata:
+                paths = [path for wish in answer.desired for path in (*wish.path, wish.graph)]
+                shop.trust.find(paths, parts=metadata, source=shop.link)
+        except (TryLater, UpdateRejected) as bad:
+            refused = bad  # each assignment meets the same metadata again, and reports what is wrong with them
+            _log.warning("metadata not taken", extra={"code": bad.code, "detail": str(bad)})
+        taken = [self._wish(wish) for wish in answer.desired]
+        if refused is None:
+            shop.link.accept_poll()
+        return any(taken)
+
+    def _wish(self, wish: Desired) -> bool:
+        try:
+            parse_digest(f"sha256:{wish.graph.rpartition('/')[2]}")
+        except InvalidInput as bad:
+            _log.error("assignment ignored", extra={"model": wish.model, "detail": f"graph {wish.graph}: {bad}"})
+            return False
+        if wish.model not in self._machines:
+            self._machines[wish.model] = ModelMachine(wish.model, self._shop)
+        self._collect_due = True
+        return self._machines[wish.model].wish(wish)
+
+    def _deliver(self) -> None:
+        """Deliver reports; those that cannot be delivered now wait in the outbox."""
+        try:
+            if self._shop.outbox.deliver(self._shop.link):
+                self._next_poll = min(self._next_poll, time.monotonic() + min(1.0, self._poll_interval_s))
+            self._report_backoff.reset()
+            self._next_delivery = time.monotonic() + self._poll_interval_s
+        except (SpratError, OSError) as bad:
+            wait_s = self._report_backoff.next_s(bad)
+            _log.warning("report not delivered", extra={"detail": str(bad), "wait_s": wait_s})
+            self._next_delivery = time.monotonic() + wait_s
+
+    def _collect(self) -> None:
+        """Remove what no slot needs, when no model is in the middle of something."""
+        if not self._collect_due or not all(machine.idle for machine in self._machines.values()):
+            return
+        self._collect_due = False
+        wanted: set[bytes] = set()
+        try:
+            for machine in self._machines.values():
+                slots = machine.shelf.slots()
+                keep = [slot.release_id for slot in (slots.active, slots.previous) if slot is not None]
+                for manifest in machine.shelf.collect(keep):
+                    wanted.update(manifest.sha256s, [parse_digest(manifest.graph)])
+            self._shop.store.collect(wanted)
+            self._shop.blobs = {}
+            if self._shop.downloads.is_dir():
+                for file in sorted(self._shop.downloads.iterdir()):
+                    remove(self._disk, file)
+        except (SpratError, OSError) as bad:
+            _log.warning("not cleaned up", extra={"detail": str(bad)})
+
+    def _once_done(self) -> int | None:
+        """Return the exit code of `run --once`, if there is nothing left to do or no way to do it."""
+        failures = max([self._backoff.failures, *(machine.failures for machine in self._machines.values())])
+        if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
+            return TryLater.exit_code
+        idle = all(machine.idle for machine in self._machines.values())
+        if self._backoff.failures or self._unsettled_poll or not idle or self._shop.outbox.waiting():
+            if idle and self._unsettled_poll and not self._backoff.failures:
+                self._next_poll = 0.0
+            return None
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
+        outcomes = {settled.outcome for settled in self.settled}
+        if outcomes & {Outcome.REFUSED, Outcome.ROLLED_BACK}:
+            return UpdateRejected.exit_code
+        return SpratError.exit_code if Outcome.FAILED in outcomes else 0

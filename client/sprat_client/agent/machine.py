@@ -1,0 +1,436 @@
+"""One model's way through the state table: store the next state durably, tell the hooks, do its work."""
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sprat_client.agent import steps
+from sprat_client.agent.journal import ModelRecord, Work
+from sprat_client.agent.releases import Shelf, Slot, Slots
+from sprat_client.agent.serve import Serving
+from sprat_client.agent.states import Event, State, resume, step
+from sprat_client.agent.steps import Workshop, wished_release_id
+from sprat_client.agent.store import StoreCorrupted
+from sprat_client.agent.transfer import Backoff
+from sprat_client.agent.validate import ValidationRefused
+from sprat_client.agent.version import VERSION
+from sprat_client.runtime.onnxruntime_host import return_memory
+from sprat_client.runtime.ports import ModelHost, ModelNotLoadable
+from sprat_shared.errors import SpratError, TryLater, UpdateRejected
+from sprat_shared.protocol.poll import Desired
+from sprat_shared.protocol.report import Outcome, Report
+
+_log = logging.getLogger(__name__)
+_DETAIL_LENGTH: Final = 1000
+_BEFORE_TRIAL: Final = frozenset({State.FETCHING, State.VERIFYING, State.REBUILDING, State.VALIDATING})
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How an assignment ended."""
+
+    model: str
+    release: int
+    outcome: Outcome
+    error_code: str | None
+
+
+class ModelMachine:
+    """Brings one model to the release that is wished, and keeps it serving meanwhile.
+
+    Args:
+        model: its name.
+        shop: what it works with.
+    """
+
+    def __init__(self, model: str, shop: Workshop) -> None:
+        self.model, self._shop = model, shop
+        self.shelf = Shelf(model, shop.settings.folder / "models" / model, shop.store, shop.disk)
+        self._backoff = Backoff(shop.settings.link)
+        self._not_before = 0.0
+        self._candidate: ModelHost | None = None
+        self.settled: list[Settled] = []
+        self.failures = 0  # tries in a row that ended with TryLater
+
+    @property
+    def record(self) -> ModelRecord:
+        """The durable record."""
+        return self._shop.journal.record(self.model)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.record.state is State.IDLE and self.record.pending is None
+
+    def start(self) -> None:
+        """Serve the active release again, and count the restart if it came in the middle of something."""
+        self._serve_active()
+        record = self.record
+        if record.state is State.TRIAL:
+            record = replace(record, trial_cuts=record.trial_cuts + 1)
+        elif record.state is not State.IDLE:
+            record = replace(record, resumes=record.resumes + 1)
+        if record != self.record:
+            self._shop.journal.store(self.model, record)
+            _log.info("resuming", extra={"model": self.model, "state": record.state, "resumes": record.resumes})
+        if resume(record.state, record.trial_cuts) is Event.UNHEALTHY:
+            self._go_back("trial.cut-too-often", f"the device restarted {record.trial_cuts} times during the trial")
+        elif record.state in _BEFORE_TRIAL and record.resumes > self._shop.settings.resumes:
+            self._reject(SpratError(f"{record.resumes} restarts while {record.state}; giving up", code="agent.gave-up"))
+        else:
+            self._tell_hooks()
+
+    def wish(self, wish: Desired) -> bool:
+        """Take an assignment, if it is newer, or is not fulfilled and was not refused; return whether it was taken."""
+        record = self.record
+        if wish.assignment < record.highest_assignment:
+            return False
+        if wish.assignment == record.highest_assignment:
+            refused = any(refusal.assignment == wish.assignment for refusal in record.refused)
+            if not self.idle or refused or self._runs(wish):
+                return False
+        self._shop.journal.store(self.model, replace(record, pending=wish, highest_assignment=wish.assignment))
+        self._not_before = 0.0
+        self._backoff.reset()
+        _log.info("assigned", extra={"model": self.model, "release": wish.release, "assignment": wish.assignment})
+        return True
+
+    def advance(self) -> float | None:
+        """Work until there is nothing to do, or something to wait for; return how long to wait, seconds."""
+        while not self.idle:
+            wait_s = self._not_before - time.monotonic()
+            if wait_s > 0 and not (self.record.pending and self.record.state in _BEFORE_TRIAL):
+                return wait_s
+            try:
+                wait = self._take_pending() or self._act()
+                self.failures = 0
+            except TryLater as bad:
+                self.failures += 1
+                wait = self._backoff.next_s(bad)
+                _log.warning(
+                    "trying again later",
+                    extra={
+                        "model": self.model,
+                        "state": self.record.state,
+                        "code": bad.code,
+                        "detail": str(bad),
+                        "wait_s": wait,
+                    },
+                )
+            except (SpratError, OSError, MemoryError) as bad:
+                wait = self._failed(bad)
+            if wait is not None:
+                self._not_before = time.monotonic() + wait
+                return wait
+        return None
+
+    def _take_pending(self) -> float | None:
+        """Give up the present work for a newer assignment."""
+        record = self.record
+        if record.pending is None or record.state in {State.IDLE, State.ROLLING_BACK} or record.work is None:
+            return None
+        if wished_release_id(record.pending) == wished_release_id(record.work.wish):
+            work = replace(record.work, wish=replace(record.pending, path=record.work.wish.path))
+            self._shop.journal.store(self.model, replace(record, pending=None, work=work))
+        elif record.state is State.TRIAL:
+            self._go_back("assignment.superseded", "a newer assignment arrived during the trial", Event.SUPERSEDED)
+        else:
+            _log.info("superseded", extra={"model": self.model, "release": record.work.wish.release})
+            self._enter(Event.SUPERSEDED, None)
+        return None
+
+    def _act(self) -> float | None:
+        """Do the work of the present state; return how long to wait before looking again, or None to go on."""
+        act = {
+            State.IDLE: self._idle,
+            State.FETCHING: self._fetching,
+            State.VERIFYING: self._verifying,
+            State.REBUILDING: self._rebuilding,
+            State.VALIDATING: self._validating,
+            State.TRIAL: self._trial,
+            State.ROLLING_BACK: self._rolling_back,
+        }
+        return act[self.record.state]()
+
+    # the states --------------------------------------------------------------------------------------------------
+
+    def _idle(self) -> None:
+        record = self.record
+        wish = record.pending
+        if wish is None:
+            return
+        slots = self.shelf.slots()
+        work = Work(wish=wish, started_at=time.time())
+        wished = wished_release_id(wish)
+        if slots.active is not None and self._runs(wish):
+            self.shelf.point(replace(slots, active=replace(slots.active, release=wish.release)))
+            self._serve_active()
+            self._settle(work, Outcome.COMMITTED)
+        elif slots.previous is not None and slots.previous.release_id == wished and self._intact(slots.previous):
+            self._enter(Event.RETURN, replace(work, back_to=wished), pending_taken=True)
+        else:
+            self._enter(Event.ASSIGNED, work, pending_taken=True)
+
+    def _fetching(self) -> None:
+        received = 0
+
+        def count(size: int) -> None:
+            nonlocal received
+            received += size
+            self._backoff.reset()
+
+        work = self._work
+        try:
+            work = steps.fetch(self._shop, self.shelf, work, count)
+        finally:
+            if received:
+                work = replace(work, received_bytes=work.received_bytes + received)
+                self._shop.journal.store(self.model, replace(self.record, work=work))
+        self._enter(Event.DONE, work)
+
+    def _verifying(self) -> None:
+        target = steps.verify(self._shop, self.shelf, self._work)[-1].target
+        self._enter(Event.DONE, replace(self._work, release_id=wished_release_id(self._work.wish), graph=target.graph))
+
+    def _rebuilding(self) -> None:
+        steps.rebuild(self._shop, self.shelf, self._work)
+        self._enter(Event.DONE, self._work)
+
+    def _validating(self) -> None:
+        self._candidate, validation = steps.compare(self._shop, self.shelf, self._work)
+        _log.info(
+            "validated",
+            extra={
+                "model": self.model,
+                "mode": validation.mode,
+                "detail": validation.detail,
+                "latency_p50_s": validation.latency_s[0],
+                "latency_p95_s": validation.latency_s[1],
+                "old_latency_p50_s": validation.old_latency_s and validation.old_latency_s[0],
+                "old_latency_p95_s": validation.old_latency_s and validation.old_latency_s[1],
+                "resident_bytes": validation.resident_bytes,
+            },
+        )
+        active = self.shelf.slots().active
+        back_to = None if active is None else active.release_id
+        work = replace(self._work, evidence=validation.evidence, validated=validation.mode, back_to=back_to)
+        self._enter(Event.DONE, work)
+
+    def _trial(self) -> float | None:
+        serving = self._shop.servings.get(self.model)
+        if serving is None or serving.slot.release_id != self._work.release_id or serving.fallback is None:
+            serving = self._begin_trial(serving)
+        settings = self._shop.settings
+        if serving.failed >= settings.trial_error_limit:
+            self._go_back("trial.errors", f"{serving.failed} requests failed on trial: {serving.last_failure}")
+            return None
+        left_s = serving.since + settings.trial_s - time.monotonic()
+        if left_s > 0 and serving.answered < settings.trial_requests:
+            return min(left_s, 0.05)
+        serving.fallback = None
+        self._enter(Event.HEALTHY, None, outcome=Outcome.COMMITTED)
+        return_memory()
+        return None
+
+    def _begin_trial(self, old: Serving | None) -> Serving:
+        """Point the slots at the new release and let it answer; what must be read is read before anything changes."""
+        work = self._work
+        slots = self.shelf.slots()
+        if work.release_id is None:
+            raise AssertionError("TRIAL follows VERIFYING, which sets the release id")
+        slot = Slot(release=work.wish.release, release_id=work.release_id, weights=work.wish.weights)
+        if old is not None and old.slot.release_id == work.release_id:  # a restart in the trial loaded it already
+            serving = old
+        else:
+            serving = self._load(slot, self._candidate)
+            serving.warm_up()
+        self._candidate = None
+        if slots.active is None or slots.active.release_id != work.release_id:
+            self.shelf.point(Slots(active=slot, previous=slots.active))
+        else:
+            old = None if slots.previous is None else self._load_or_none(slots.previous)
+        serving.fallback = old or serving
+        serving.since = time.monotonic()
+        self._shop.servings.swap(self.model, serving)
+        return serving
+
+    def _rolling_back(self) -> None:
+        work, slots = self._work, self.shelf.slots()
+        active = slots.active
+        if work.back_to is None:
+            self.shelf.point(Slots())
+        elif active is None or active.release_id != work.back_to:
+            if work.reason is None and slots.previous is not None:  # an assigned return: both releases were committed
+                self.shelf.point(Slots(active=replace(slots.previous, release=work.wish.release), previous=active))
+            else:
+                self.shelf.point(Slots(active=slots.previous, previous=None))
+        self._serve_active()
+        self._enter(Event.DONE, None, outcome=Outcome.RETURNED if work.reason is None else Outcome.ROLLED_BACK)
+        return_memory()
+
+    # transitions -------------------------------------------------------------------------------------------------
+
+    @property
+    def _work(self) -> Work:
+        work = self.record.work
+        if work is None:
+            raise AssertionError(f"{self.record.state} without work")
+        return work
+
+    def _enter(
+        self,
+        event: Event,
+        work: Work | None,
+        *,
+        outcome: Outcome | None = None,
+        bad: tuple[str, str] | None = None,
+        pending_taken: bool = False,
+    ) -> None:
+        """Make the next state durable, with its report, before anything is done in it."""
+        record = self.record
+        state = step(record.state, event)
+        after = replace(record, state=state, work=work, resumes=0, trial_cuts=0)
+        if pending_taken:
+            after = replace(after, pending=None)
+        report = None
+        if outcome is not None:
+            after, report = self._conclude(after, self._work, outcome, bad)
+        self._shop.journal.store(self.model, after, report)
+        self._not_before = 0.0
+        _log.info("state", extra={"model": self.model, "state": state, "event": event, "from": record.state})
+        if report is not None:
+            self._flush_reports()
+        self._tell_hooks()
+
+    def _settle(self, work: Work, outcome: Outcome) -> None:
+        """Answer an assignment that asks for what is there already."""
+        record, report = self._conclude(replace(self.record, pending=None), work, outcome, None)
+        self._shop.journal.store(self.model, record, report)
+        self._flush_reports()
+
+    def _conclude(
+        self, record: ModelRecord, work: Work, outcome: Outcome, bad: tuple[str, str] | None
+    ) -> tuple[ModelRecord, Report]:
+        """Return the record and the report of an assignment that ended."""
+        wish = work.wish
+        bad = bad or work.reason
+        slots = self.shelf.slots()
+        serving = None if slots.active is None else self.shelf.manifest(slots.active.release_id)
+        if bad is not None:
+            record = record.refuse(wish.assignment, wish.release, bad[0])
+        self.settled.append(Settled(self.model, wish.release, outcome, None if bad is None else bad[0]))
+        report = Report(
+            device=self._shop.device,
+            sequence=self._shop.journal.next_sequence,
+            model=self.model,
+            assignment=wish.assignment,
+            release=wish.release,
+            outcome=outcome,
+            serving_release=None if slots.active is None else slots.active.release,
+            serving_weights=None if serving is None else self.shelf.digest_of_files(serving),
+            error_code=None if bad is None else bad[0][:100],
+            error_detail=None if bad is None else bad[1][:_DETAIL_LENGTH],
+            evidence=work.evidence,
+            received_bytes=work.received_bytes,
+            seconds=max(0.0, time.time() - work.started_at),
+            agent=VERSION,
+        )
+        return record, report
+
+    def _flush_reports(self) -> None:
+        for body in self._shop.journal.unsent:
+            self._shop.outbox.put(body)
+        self._shop.journal.forget_unsent()
+
+    def _failed(self, bad: BaseException) -> float | None:
+        """Deal with an error that is not of the link; return how long to wait where the work must be tried again."""
+        if self.record.state not in {State.IDLE, State.ROLLING_BACK}:
+            self._reject(bad)
+            return None
+        self.failures += 1
+        wait_s = self._backoff.next_s(bad)
+        _log.error(
+            "cannot go on; trying again", extra={"model": self.model, "state": self.record.state, "detail": str(bad)}
+        )
+        return wait_s
+
+    def _reject(self, bad: BaseException) -> None:
+        """End the present work: the old release serves on, untouched."""
+        code = (
+            bad.code if isinstance(bad, SpratError) else "disk.failed" if isinstance(bad, OSError) else "memory.short"
+        )
+        detail = str(bad) or type(bad).__name__
+        _log.error("given up", extra={"model": self.model, "state": self.record.state, "code": code, "detail": detail})
+        self._candidate = None
+        if self.record.state is State.TRIAL:
+            self._go_back(code, detail)
+            return
+        work = self._work
+        if isinstance(bad, ValidationRefused) and bad.evidence is not None:
+            work = replace(work, evidence=bad.evidence)
+            self._shop.journal.store(self.model, replace(self.record, work=work))
+        outcome = Outcome.REFUSED if isinstance(bad, UpdateRejected) else Outcome.FAILED
+        self._enter(Event.REJECTED, None, outcome=outcome, bad=(code, detail))
+        return_memory()
+
+    def _go_back(self, code: str, detail: str, event: Event = Event.UNHEALTHY) -> None:
+        _log.warning("going back", extra={"model": self.model, "code": code, "detail": detail})
+        self._enter(event, replace(self._work, reason=(code, detail)))
+
+    def _tell_hooks(self) -> None:
+        record = self.record
+        self._shop.hooks.entered(record.state, self.model, None if record.work is None else record.work.wish.release)
+
+    # what serves -------------------------------------------------------------------------------------------------
+
+    def _runs(self, wish: Desired) -> bool:
+        active = self.shelf.slots().active
+        return active is not None and active.release_id == wished_release_id(wish)
+
+    def _intact(self, slot: Slot) -> bool:
+        try:
+            self.shelf.check(self.shelf.manifest(slot.release_id))
+        except StoreCorrupted as bad:
+            _log.error("the other slot is damaged", extra={"model": self.model, "detail": str(bad)})
+            return False
+        return True
+
+    def _load(self, slot: Slot, host: ModelHost | None = None) -> Serving:
+        manifest = self.shelf.manifest(slot.release_id)
+        loaded = host or steps.load(self._shop, self.shelf, manifest)
+        return Serving(slot, manifest, loaded, lambda: self.shelf.digest_of_files(manifest))
+
+    def _load_or_none(self, slot: Slot) -> Serving | None:
+        """Load a release; a damaged one is discarded, so that the next update writes it afresh."""
+        try:
+            return self._load(slot)
+        except (StoreCorrupted, ModelNotLoadable) as bad:
+            _log.error(  # the message says it all
+                "a release cannot be served",
+                extra={"model": self.model, "release": slot.release, "code": bad.code, "detail": str(bad)},
+            )
+        return None
+
+    def _serve_active(self) -> None:
+        """Let what the slots say answer; where it is damaged, the release in the other slot."""
+        slots = self.shelf.slots()
+        live = self._shop.servings.get(self.model)
+        if live is not None and slots.active is not None and live.fallback is not None:
+            live = live.fallback
+        if live is not None and slots.active is not None and live.slot.release_id == slots.active.release_id:
+            live.slot, live.fallback = slots.active, None
+            self._shop.servings.swap(self.model, live)
+            return
+        for slot in (slots.active, slots.previous):
+            if slot is None:
+                continue
+            if (serving := self._load_or_none(slot)) is not None:
+                serving.warm_up()
+                self._shop.servings.swap(self.model, serving)
+                if slot == slots.previous and self.record.state is State.IDLE:
+                    self.shelf.point(Slots(active=slot, previous=None))
+                return
+        self._shop.servings.swap(self.model, None)
+        if slots.active is not None and self.record.state is State.IDLE:
+            self.shelf.point(Slots())

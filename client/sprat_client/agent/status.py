@@ -1,0 +1,68 @@
+"""What the agent on a folder is doing, from its files: works beside a running agent and without one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sprat_client.agent.durable import PosixDisk
+from sprat_client.agent.identity import FolderLock, Identity
+from sprat_client.agent.journal import Journal, ModelRecord
+from sprat_client.agent.releases import Shelf, Slot
+from sprat_client.agent.store import TensorStore
+from sprat_shared.errors import Conflict
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return the status of the agent on `folder`.
+
+    Raises:
+        NotFound: the folder is not enrolled.
+    """
+    identity, disk = Identity.load(folder), PosixDisk()
+    running = _is_locked(folder)
+    store = TensorStore(folder / "store", disk)
+    outbox = folder / "outbox"
+    return {
+        "device": str(identity.device),
+        "name": identity.name,
+        "server": identity.server_url,
+        "running": running,
+        "endpoint": _endpoint(folder) if running else None,
+        "models": {
+            model: _model(record, Shelf(model, folder / "models" / model, store, disk))
+            for model, record in Journal(folder / "journal.json", disk).models.items()
+        },
+        "reports_waiting": len(list(outbox.glob("*.json"))) if outbox.is_dir() else 0,
+    }
+
+
+def _model(record: ModelRecord, shelf: Shelf) -> dict[str, Any]:
+    slots = shelf.slots()
+    return {
+        "state": record.state.value,
+        "assignment": record.highest_assignment,
+        "active": _slot(slots.active),
+        "previous": _slot(slots.previous),
+        "updating_to": None if record.work is None else record.work.wish.release,
+        "refused": [{"release": bad.release, "assignment": bad.assignment, "code": bad.code} for bad in record.refused],
+    }
+
+
+def _slot(slot: Slot | None) -> dict[str, Any] | None:
+    return None if slot is None else slot.as_json()
+
+
+def _endpoint(folder: Path) -> str | None:
+    try:
+        url: str = json.loads((folder / "endpoint.json").read_bytes())["url"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return url
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with FolderLock(folder / "run.lock"):
+            return False
+    except Conflict:
+        return True

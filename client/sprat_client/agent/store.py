@@ -1,0 +1,208 @@
+"""The content-addressed store: one raw little-endian file per tensor, named by its digest, never written again.
+
+    store/sha256/<2 hex>/<64 hex>      tensors and graphs, mode 0444
+A release folder (`releases.py`) holds hard links into it, so tensors that did not change cost nothing.
+"""
+
+import hashlib
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sprat_client.agent.durable import Data, Disk, is_temporary, link_file, make_folder, remove
+from sprat_shared.errors import DigestMismatch, SpratError
+from sprat_shared.wire.tensors import TensorSpec, TensorTable
+
+_FILE_MODE: Final = 0o444
+_CHUNK_BYTES: Final = 1 << 20
+
+
+class StoreCorrupted(SpratError):
+    """A file of the store does not have the bytes that its name says."""
+
+    code = "store.corrupted"
+    exit_code = 74
+
+
+class NoSpace(SpratError):
+    """The disk has too little room for the update; nothing was written."""
+
+    code = "disk.no-space"
+    exit_code = 74
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how many bytes the file system of `folder` still takes."""
+    return shutil.disk_usage(folder).free
+
+
+def require_space(folder: Path, needed: int, *, margin: int, free: Callable[[Path], int] = free_bytes) -> None:
+    """Check that `needed` bytes fit and `margin` bytes stay free, before the first byte is taken.
+
+    Raises:
+        NoSpace: they do not.
+    """
+    have = free(folder)
+    if needed + margin > have:
+        raise NoSpace(
+            f"{folder}: the update needs {needed} bytes and {margin} must stay free, but only {have} are; "
+            "make room, then assign the release again"
+        )
+
+
+def file_sha256(path: Path) -> bytes:
+    """Return the SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.digest()
+
+
+class TensorStore:
+    """The store of one agent folder.
+
+    Args:
+        root: the folder `store`.
+        disk: where it is written.
+    """
+
+    def __init__(self, root: Path, disk: Disk) -> None:
+        self._root, self._disk = root / "sha256", disk
+        self._unsettled: set[Path] = set()
+
+    def path(self, sha256: bytes) -> Path:
+        """Return where the file of this digest lies."""
+        name = sha256.hex()
+        return self._root / name[:2] / name
+
+    def holds(self, sha256: bytes, size: int) -> bool:
+        """Return whether a file of this digest and size is there. Its bytes are checked by `check`."""
+        try:
+            return self.path(sha256).stat().st_size == size
+        except OSError:
+            return False
+
+    def put(self, sha256: bytes, data: Data) -> None:
+        """Write one file. Its bytes are durable at return, its name after `settle`."""
+        path = self.path(sha256)
+        temporary = self._room_for(path)
+        self._disk.write(temporary, data, _FILE_MODE)
+        self._disk.sync(temporary)
+        self._disk.rename(temporary, path)
+        self._unsettled.add(path.parent)
+
+    def adopt(self, sha256: bytes, file: Path) -> None:
+        """Take a durable file that lies elsewhere on the same file system into the store, without copying it.
+
+        Raises:
+            DigestMismatch: it has other bytes.
+        """
+        if (actual := file_sha256(file)) != sha256:
+            raise DigestMismatch(subject=file.name, expected=sha256.hex(), actual=actual.hex())
+        path = self.path(sha256)
+        self._room_for(path)
+        remove(self._disk, path)
+        file.chmod(_FILE_MODE)
+        link_file(self._disk, file, path)
+
+    def settle(self) -> None:
+        """Make the names of all files put so far durable."""
+        for folder in sorted(self._unsettled):
+            self._disk.sync_folder(folder)
+        self._unsettled.clear()
+
+    def check(self, sha256: bytes, subject: str) -> None:
+        """Recompute a file's digest.
+
+        Raises:
+            StoreCorrupted: the file is gone or has other bytes.
+        """
+        path = self.path(sha256)
+        try:
+            actual = file_sha256(path)
+        except OSError as bad:
+            raise StoreCorrupted(f"{subject}: {path} cannot be read ({bad.strerror})") from bad
+        if actual != sha256:
+            raise StoreCorrupted(f"{subject}: {path} has the digest {actual.hex()[:16]}…; the disk is damaged")
+
+    def discard(self, sha256: bytes) -> None:
+        """Remove a file, so that the next update writes it afresh."""
+        remove(self._disk, self.path(sha256))
+
+    def collect(self, wanted: Iterable[bytes]) -> int:
+        """Remove every file whose digest is not in `wanted`; return how many."""
+        names = {sha256.hex() for sha256 in wanted}
+        gone = 0
+        for folder in sorted(self._root.glob("*")):
+            unwanted = [path for path in sorted(folder.iterdir()) if path.name not in names]
+            for path in unwanted:
+                self._disk.remove(path)
+            if unwanted:
+                self._disk.sync_folder(folder)
+            gone += sum(not is_temporary(path.name) for path in unwanted)
+        return gone
+
+    def _room_for(self, path: Path) -> Path:
+        make_folder(self._disk, path.parent)
+        temporary = path.with_name(f".{path.name}.new")
+        if self._disk.exists(temporary):
+            self._disk.remove(temporary)
+        return temporary
+
+
+class StoredTensors:
+    """A release's tensors, read from the store: the base of a rebuild (`wire.TensorSource`).
+
+    Args:
+        table: the tensor table.
+        sha256s: digests by index.
+        store: where the files are.
+    """
+
+    def __init__(self, table: TensorTable, sha256s: Sequence[bytes], store: TensorStore) -> None:
+        self.table, self._sha256s, self._store = table, sha256s, store
+
+    def read(self, index: int) -> npt.NDArray[np.generic]:
+        """Return a read-only array of the spec's shape and storage dtype, mapped from the file.
+
+        Raises:
+            StoreCorrupted: the file is gone or too short.
+        """
+        return map_tensor(self._store.path(self._sha256s[index]), self.table.specs[index])
+
+    def sha256(self, index: int) -> bytes:
+        """Return the digest under which the tensor is stored; `check_all` says whether the file still has it."""
+        return self._sha256s[index]
+
+    def check_all(self) -> None:
+        """Recompute the digest of every file.
+
+        Raises:
+            StoreCorrupted: one of them has other bytes.
+        """
+        for spec, sha256 in zip(self.table.specs, self._sha256s, strict=True):
+            self._store.check(sha256, f"tensor {spec.name!r}")
+
+
+def map_tensor(path: Path, spec: TensorSpec) -> npt.NDArray[np.generic]:
+    """Return the tensor in the raw file `path` as a read-only mapped array.
+
+    Raises:
+        StoreCorrupted: the file is gone or has another length.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != spec.nbytes:
+                raise StoreCorrupted(f"tensor {spec.name!r}: {path} has {size} bytes instead of {spec.nbytes}")
+            raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    except OSError as bad:
+        raise StoreCorrupted(f"tensor {spec.name!r}: {path} cannot be read ({bad.strerror})") from bad
+    return np.frombuffer(raw, dtype=spec.storage).reshape(spec.shape)

@@ -1,0 +1,6 @@
+"""The version of the installed agent."""
+
+from importlib.metadata import version
+from typing import Final
+
+VERSION: Final = version("sprat")

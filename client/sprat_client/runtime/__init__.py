@@ -1,0 +1,1 @@
+"""Runtimes that answer with a model: the port, and the onnxruntime host behind it."""
