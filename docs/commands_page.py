@@ -33,20 +33,21 @@ def help_of(module: str, words: tuple[str, ...]) -> str:
     plain = {**os.environ, "COLUMNS": COLUMNS, "NO_COLOR": "1", "TERM": "dumb"}
     with contextlib.redirect_stdout(printed), patch.object(sys, "argv", arguments), patch.dict(os.environ, plain):
         try:
-            importlib.import_module(module).main()
+            failed = importlib.import_module(module).main()
         except SystemExit as end:
-            if end.code:
-                raise SystemExit(f"`{' '.join(arguments)}` failed with exit code {end.code}") from None
+            failed = end.code
+    if failed:
+        raise SystemExit(f"`{' '.join(arguments)}` failed with exit code {failed}")
     return "\n".join(line.rstrip() for line in printed.getvalue().strip().splitlines())
 
 
 def commands_below(text: str) -> list[str]:
-    """The names of the commands that a help text lists: click's `Commands:` section, or argparse's `{a,b}`."""
-    listed = re.search(r"^Commands:\n((?:^ .*\n?|^\n)+)", text, flags=re.MULTILINE)
-    if listed:
-        return re.findall(r"^  ([a-z][a-z-]*)", listed[1], flags=re.MULTILINE)
-    choice = re.search(r"^  \{([a-z,-]+)\}", text, flags=re.MULTILINE)
-    return choice[1].split(",") if choice else []
+    """The names of the commands that a help text lists, click's `Commands:` or argparse's `COMMAND`, in its order."""
+    for section, name in ((r"Commands:", r"  ([a-z][a-z-]*)"), (r"  COMMAND", r"    ([a-z][a-z-]*)")):
+        listed = re.search(rf"^{section}\n((?:^ .*\n?)+)", text, flags=re.MULTILINE)
+        if listed:
+            return re.findall(rf"^{name}(?: |$)", listed[1], flags=re.MULTILINE)
+    return []
 
 
 def sections(module: str, words: tuple[str, ...]) -> Iterator[str]:

@@ -113,7 +113,7 @@ def test_the_unit_of_the_agent_is_locked_down() -> None:
         assert service[option] == "yes", option
     assert service["ProtectSystem"] == "strict"
     assert service["CapabilityBoundingSet"] == ""
-    assert service["ExecStart"].endswith("sprat-agent run --dir /var/lib/sprat-agent")
+    assert service["ExecStart"].startswith("/opt/sprat/bin/sprat-agent run --dir /var/lib/sprat-agent")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
