@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from examples.demo.fault_proxy import FaultProxy
+from demo.fault_proxy import FaultProxy
 
 BODY = bytes(range(256)) * 400
 
