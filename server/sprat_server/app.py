@@ -1,5 +1,6 @@
 """The HTTP application: made by `create_app`, holding one database engine, one blob store, and no other state."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -10,9 +11,11 @@ from fastapi import FastAPI
 from sprat_server.api import blobs as blob_routes
 from sprat_server.api import problems, routers
 from sprat_server.api.limits import BodyLimit
+from sprat_server.api.poll import Poll, PollApp
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.migrate import require_newest
 from sprat_server.db.session import Database
+from sprat_server.flows import upkeep
 from sprat_server.observe.requests import ObservedRequests
 from sprat_server.settings import Settings
 from sprat_shared.errors import InvalidInput
@@ -32,12 +35,19 @@ def create_app(settings: Settings) -> FastAPI:
         statement_timeout_s=settings.db_statement_timeout_s,
     )
 
+    blobs = Blobs.open(settings.blobs)
+    poll = Poll(database, blobs, settings)
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(require_newest, database.engine)
+        await to_thread.run_sync(upkeep.prepare, database, settings)
+        signing = asyncio.create_task(upkeep.keep_signed(database, settings))
         try:
-            yield
+            async with poll.running():
+                yield
         finally:
+            signing.cancel()
             await to_thread.run_sync(database.close)
 
     app = FastAPI(
@@ -49,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.database = database
-    app.state.blobs = Blobs.open(settings.blobs)
+    app.state.blobs = blobs
     problems.install(app)
     for router in routers.OPERATORS:
         app.include_router(router, prefix="/api/v1")
@@ -58,5 +68,6 @@ def create_app(settings: Settings) -> FastAPI:
     for router in routers.ROOT:
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, unlimited=frozenset({blob_routes.UPLOAD_PATH}))
+    app.add_middleware(PollApp, poll=poll)
     app.add_middleware(ObservedRequests)
     return app

@@ -14,6 +14,8 @@ from fastapi import Depends, Request
 from sprat_server.access import audit, tokens
 from sprat_server.access.tokens import Identity, Scope
 from sprat_server.db.session import SessionDep
+from sprat_server.fleet import service as fleet
+from sprat_server.fleet.tokens import DEVICE_PREFIX
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import Unauthenticated
 
@@ -53,7 +55,13 @@ Admin = Annotated[Identity, Depends(needs(Scope.ADMIN), scope="function")]
 
 
 def _identify_reader(request: Request, session: SessionDep) -> Actor:
-    actor = tokens.authenticate(session, bearer(request))
+    shown = bearer(request)
+    actor: Actor
+    if shown.startswith(DEVICE_PREFIX):
+        device = fleet.authenticate_device(session, shown)
+        actor = Actor(kind="device", id=str(device.id), name=device.name)
+    else:
+        actor = tokens.authenticate(session, shown)
     request.state.actor = actor
     return actor
 

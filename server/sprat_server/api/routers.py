@@ -5,13 +5,21 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from sprat_server.api import access, blobs, health, jobs
+from sprat_server.api import access, agents, blobs, datasets, devices, health, jobs, models, rollouts
 
-OPERATORS: Final[Sequence[APIRouter]] = (access.router, blobs.operators, jobs.router)
+OPERATORS: Final[Sequence[APIRouter]] = (
+    access.router,
+    blobs.operators,
+    datasets.router,
+    devices.router,
+    jobs.router,
+    models.router,
+    rollouts.router,
+)
 """Below /api/v1."""
 
-DEVICES: Final[Sequence[APIRouter]] = ()
+DEVICES: Final[Sequence[APIRouter]] = (agents.devices,)
 """Below /device/v1."""
 
-ROOT: Final[Sequence[APIRouter]] = (health.router, blobs.everyone)
+ROOT: Final[Sequence[APIRouter]] = (health.router, blobs.everyone, agents.everyone)
 """With paths of their own."""

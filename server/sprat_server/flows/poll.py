@@ -1,7 +1,8 @@
 """What one poll is answered: the desired state of a device, the metadata it lacks, and payloads that fit."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sqlalchemy import select
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import DeviceSlots
+from sprat_server.observe.actors import Actor
 from sprat_server.publish import repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Graph, Model, Release, UpdateFile
@@ -25,11 +27,18 @@ class Poller:
 
     Attributes:
         device: its id.
+        name: what people call it.
         counter: of its newest assignment.
     """
 
     device: UUID
+    name: str
     counter: int
+
+    @property
+    def actor(self) -> Actor:
+        """Return who acts, for the log."""
+        return Actor(kind="device", id=str(self.device), name=self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,29 @@ class Wish:
     files: tuple[tuple[str, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An answer whose payloads are still in the blob store, so that they are read after the transaction.
+
+    Attributes:
+        answer: desired state and metadata.
+        dictionary: what both sides hold, for packing.
+        payloads: the blobs that go with it, as (digest, bytes).
+    """
+
+    answer: PollAnswer
+    dictionary: bytes
+    payloads: tuple[tuple[str, int], ...]
+
+    def pack(self, blobs: Blobs) -> bytes:
+        """Return the body. A payload that the store lacks is left out: the device asks for it and is told so."""
+        parts = list(self.answer.parts)
+        for digest, length in self.payloads:
+            with suppress(NotFound):
+                parts.append(Part(kind="blob", name=digest, data=blobs.read(digest, max_bytes=length)))
+        return replace(self.answer, parts=tuple(parts)).to_bytes(self.dictionary)
+
+
 def etag_of(counter: int, timestamp_version: int) -> str:
     """Return the entity tag of a device's state: it changes with an assignment or with any signed metadata."""
     return f'"{counter}.{timestamp_version}"'
@@ -48,7 +80,7 @@ def etag_of(counter: int, timestamp_version: int) -> str:
 def identify(session: Session, shown: str) -> Poller:
     """Return who polls with this token; Unauthenticated as `fleet.service.authenticate_device`."""
     device = fleet.authenticate_device(session, shown)
-    return Poller(device.id, device.assignment_counter)
+    return Poller(device.id, device.name, device.assignment_counter)
 
 
 def timestamp_version(session: Session) -> int:
@@ -57,37 +89,33 @@ def timestamp_version(session: Session) -> int:
 
 
 def build_answer(
-    session: Session,
-    blobs: Blobs,
-    settings: Settings,
-    poller: Poller,
-    *,
-    held: Sequence[HeldMetadata],
-    inline_bytes: int,
-) -> tuple[str, bytes]:
-    """Return the entity tag and the body of an answer with everything that the device lacks.
+    session: Session, settings: Settings, device_id: UUID, *, held: Sequence[HeldMetadata], inline_bytes: int
+) -> Draft:
+    """Return an answer with everything that the device lacks.
 
     Assignments are read before metadata: what an assignment names was signed before it, so the body never wishes
     for a release that its metadata do not vouch for.
 
     Args:
         session: the caller's transaction; only read.
-        blobs: where payloads are.
         settings: of the server.
-        poller: read in this transaction.
+        device_id: who asks.
         held: the metadata that the device names.
         inline_bytes: the payloads may take so much together.
     """
-    wishes = wishes_of(session, poller.device)
+    wishes = wishes_of(session, device_id)
     versions = repository.newest_versions(session)
     roles = ["root", "timestamp", "snapshot", "targets", *(role_of_model(wish.desired.model) for wish in wishes)]
     metadata, dictionary = _metadata(session, versions, roles, held)
-    answer = PollAnswer(
-        poll_interval_s=settings.poll_interval_s,
-        desired=tuple(wish.desired for wish in wishes),
-        parts=(*metadata, *_payloads(blobs, wishes, inline_bytes)),
+    return Draft(
+        answer=PollAnswer(
+            poll_interval_s=settings.poll_interval_s,
+            desired=tuple(wish.desired for wish in wishes),
+            parts=tuple(metadata),
+        ),
+        dictionary=dictionary,
+        payloads=_that_fit(wishes, inline_bytes),
     )
-    return etag_of(poller.counter, versions.get("timestamp", 0)), answer.to_bytes(dictionary)
 
 
 def wishes_of(session: Session, device_id: UUID) -> list[Wish]:
@@ -152,14 +180,10 @@ def _name(role: str, version: int) -> str:
     return f"{IMAGE_REPOSITORY}/timestamp.json" if role == "timestamp" else f"{IMAGE_REPOSITORY}/{version}.{role}.json"
 
 
-def _payloads(blobs: Blobs, wishes: Sequence[Wish], budget_bytes: int) -> list[Part]:
-    parts: dict[str, Part] = {}
+def _that_fit(wishes: Sequence[Wish], budget_bytes: int) -> tuple[tuple[str, int], ...]:
+    chosen = []
     for digest, length in dict.fromkeys(file for wish in wishes for file in wish.files):
         if length <= budget_bytes:
-            try:
-                data = blobs.read(digest, max_bytes=length)
-            except NotFound:
-                continue  # the device asks for it by itself and is told what is wrong
-            parts[digest] = Part(kind="blob", name=digest, data=data)
+            chosen.append((digest, length))
             budget_bytes -= length
-    return list(parts.values())
+    return tuple(chosen)

@@ -22,6 +22,7 @@ from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
 from sprat_server.rollouts.models import Rollout, RolloutDevice
+from sprat_server.rollouts.schemas import RolloutView
 from sprat_server.rollouts.waves import (
     DeviceState,
     RolloutState,
@@ -127,15 +128,22 @@ def abort(session: Session, rollout_id: UUID, reason: str) -> Rollout:
     return rollout
 
 
-def on_report(session: Session, device: Device, report: Report, body: bytes, signature: bytes) -> DeviceReport:
+def on_report(session: Session, device: Device, body: bytes, signature: bytes) -> DeviceReport:
     """Store a device's report and let the rollout that it answers take its next step.
+
+    Args:
+        session: the caller's transaction.
+        device: who sent it, authenticated.
+        body: the bytes as they came.
+        signature: 64 bytes, over them.
 
     Raises:
         AccessDenied: the signature is not the device's, or it speaks for another device.
         Conflict: it is a replay.
-        InvalidInput: it contradicts what was assigned, or names a release that does not exist.
+        InvalidInput: it cannot be read, contradicts what was assigned, or names a release that does not exist.
     """
     fleet.check_signature(device, body, signature)
+    report = Report.from_json(body)
     part = rollouts.exposure(session, device.id, report.assignment) if report.device == device.id else None
     rollout = None if part is None else _lock(session, part.rollout_id)
     locked = fleet.lock_device(session, device.id)
@@ -176,6 +184,14 @@ def on_device_joined(session: Session, device_id: UUID) -> None:
     """Assign to a new device, for each model, the release that the whole fleet was brought to."""
     for model_id, number in sorted(rollouts.standing_releases(session).items()):
         fleet.assign(session, model_id, {device_id: number}, "enrolment")
+
+
+def view(session: Session, rollout: Rollout) -> RolloutView:
+    """Return a rollout as it is shown."""
+    waves, parts = rollouts.waves_of(session, rollout), rollouts.devices_of(session, rollout)
+    named = select(Device.id, Device.name).where(Device.id.in_([part.device_id for part in parts]))
+    names = dict(session.execute(named).tuples().all())
+    return RolloutView.of(rollout, _model_of(session, rollout).name, waves, parts, names)
 
 
 def share_moves(session: Session) -> None:

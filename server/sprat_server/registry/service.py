@@ -262,6 +262,20 @@ def all_updates(session: Session, model: Model) -> list[UpdateFile]:
     return list(session.scalars(select(UpdateFile).where(UpdateFile.model_id == model.id).order_by(UpdateFile.number)))
 
 
+def check_retrainable(model: Model) -> None:
+    """Raise unless the model has a recipe.
+
+    Raises:
+        Conflict: it came from ONNX alone.
+    """
+    if model.recipe is None:
+        raise Conflict(
+            f"{model.name} was registered from ONNX without a recipe and cannot be retrained here; train it elsewhere "
+            "and make a release from the weights",
+            code="model.not-retrainable",
+        )
+
+
 def get_dataset(session: Session, digest: str) -> Dataset:
     """Return the dataset of this digest.
 

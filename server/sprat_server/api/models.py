@@ -1,0 +1,104 @@
+"""/api/v1/models: models, their releases, and the jobs that make new ones."""
+
+from uuid import UUID
+
+from fastapi import APIRouter
+from sqlalchemy import func, select
+
+from sprat_server.access import audit
+from sprat_server.api.auth import Operator, Releaser, Viewer
+from sprat_server.api.paging import Page, Paging
+from sprat_server.api.ports import BlobsDep
+from sprat_server.db.paging import take_page
+from sprat_server.db.session import SessionDep
+from sprat_server.jobs import service as jobs
+from sprat_server.jobs.schemas import JobAccepted, JobView
+from sprat_server.registry import service as registry
+from sprat_server.registry.models import Model, Release
+from sprat_server.registry.schemas import ModelView, NewModel, NewRelease, ReleaseView, RetrainRequest
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+
+@router.post("", status_code=202)
+def register_model(body: NewModel, session: SessionDep, releaser: Releaser, blobs: BlobsDep) -> JobAccepted:
+    """Have a worker register a model; the job makes its release 1."""
+    registry.check_name_is_free(session, body.name)
+    for digest in (body.weights, body.graph):
+        if digest is not None:
+            blobs.length(digest)
+    args = body.model_dump(mode="json")
+    job = jobs.enqueue(session, kind="register-model", args=args, by=releaser)
+    audit.record(session, releaser, "model.register", f"model:{body.name}", after=args | {"job": str(job.id)})
+    return JobAccepted(job=JobView.of(job))
+
+
+@router.get("")
+def list_models(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[ModelView]:
+    """List models, newest first."""
+    rows, following = take_page(session, select(Model), key=Model.id, parse=UUID, cursor=page.cursor, limit=page.limit)
+    newest = select(Release.model_id, func.max(Release.number)).group_by(Release.model_id)
+    latest = dict(session.execute(newest.where(Release.model_id.in_([model.id for model in rows]))).tuples().all())
+    return Page(items=[ModelView.of(model, latest.get(model.id)) for model in rows], next=following)
+
+
+@router.get("/{name}")
+def get_model(name: str, session: SessionDep, _viewer: Viewer) -> ModelView:
+    """Show a model."""
+    model = registry.get_model(session, name)
+    return ModelView.of(model, registry.latest_release(session, model).number)
+
+
+@router.get("/{name}/releases")
+def list_releases(name: str, session: SessionDep, _viewer: Viewer, page: Paging) -> Page[ReleaseView]:
+    """List the releases of a model, newest first."""
+    model = registry.get_model(session, name)
+    rows, following = take_page(
+        session,
+        select(Release).where(Release.model_id == model.id),
+        key=Release.number,
+        parse=int,
+        cursor=page.cursor,
+        limit=page.limit,
+    )
+    return Page(
+        items=[ReleaseView.of(model, release, registry.updates_of(session, release)) for release in rows],
+        next=following,
+    )
+
+
+@router.get("/{name}/releases/{number}")
+def get_release(name: str, number: int, session: SessionDep, _viewer: Viewer) -> ReleaseView:
+    """Show a release and the updates that lead to it."""
+    model = registry.get_model(session, name)
+    release = registry.get_release(session, model, number)
+    return ReleaseView.of(model, release, registry.updates_of(session, release))
+
+
+@router.post("/{name}/releases", status_code=202)
+def create_release(
+    name: str, body: NewRelease, session: SessionDep, releaser: Releaser, blobs: BlobsDep
+) -> JobAccepted:
+    """Have a worker make a release from weights that were trained elsewhere."""
+    model = registry.get_model(session, name)
+    base = body.base if body.base is not None else registry.latest_release(session, model).number
+    registry.get_release(session, model, base)
+    blobs.length(body.weights)
+    args = body.model_dump(mode="json") | {"model": name, "base": base}
+    job = jobs.enqueue(session, kind="create-release", args=args, by=releaser)
+    audit.record(session, releaser, "release.create", f"model:{name}", after=args | {"job": str(job.id)})
+    return JobAccepted(job=JobView.of(job))
+
+
+@router.post("/{name}/retrain", status_code=202)
+def retrain(name: str, body: RetrainRequest, session: SessionDep, operator: Operator) -> JobAccepted:
+    """Have a worker retrain a model on a dataset and make a release of what it learned."""
+    model = registry.get_model(session, name)
+    base = body.base if body.base is not None else registry.latest_release(session, model).number
+    registry.get_release(session, model, base)
+    registry.check_retrainable(model)
+    registry.get_dataset(session, body.dataset)
+    args = body.model_dump(mode="json") | {"model": name, "base": base}
+    job = jobs.enqueue(session, kind="retrain", args=args, by=operator)
+    audit.record(session, operator, "model.retrain", f"model:{name}", after=args | {"job": str(job.id)})
+    return JobAccepted(job=JobView.of(job))

@@ -1,0 +1,80 @@
+"""/api/v1/rollouts: bring devices to a release wave by wave."""
+
+from uuid import UUID
+
+from fastapi import APIRouter
+from sqlalchemy import select
+
+from sprat_server.access import audit
+from sprat_server.access.tokens import Identity
+from sprat_server.api.auth import Operator, Releaser, Viewer
+from sprat_server.api.paging import Page, Paging
+from sprat_server.db.paging import take_page
+from sprat_server.db.session import SessionDep
+from sprat_server.flows import rollout as flow
+from sprat_server.rollouts import service
+from sprat_server.rollouts.models import Rollout
+from sprat_server.rollouts.schemas import MaybeReason, NewRollout, Reason, RolloutView
+
+router = APIRouter(prefix="/rollouts", tags=["rollouts"])
+
+
+@router.post("", status_code=201)
+def create_rollout(body: NewRollout, session: SessionDep, releaser: Releaser) -> RolloutView:
+    """Draft a rollout; nothing happens to devices before it is started."""
+    rollout = flow.create(
+        session, model=body.model, release=body.release, reaches=body.waves, devices=body.devices, by=str(releaser)
+    )
+    audit.record(session, releaser, "rollout.create", f"rollout:{rollout.id}", after=body.model_dump(mode="json"))
+    return flow.view(session, rollout)
+
+
+@router.get("")
+def list_rollouts(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[RolloutView]:
+    """List rollouts, newest first."""
+    rows, following = take_page(
+        session, select(Rollout), key=Rollout.id, parse=UUID, cursor=page.cursor, limit=page.limit
+    )
+    return Page(items=[flow.view(session, rollout) for rollout in rows], next=following)
+
+
+@router.get("/{rollout_id}")
+def get_rollout(rollout_id: UUID, session: SessionDep, _viewer: Viewer) -> RolloutView:
+    """Show a rollout, its waves and their devices."""
+    return flow.view(session, service.get(session, rollout_id))
+
+
+@router.post("/{rollout_id}/start")
+def start_rollout(
+    rollout_id: UUID, session: SessionDep, operator: Operator, body: MaybeReason | None = None
+) -> RolloutView:
+    """Decide who is in which wave and open the first."""
+    return _moved(session, operator, "start", flow.start(session, rollout_id), body)
+
+
+@router.post("/{rollout_id}/pause")
+def pause_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
+    """Open no further wave until it is resumed; a failure still halts it."""
+    return _moved(session, operator, "pause", flow.pause(session, rollout_id, body.reason), body)
+
+
+@router.post("/{rollout_id}/resume")
+def resume_rollout(
+    rollout_id: UUID, session: SessionDep, operator: Operator, body: MaybeReason | None = None
+) -> RolloutView:
+    """Go on after a pause."""
+    return _moved(session, operator, "resume", flow.resume(session, rollout_id), body)
+
+
+@router.post("/{rollout_id}/abort")
+def abort_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
+    """End it; devices that were offered the release are assigned the one they had."""
+    return _moved(session, operator, "abort", flow.abort(session, rollout_id, body.reason), body)
+
+
+def _moved(
+    session: SessionDep, operator: Identity, verb: str, rollout: Rollout, body: Reason | MaybeReason | None
+) -> RolloutView:
+    after = {"state": rollout.state, "reason": None if body is None else body.reason}
+    audit.record(session, operator, f"rollout.{verb}", f"rollout:{rollout.id}", after=after)
+    return flow.view(session, rollout)

@@ -1,0 +1,128 @@
+"""What devices, their reports and enrolment tokens look like in requests and answers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots, EnrolmentToken
+
+
+class NewEnrolmentToken(BaseModel):
+    """A token with which devices may join."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"uses": 20, "expires_s": 3600, "group": "line-3"}]}
+    )
+
+    uses: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    expires_s: Annotated[float, Field(gt=0, le=366 * 86400)] = 3600
+    group: Annotated[str | None, Field(min_length=1, max_length=100)] = None
+
+
+class MadeEnrolmentToken(BaseModel):
+    """An enrolment token just made, with its text: it is shown this once."""
+
+    id: UUID
+    token: str
+    group: str
+    uses: int
+    expires_at: datetime
+
+    @classmethod
+    def of(cls, row: EnrolmentToken, text: str) -> Self:
+        """Show this row and the text that is kept nowhere."""
+        return cls(id=row.id, token=text, group=row.device_group, uses=row.uses, expires_at=row.expires_at)
+
+
+class RevokeDevice(BaseModel):
+    """Why a device is refused from now on."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "stolen"}]})
+
+    reason: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class DeviceModelView(BaseModel):
+    """One model on a device: what it should run, and what it said it runs."""
+
+    model: str
+    assigned: int | None
+    assignment: int | None
+    active: int | None
+    previous: int | None
+    weights: str | None
+    outcome: str | None
+    reported_at: datetime | None
+
+    @classmethod
+    def of(cls, model: str, wish: Assignment | None, slots: DeviceSlots | None) -> Self:
+        """Show these rows, either of which may be missing."""
+        return cls(
+            model=model,
+            assigned=None if wish is None else wish.number,
+            assignment=None if wish is None else wish.counter,
+            active=None if slots is None else slots.active,
+            previous=None if slots is None else slots.previous,
+            weights=None if slots is None else slots.weights,
+            outcome=None if slots is None else slots.outcome,
+            reported_at=None if slots is None else slots.reported_at,
+        )
+
+
+class DeviceView(BaseModel):
+    """One agent."""
+
+    id: UUID
+    name: str
+    group: str
+    agent: str
+    attributes: dict[str, str]
+    enrolled_at: datetime
+    last_seen_at: datetime | None
+    revoked_at: datetime | None
+    models: list[DeviceModelView]
+
+    @classmethod
+    def of(cls, device: Device, models: Sequence[DeviceModelView]) -> Self:
+        """Show this row and what is on the device."""
+        return cls(
+            id=device.id,
+            name=device.name,
+            group=device.device_group,
+            agent=device.agent,
+            attributes=device.attributes,
+            enrolled_at=device.enrolled_at,
+            last_seen_at=device.last_seen_at,
+            revoked_at=device.revoked_at,
+            models=list(models),
+        )
+
+
+class ReportView(BaseModel):
+    """What a device said about an assignment: the fields of the signed report, and when it came."""
+
+    sequence: int
+    received_at: datetime
+    model: str
+    assignment: int
+    release: int
+    outcome: str
+    serving_release: int | None
+    serving_weights: str | None
+    error_code: str | None
+    error_detail: str | None
+    evidence: dict[str, Any] | None
+    received_bytes: int
+    seconds: float
+    agent: str
+
+    @classmethod
+    def of(cls, row: DeviceReport) -> Self:
+        """Show this row; its body was checked when it came."""
+        said: Mapping[str, Any] = json.loads(row.body)
+        fields = {name: said[name] for name in cls.model_fields if name in said}
+        return cls(**fields | {"sequence": row.sequence, "received_at": row.received_at})

@@ -1,0 +1,23 @@
+"""What is on devices, by model name: fleet rows joined with the registry."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from sprat_server.fleet import service as fleet
+from sprat_server.fleet.schemas import DeviceModelView
+from sprat_server.registry.models import Model
+
+
+def models_on(session: Session, device_ids: Sequence[UUID]) -> dict[UUID, list[DeviceModelView]]:
+    """Return for each device its models, by name: what it should run and what it said it runs."""
+    wishes = {(a.device_id, a.model_id): a for a in fleet.current_assignments(session, device_ids=device_ids)}
+    held = fleet.slots(session, device_ids=device_ids)
+    names = dict(session.execute(select(Model.id, Model.name)).tuples().all())
+    shown: dict[UUID, list[DeviceModelView]] = {device_id: [] for device_id in device_ids}
+    for device_id, model_id in sorted(set(wishes) | set(held), key=lambda pair: names[pair[1]]):
+        pair = (device_id, model_id)
+        shown[device_id].append(DeviceModelView.of(names[model_id], wishes.get(pair), held.get(pair)))
+    return shown

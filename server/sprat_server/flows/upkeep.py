@@ -1,0 +1,45 @@
+"""What must be done although nobody asks: metadata are signed again before they expire."""
+
+import asyncio
+from typing import Final
+
+import structlog
+from anyio import to_thread
+from sqlalchemy.exc import SQLAlchemyError
+
+from sprat_server.db.session import Database
+from sprat_server.publish import repository
+from sprat_server.settings import Settings
+from sprat_shared.errors import SpratError
+
+_EVERY_S: Final = 3600.0  # the shortest half-life is three and a half days
+
+_log = structlog.get_logger(__name__)
+
+
+def prepare(database: Database, settings: Settings) -> None:
+    """Make keys and first metadata where there are none, check the keys, sign what is due.
+
+    Raises:
+        KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
+    """
+    with database.transaction() as session:
+        repository.ensure_repository(session, settings)
+    _sign_due(database, settings)
+
+
+async def keep_signed(database: Database, settings: Settings) -> None:
+    """Sign again what is past half of its life, for ever; replicas may all do this, one signs."""
+    while True:
+        await asyncio.sleep(_EVERY_S)
+        try:
+            await to_thread.run_sync(_sign_due, database, settings)
+        except (SpratError, SQLAlchemyError) as error:
+            _log.error("publish.not-signed-again", error=str(error))
+
+
+def _sign_due(database: Database, settings: Settings) -> None:
+    with database.transaction() as session:
+        signed = repository.sign_again(session, settings)
+    if signed:
+        _log.info("publish.signed-again", roles=signed)

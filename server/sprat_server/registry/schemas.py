@@ -1,0 +1,215 @@
+"""What models, releases and datasets look like in requests and answers."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sprat_server.registry.models import Dataset, Model, Release, UpdateFile
+from sprat_shared.trust.targets import update_path
+from sprat_shared.wire.tensors import DTYPES
+
+_EXAMPLE_DIGEST = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
+
+
+class Recipe(BaseModel):
+    """The importable factory that gives the trainable module, and its configuration."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=300)]
+    config: dict[str, Any] = {}
+
+
+class InputExample(BaseModel):
+    """Shape (with its batch axis) and type (safetensors code) of one input."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=16)]
+    dtype: Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")] = "F32"
+
+
+class NewModel(BaseModel):
+    """A model to be registered: from a recipe, or from ONNX alone (then not retrainable here)."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "pcb-defects",
+                    "recipe": {"factory": "acme_models.pcb:build", "config": {"width": 32}},
+                    "weights": _EXAMPLE_DIGEST,
+                    "graph": None,
+                    "example": {"shape": [1, 1, 28, 28], "dtype": "F32"},
+                }
+            ]
+        },
+    )
+
+    name: ModelName
+    weights: Digest
+    recipe: Recipe | None = None
+    graph: Digest | None = None
+    example: InputExample | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.recipe is None) == (self.graph is None):
+            raise ValueError("give either a recipe, or the digest of an uploaded ONNX file as graph")
+        return self
+
+
+class ModelView(BaseModel):
+    """A model."""
+
+    id: UUID
+    name: str
+    recipe: dict[str, Any] | None
+    example: dict[str, Any] | None
+    latest: int | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, model: Model, latest: int | None) -> Self:
+        """Show this row; `latest` is the number of its newest release."""
+        return cls(
+            id=model.id,
+            name=model.name,
+            recipe=model.recipe,
+            example=model.example,
+            latest=latest,
+            created_at=model.created_at,
+        )
+
+
+class UpdateView(BaseModel):
+    """One update file of a release: from release `base` (null: full), its bytes, the target it is signed under."""
+
+    base: int | None
+    bytes: int
+    blob: str
+    target: str
+
+
+class ReleaseView(BaseModel):
+    """One immutable, numbered state of a model."""
+
+    model: str
+    number: int
+    release_id: str
+    weights: str
+    weights_blob: str
+    graph: str
+    model_bytes: int
+    tensors: int
+    origin: str
+    base: int | None
+    updates: list[UpdateView]
+    metrics: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, model: Model, release: Release, updates: Sequence[UpdateFile]) -> Self:
+        """Show this row and the updates that lead to it."""
+        return cls(
+            model=model.name,
+            number=release.number,
+            release_id=release.release_id,
+            weights=release.weights_digest,
+            weights_blob=release.weights_blob,
+            graph=release.graph_digest,
+            model_bytes=release.model_bytes,
+            tensors=len(release.tensor_table),
+            origin=release.origin,
+            base=release.base_number,
+            updates=[
+                UpdateView(
+                    base=update.base_number,
+                    bytes=update.bytes,
+                    blob=update.blob,
+                    target=update_path(model.name, update.number, update.base_number),
+                )
+                for update in updates
+            ],
+            metrics=release.metrics,
+            created_at=release.created_at,
+        )
+
+
+class NewRelease(BaseModel):
+    """A release to be made from weights that were trained elsewhere."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"weights": _EXAMPLE_DIGEST, "base": None, "lossless": False}]}
+    )
+
+    weights: Digest
+    base: Annotated[int | None, Field(ge=1)] = None
+    lossless: bool = False
+
+
+class RetrainRequest(BaseModel):
+    """A retrain to be done: on which data, from which release (null: the latest), how much of the gain to keep."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"dataset": _EXAMPLE_DIGEST, "base": None, "keep": 0.95, "seed": 0}]},
+    )
+
+    dataset: Digest
+    base: Annotated[int | None, Field(ge=1)] = None
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.95
+    max_epochs: Annotated[int | None, Field(ge=1, le=10_000)] = None
+    max_candidates: Annotated[int | None, Field(ge=1, le=100)] = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class NewDataset(BaseModel):
+    """An uploaded file to be checked and kept as a dataset."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "line-3-august", "blob": _EXAMPLE_DIGEST}]}
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    blob: Digest
+
+
+class DatasetView(BaseModel):
+    """A dataset; `splits` counts the samples of each split."""
+
+    digest: str
+    name: str
+    bytes: int
+    format: str
+    samples: int
+    input_shape: list[int]
+    input_dtype: str
+    classes: int
+    splits: dict[str, int]
+    given_split: bool
+    created_at: datetime
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """Show this row."""
+        return cls(
+            digest=dataset.digest,
+            name=dataset.name,
+            bytes=dataset.bytes,
+            format=dataset.format,
+            samples=dataset.samples,
+            input_shape=dataset.input_shape,
+            input_dtype=dataset.input_dtype,
+            classes=dataset.classes,
+            splits={"train": dataset.train, "validation": dataset.validation, "test": dataset.test},
+            given_split=dataset.given_split,
+            created_at=dataset.created_at,
+        )

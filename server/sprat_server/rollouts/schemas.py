@@ -1,0 +1,135 @@
+"""What rollouts look like in requests and answers."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
+from sprat_server.rollouts.waves import DeviceState, RolloutState, WaveState
+
+
+class NewRollout(BaseModel):
+    """A rollout to be drafted. Waves reach so many devices, or so much of the cohort, counted from the start."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"model": "pcb-defects", "release": 2, "waves": ["1", "50%", "100%"]}]},
+    )
+
+    model: Annotated[str, Field(max_length=63)]
+    release: Annotated[int, Field(ge=1)]
+    waves: Annotated[list[str], Field(min_length=1, max_length=100)]
+    devices: Annotated[list[UUID] | None, Field(max_length=100_000)] = None
+
+
+class Reason(BaseModel):
+    """Why something is done; kept in the audit log."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"reason": "line 3 is under maintenance"}]}
+    )
+
+    reason: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class MaybeReason(BaseModel):
+    """Why something is done, where a reason is not asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str | None, Field(max_length=1000)] = None
+
+
+class RolloutDeviceView(BaseModel):
+    """One device's part: its state, the release it had, and the assignments that offered and took back."""
+
+    device: UUID
+    name: str
+    state: DeviceState
+    previous: int | None
+    exposed_by: int | None
+    returned_by: int | None
+
+
+class WaveView(BaseModel):
+    """A wave and its devices."""
+
+    ordinal: int
+    reach: str
+    state: WaveState
+    opened_at: datetime | None
+    ended_at: datetime | None
+    devices: list[RolloutDeviceView]
+
+
+class RolloutView(BaseModel):
+    """A rollout; `exposed` counts the devices that were offered the release."""
+
+    id: UUID
+    model: str
+    release: int
+    state: RolloutState
+    whole_fleet: bool
+    reason: str | None
+    exposed: int
+    committed: int
+    failed: int
+    waves: list[WaveView]
+    unplaced: list[RolloutDeviceView]
+    created_by: str
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+    @classmethod
+    def of(
+        cls,
+        rollout: Rollout,
+        model: str,
+        waves: Sequence[Wave],
+        devices: Sequence[RolloutDevice],
+        names: Mapping[UUID, str],
+    ) -> Self:
+        """Show these rows; `unplaced` are devices without a wave (before the start, or out of every wave's reach)."""
+        states = [device.state for device in devices]
+        return cls(
+            id=rollout.id,
+            model=model,
+            release=rollout.number,
+            state=RolloutState(rollout.state),
+            whole_fleet=rollout.whole_fleet,
+            reason=rollout.reason,
+            exposed=sum(device.exposed_by is not None for device in devices),
+            committed=states.count(DeviceState.COMMITTED),
+            failed=states.count(DeviceState.FAILED),
+            waves=[
+                WaveView(
+                    ordinal=wave.ordinal,
+                    reach=wave.reach,
+                    state=WaveState(wave.state),
+                    opened_at=wave.opened_at,
+                    ended_at=wave.ended_at,
+                    devices=[_part(device, names) for device in devices if device.ordinal == wave.ordinal],
+                )
+                for wave in waves
+            ],
+            unplaced=[_part(device, names) for device in devices if device.ordinal is None],
+            created_by=rollout.created_by,
+            created_at=rollout.created_at,
+            started_at=rollout.started_at,
+            ended_at=rollout.ended_at,
+        )
+
+
+def _part(device: RolloutDevice, names: Mapping[UUID, str]) -> RolloutDeviceView:
+    return RolloutDeviceView(
+        device=device.device_id,
+        name=names.get(device.device_id, ""),
+        state=DeviceState(device.state),
+        previous=device.previous,
+        exposed_by=device.exposed_by,
+        returned_by=device.returned_by,
+    )
