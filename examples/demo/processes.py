@@ -42,19 +42,20 @@ def program(name: str) -> str:
 
 
 class Program:
-    """A process in a group of its own whose output goes to a file; stopped when the block ends, whatever happened.
+    """A process in a group of its own whose output goes to files; stopped when the block ends, whatever happened.
 
     Args:
         name: what to call it in messages.
         command: its command line.
-        log: file for stdout and stderr.
+        log: file to which stderr is added; stdout goes beside it, `.out`, begun anew at each start.
         env: its environment.
     """
 
     def __init__(self, name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> None:
         self.name, self.command, self.log, self.env = name, list(command), log, dict(env)
+        self.out = log.with_suffix(".out")
         self._process: subprocess.Popen[bytes] | None = None
-        self._file: IO[bytes] | None = None
+        self._files: list[IO[bytes]] = []
 
     def __enter__(self) -> Self:
         self.start()
@@ -71,13 +72,13 @@ class Program:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it; its output is added to the log."""
-        self._file = self.log.open("ab")
+        """Start it."""
+        self._files = [self.out.open("wb"), self.log.open("ab")]
         self._process = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
-            stdout=self._file,
-            stderr=subprocess.STDOUT,
+            stdout=self._files[0],
+            stderr=self._files[1],
             env=self.env,
             cwd=self.log.parent,
             start_new_session=True,
@@ -138,6 +139,5 @@ class Program:
 
     def _close(self) -> None:
         self._process = None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        while self._files:
+            self._files.pop().close()

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-
 from demo.fault_proxy import FaultProxy
 
 BODY = bytes(range(256)) * 400

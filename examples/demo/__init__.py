@@ -1,0 +1,1 @@
+"""The demo: one update goes the whole way, between real processes on this machine (`python -m demo`)."""
