@@ -1,0 +1,137 @@
+"""The arithmetic of the format (docs/wire-format.md, section 7): exact integers first, then single float32 operations.
+
+A float32 matrix product of integers is exact in any order of summation while every partial sum stays within 2**24;
+factors lie in [-127, 127], so 1,040 of them may be summed. What follows is elementwise and correctly rounded
+(IEEE 754), so every machine, thread count and library that keeps subnormal numbers computes the same bits.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sprat_shared.errors import UnsafeArithmetic
+from sprat_shared.wire.planes import decode_planes
+from sprat_shared.wire.tensors import Array, TensorSpec
+from sprat_shared.wire.update import STEPS, Dense, Lossless, LowRank, Record
+
+EXACT_RANK: Final = 1040  # 1040 * 127 * 127 <= 2**24
+_CHUNK: Final = 1 << 20  # values worked on at a time: scratch memory stays small beside the tensor
+Floats = npt.NDArray[np.float32]
+
+
+def rebuild_tensor(base: Array, spec: TensorSpec, records: Sequence[Record]) -> Array:
+    """Return the tensor that `records` make of `base`.
+
+    Args:
+        base: storage dtype, spec's shape; it is not changed.
+        spec: name, dtype and shape.
+        records: of this tensor, in file order; a lossless one last.
+
+    Returns:
+        A new array in storage dtype and shape. Memory: the result, the factors as float32, and a few MB.
+    """
+    sums = [record for record in records if not isinstance(record, Lossless)]
+    if not sums:
+        return decode_planes(spec, base, records[-1].frame) if records else base  # type: ignore[union-attr]
+    out = np.empty(spec.shape, spec.storage)
+    rows, columns = spec.matrix or (1, spec.size)
+    old, new = base.reshape(rows, columns), out.reshape(rows, columns)
+    terms = [_Term(record, rows, columns) for record in sums]
+    step = max(1, _CHUNK // max(1, columns))
+    for at in range(0, rows, step):
+        part = slice(at, min(rows, at + step))
+        acc = widen(old[part], spec.dtype)
+        for term in terms:
+            acc = acc + term.rows(part)
+        new[part] = narrow(acc, spec.dtype)
+    if isinstance(last := records[-1], Lossless):
+        return decode_planes(spec, out, last.frame)
+    return out
+
+
+class _Term:
+    """What one record adds, as rows of the matrix view."""
+
+    def __init__(self, record: LowRank | Dense, rows: int, columns: int) -> None:
+        self._record, self._step = record, STEPS[record.scale]
+        if isinstance(record, Dense):
+            self._q = record.q.reshape(rows, columns)
+        else:
+            self._v = record.v.astype(np.float32)
+
+    def rows(self, part: slice) -> Floats:
+        if isinstance(self._record, Dense):
+            product = self._q[part].astype(np.float32)
+        else:
+            product = integer_product(self._record.u[part].astype(np.float32), self._v)
+        added: Floats = product * self._step
+        return added
+
+
+def integer_product(u: Floats, v: Floats) -> Floats:
+    """Return u @ v, exact before its one rounding to float32, every zero positive.
+
+    Args:
+        u: integers in [-127, 127] as float32, (m, r).
+        v: the same, (r, n).
+    """
+    rank = u.shape[1]
+    if rank <= EXACT_RANK:
+        return np.asarray(u @ v + np.float32(0.0), dtype=np.float32)
+    total = np.zeros((u.shape[0], v.shape[1]), np.float64)
+    for at in range(0, rank, EXACT_RANK):
+        total += u[:, at : at + EXACT_RANK] @ v[at : at + EXACT_RANK]
+    return total.astype(np.float32) + np.float32(0.0)
+
+
+def widen(array: Array, dtype: str) -> Floats:
+    """Return float32 values of F32, F16 or BF16 bits; exact."""
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array.astype(np.float32)
+
+
+def narrow(values: Floats, dtype: str) -> Array:
+    """Return `values` rounded to nearest even in F32, F16 or BF16 storage. NaN stays NaN."""
+    if dtype == "F32":
+        return values
+    if dtype == "F16":
+        with np.errstate(over="ignore"):  # beyond the range is infinity, which the encoder refuses
+            return values.astype(np.float16)
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+_PROBE: Final = np.array(
+    [0x80000000, 0x00000001, 0x807FFFFF, 0x3F800000, 0x3F800001, 0xBF800000, 0x4B800000, 0x00800000], dtype=np.uint32
+)  # -0.0, subnormals, ties at 1 and its neighbour, 2**24, the smallest normal number
+_PROBE_ADDED: Final = np.array([0, 0, 0, 1, 1, -1, 1, 0], dtype=np.int32)
+_PROBE_RESULT: Final = np.array(
+    [0x00000000, 0x00000001, 0x807FFFFF, 0x3F800000, 0x3F800002, 0xBF800000, 0x4B800000, 0x00800000], dtype=np.uint32
+)
+_TIE_SCALE: Final = 0  # STEPS[0] is 2**-24: half a unit in the last place of 1.0
+
+
+def check_arithmetic() -> None:
+    """Check that this process, now, computes the format's bits. Costs microseconds.
+
+    Raises:
+        UnsafeArithmetic: subnormal numbers are flushed to zero (torch.set_flush_denormal, an onnxruntime session
+            with denormals as zero), rounding is not to nearest even, or the matrix product is not exact.
+    """
+    spec = TensorSpec("probe", "F32", _PROBE.shape)
+    rebuilt = rebuild_tensor(_PROBE.view(np.float32), spec, [Dense(0, _TIE_SCALE, _PROBE_ADDED)]).view(np.uint32)
+    small = np.array([1], dtype=np.uint32).view(np.float32) + np.zeros(1, np.float32)
+    if small.view(np.uint32)[0] == 0 or not rebuilt[1]:
+        raise UnsafeArithmetic(
+            "subnormal numbers are flushed to zero in this process, so it would rebuild other weights; "
+            "do not switch on flush-to-zero (torch.set_flush_denormal, denormals as zero in onnxruntime) here"
+        )
+    if (rebuilt != _PROBE_RESULT).any():
+        raise UnsafeArithmetic("float32 addition does not round to nearest even in this process; weights would differ")
+    most = np.full((3, EXACT_RANK), 127, np.float32)
+    if (integer_product(most, most.T.copy()) != EXACT_RANK * 127 * 127).any():
+        raise UnsafeArithmetic("the float32 matrix product of integers is not exact with this BLAS library")

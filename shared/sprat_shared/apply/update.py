@@ -1,0 +1,118 @@
+"""Applying a whole update, one tensor at a time: what changed is rebuilt and hashed, what did not is only named."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from operator import attrgetter
+from typing import Protocol
+
+import numpy as np
+
+from sprat_shared.apply.arithmetic import rebuild_tensor
+from sprat_shared.errors import BaseMismatch, DigestMismatch, InvalidInput
+from sprat_shared.ids import parse_digest
+from sprat_shared.wire.tensors import Array, TensorSource, TensorSpec, TensorTable, tensor_sha256, weights_digest
+from sprat_shared.wire.update import BASE_BYTES, Flag, Limits, Record, UpdateReader
+
+
+class TensorSink(Protocol):
+    """Where the tensors of the new release go, in table order. Nothing counts before `apply_update` returns."""
+
+    def begin(self, table: TensorTable) -> None:
+        """Learn which tensors will come."""
+
+    def keep(self, index: int, sha256: bytes) -> None:
+        """Take tensor `index` over from the base unchanged."""
+
+    def put(self, index: int, array: Array, sha256: bytes) -> None:
+        """Take a new tensor: storage dtype, its spec's shape; valid only during the call."""
+
+
+def apply_update(
+    data: bytes | memoryview,
+    base: TensorSource | None,
+    sink: TensorSink,
+    *,
+    expected: str | None,
+    base_digest: str | None = None,
+    limits: Limits | None = None,
+) -> str:
+    """Rebuild a release and return its weights digest. Call `check_arithmetic` in this process first.
+
+    Args:
+        data: the update file.
+        base: the release it was made for; None for a full update.
+        sink: takes the tensors.
+        expected: the weights digest that the signed metadata promise; None where the file carries it itself.
+        base_digest: weights digest of `base` where it is known already; it is computed otherwise.
+        limits: what a full update may declare.
+
+    Raises:
+        BaseMismatch: the file was made for other weights.
+        DigestMismatch: the rebuilt weights are not the promised ones; drop what the sink took.
+        MalformedUpdate, WireVersionUnsupported, LimitExceeded: see `UpdateReader`.
+        InvalidInput: neither the caller nor the file says what the result must be.
+    """
+    reader = UpdateReader(memoryview(data), base.table if base is not None else None, limits)
+    header = reader.header
+    promised = expected or header.result
+    if promised is None:
+        raise InvalidInput(
+            "the update carries no digest of its result and none was given; its result cannot be checked"
+        )
+    full = Flag.FULL in header.flags
+    if full:
+        source: TensorSource = _Zeros(reader.table or TensorTable([]))
+    elif base is None:
+        raise BaseMismatch(f"this update needs the weights that begin with sha256 {header.base.hex()}; none were given")
+    else:
+        source = base
+    held = [] if full else [source.sha256(i) for i in range(len(source.table))]
+    if not full:
+        has = base_digest or weights_digest(source.table, held)
+        if parse_digest(has)[:BASE_BYTES] != header.base:
+            raise BaseMismatch(f"this update was made for weights {header.base.hex()}…, these are {has[7:23]}…")
+    actual = weights_digest(source.table, list(_rebuild(reader, source, sink, held)))
+    if actual != promised:
+        raise DigestMismatch(subject="rebuilt weights", expected=promised, actual=actual)
+    return actual
+
+
+def _rebuild(reader: UpdateReader, source: TensorSource, sink: TensorSink, held: list[bytes]) -> Iterator[bytes]:
+    """Yield the SHA-256 of each tensor of the result, in table order, as the sink takes it."""
+    sink.begin(source.table)
+    done = 0
+    for index, records in groupby(reader.records(), key=attrgetter("index")):
+        yield from _unchanged(source, sink, held, range(done, index))
+        yield _put(source, sink, index, list(records))
+        done = index + 1
+    yield from _unchanged(source, sink, held, range(done, len(source.table)))
+
+
+def _unchanged(source: TensorSource, sink: TensorSink, held: list[bytes], indices: range) -> Iterator[bytes]:
+    for index in indices:
+        if held:
+            sink.keep(index, held[index])
+            yield held[index]
+        else:  # a full update has nothing to keep: what it does not name is zero
+            yield _put(source, sink, index, [])
+
+
+def _put(source: TensorSource, sink: TensorSink, index: int, records: list[Record]) -> bytes:
+    array = rebuild_tensor(source.read(index), source.table[index], records)
+    sha256 = tensor_sha256(array)
+    sink.put(index, array, sha256)
+    return sha256
+
+
+class _Zeros:
+    """The base of a full update."""
+
+    def __init__(self, table: TensorTable) -> None:
+        self.table = table
+
+    def read(self, index: int) -> Array:
+        spec: TensorSpec = self.table[index]
+        return np.zeros(spec.shape, spec.storage)
+
+    def sha256(self, index: int) -> bytes:
+        return tensor_sha256(self.read(index))

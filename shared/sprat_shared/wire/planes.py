@@ -1,0 +1,87 @@
+"""Frames of lossless records: differences of bits, as byte planes, packed with zstd (docs/wire-format.md, section 6).
+
+Values near each other should have differences near zero in every byte. A float's bits, read as an integer, are first
+made to grow with the value; the difference is folded so that small negative ones are small too; then all lowest bytes
+come first, all highest last, where zstd finds long runs.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from sprat_shared.errors import MalformedUpdate
+from sprat_shared.wire.tensors import Array, TensorSpec
+
+_FLOATS: Final = frozenset({"F32", "F16", "BF16", "F64"})
+_WINDOW: Final = 1 << 23  # bytes of history that a decoder must keep; bounded so that a file cannot ask for more
+_CHUNK: Final = 1 << 18
+Bits = npt.NDArray[np.unsignedinteger]
+
+
+def encode_planes(spec: TensorSpec, old: Array, new: Array, *, level: int = 19) -> bytes:
+    """Return the frame that turns `old` into `new`, both in storage dtype and of the spec's shape."""
+    width = spec.storage.itemsize
+    planes = np.empty((width, spec.size), np.uint8)
+    for at in range(0, spec.size, _CHUNK):
+        folded = _fold(_ordered(spec, _bits(new, at)) - _ordered(spec, _bits(old, at)))
+        planes[:, at : at + _CHUNK] = folded.astype(folded.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, width).T
+    params = zstandard.ZstdCompressionParameters.from_level(level, source_size=spec.nbytes, window_log=23)
+    return zstandard.ZstdCompressor(compression_params=params).compress(planes.tobytes())
+
+
+def decode_planes(spec: TensorSpec, old: Array, frame: bytes | memoryview) -> Array:
+    """Return the new tensor, storage dtype, spec's shape.
+
+    Memory: the planes and the result, twice the tensor.
+
+    Raises:
+        MalformedUpdate: the frame does not unpack to exactly the tensor's bytes.
+    """
+    width = spec.storage.itemsize
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(bytes(frame)) as reader:
+            plain = reader.read(spec.nbytes + 1)
+    except zstandard.ZstdError as bad:
+        raise MalformedUpdate(f"tensor {spec.name!r}: its frame does not unpack ({bad})") from None
+    if len(plain) != spec.nbytes:
+        raise MalformedUpdate(f"tensor {spec.name!r}: its frame gives {len(plain)} bytes, it has {spec.nbytes}")
+    planes = np.frombuffer(plain, np.uint8).reshape(width, spec.size)
+    out = np.empty(spec.shape, spec.storage)
+    flat = out.reshape(-1).view(f"<u{width}")
+    for at in range(0, spec.size, _CHUNK):
+        folded = np.ascontiguousarray(planes[:, at : at + _CHUNK].T).view(f"<u{width}").reshape(-1)
+        flat[at : at + _CHUNK] = _unordered(spec, _ordered(spec, _bits(old, at)) + _unfold(folded))
+    return out
+
+
+def _bits(array: Array, at: int) -> Bits:
+    """Return the bits of up to `_CHUNK` values as unsigned integers."""
+    flat = array.reshape(-1)[at : at + _CHUNK]
+    return flat.view(f"<u{flat.dtype.itemsize}")
+
+
+def _ordered(spec: TensorSpec, bits: Bits) -> Bits:
+    if spec.dtype not in _FLOATS:
+        return bits
+    top = bits.dtype.type(1 << (8 * bits.dtype.itemsize - 1))
+    return np.where(bits & top, ~bits, bits | top)
+
+
+def _unordered(spec: TensorSpec, ordered: Bits) -> Bits:
+    if spec.dtype not in _FLOATS:
+        return ordered
+    top = ordered.dtype.type(1 << (8 * ordered.dtype.itemsize - 1))
+    return np.where(ordered & top, ordered ^ top, ~ordered)
+
+
+def _fold(difference: Bits) -> Bits:
+    """Map 0, -1, 1, -2 and so on to 0, 1, 2, 3 and so on."""
+    sign = difference.view(f"<i{difference.dtype.itemsize}") >> (8 * difference.dtype.itemsize - 1)
+    return (difference << difference.dtype.type(1)) ^ sign.view(difference.dtype)
+
+
+def _unfold(folded: Bits) -> Bits:
+    one = folded.dtype.type(1)
+    return (folded >> one) ^ (~(folded & one) + one)
