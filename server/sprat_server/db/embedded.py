@@ -286,3 +286,12 @@ def _sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def running_url(data_dir: Path) -> str | None:
+    """Return the URL of the server that runs in this data folder, or None where none runs."""
+    cluster = data_dir.absolute() / "postgres"
+    if processes.postmaster_of(cluster) is None:
+        return None
+    lines = (cluster / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+    return f"postgresql://{ROLE}@/{DATABASE}?host={quote(lines[4], safe='')}"

@@ -25,6 +25,7 @@ class PostgresUnusable(SpratError):
     """The embedded PostgreSQL cannot be run here."""
 
     code = "postgres.unusable"
+    exit_code = 78  # EX_CONFIG
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import structlog
 from structlog.typing import Processor
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_NOISY: Final = ("alembic", "procrastinate", "httpx", "urllib3", "asyncio")
+_NOISY: Final = ("alembic", "procrastinate", "httpx", "asyncio", "uvicorn", "securesystemslib", "tuf")
 
 
 def configure(*, log_format: str, log_level: str, **context: Any) -> None:

@@ -59,7 +59,7 @@ def _record(scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
     metrics.REQUESTS.labels(method, route, str(status)).inc()
     metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
     metrics.SENT_BYTES.labels(route).inc(sent_bytes)
-    level = "debug" if scope["path"] in _QUIET else "info"
+    level = "debug" if scope["path"] in _QUIET or status == 304 else "info"  # idle polls are many
     actor = scope.get("state", {}).get("actor")
     _log.log(
         {"debug": 10, "info": 20}[level],

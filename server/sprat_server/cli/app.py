@@ -1,0 +1,254 @@
+"""The commands. What each needs is imported when it runs: a worker loads its libraries after their threads are set."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from sprat_server.settings import Settings, load_settings
+from sprat_shared import errors
+
+if TYPE_CHECKING:
+    from sprat_server.db.session import Database
+
+_EPILOG = (
+    "Settings are environment variables, SPRAT_DATABASE_URL and so on; options win over them."
+    "\n\n\b\nExit codes:\n  0  stopped as asked, or done\n  1  failed for another reason\n"
+    "  2  the command line is not understood\n"
+    + "\n".join(
+        f" {kind.exit_code}  {(kind.__doc__ or '').splitlines()[0].rstrip('.')}"
+        for kind in sorted(errors.SpratError.__subclasses__(), key=lambda kind: kind.exit_code)
+        if kind.__module__ == errors.__name__ and kind is not errors.UpdateRejected
+    )
+    + "\n 78  The machine or its configuration is not fit: keys, PostgreSQL"
+    "\n\n\b\nResults go to stdout, logs and errors to stderr."
+    "\n\nExample: sprat-server up --data-dir ./data"
+)
+
+app = typer.Typer(
+    name="sprat-server",
+    help="Run the server of sprat: all of it on one machine (up), or its parts alone.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+database_app = typer.Typer(
+    help="The database: its schema, and tokens for whoever holds it.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(database_app, name="db")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of text.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of keys, blobs and the private PostgreSQL.  [env: SPRAT_DATA_DIR]", show_default=False),
+]
+Host = Annotated[
+    str | None,
+    typer.Option(help="Address to listen on; 127.0.0.1 unless given.  [env: SPRAT_HOST]", show_default=False),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        help="Port to listen on; 8470 unless given, 0 takes a free one.  [env: SPRAT_PORT]",
+        min=0,
+        max=65535,
+        show_default=False,
+    ),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Speak plain HTTP on an address that is not loopback: only behind a proxy that ends TLS."
+        "  [env: SPRAT_INSECURE]",
+    ),
+]
+
+
+def _say_version(wanted: bool) -> None:  # noqa: FBT001 - the shape of typer's callbacks
+    if wanted:
+        typer.echo(f"sprat-server {version('sprat')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Run the server of sprat: all of it on one machine (up), or its parts alone."""
+
+
+@app.command()
+def up(
+    *,
+    data_dir: DataDir = None,
+    host: Host = None,
+    port: Port = None,
+    insecure: Insecure = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start everything on this machine: a private PostgreSQL, migrations, the API and one worker.
+
+    Prints the URL, and the first admin token when it is made, which is once in the life of the data folder. With
+    SPRAT_DATABASE_URL set, that database is used and no PostgreSQL is started. SIGTERM or Ctrl-C stops all parts.
+
+    Example: sprat-server up --data-dir ./data --port 8470
+    """
+    settings = _settings("up", data_dir=data_dir, host=host, port=port, insecure=insecure or None)
+    from sprat_server.cli import supervisor  # noqa: PLC0415 - see the top
+
+    def say(url: str, admin_token: str | None) -> None:
+        if as_json:
+            _print_json(url=url, admin_token=admin_token, data_dir=str(settings.data_dir))
+            return
+        typer.echo(f"sprat-server is up at {url}, its data in {settings.data_dir}")
+        if admin_token is not None:
+            typer.echo(f"first admin token, shown this once: {admin_token}")
+            typer.echo(f"next: sprat login --server {url}")
+
+    supervisor.run_up(settings, say)
+
+
+@app.command()
+def serve(*, host: Host = None, port: Port = None, insecure: Insecure = False, as_json: JsonFlag = False) -> None:
+    """Serve the API alone, on the database and blobs that SPRAT_DATABASE_URL and SPRAT_BLOB_URL name.
+
+    Example: SPRAT_DATABASE_URL=postgresql://sprat@db/sprat sprat-server serve --port 8470
+    """
+    settings = _settings("api", host=host, port=port, insecure=insecure or None)
+    from sprat_server.cli import supervisor  # noqa: PLC0415 - see the top
+
+    def say(url: str, _admin_token: str | None) -> None:
+        if as_json:
+            _print_json(url=url)
+        else:
+            typer.echo(f"sprat-server serves {url}")
+
+    supervisor.run_serve(settings, say)
+
+
+@app.command()
+def worker(
+    *,
+    parent_fd: Annotated[int | None, typer.Option(hidden=True, help="Ends with the process that holds this.")] = None,
+) -> None:
+    """Carry out jobs (registration, retraining, releases) one after the other, for SPRAT_DATABASE_URL.
+
+    Any number of workers may run. One that is told to stop, or dies, leaves its job to the others.
+
+    Example: SPRAT_RECIPE_PACKAGES=my_models SPRAT_DATABASE_URL=postgresql://sprat@db/sprat sprat-server worker
+    """
+    settings = _settings("worker")
+    from sprat_server.worker import run_worker  # noqa: PLC0415 - see the top
+
+    run_worker(settings, parent_fd=parent_fd)
+
+
+@database_app.command()
+def upgrade(*, data_dir: DataDir = None, as_json: JsonFlag = False) -> None:
+    """Bring the database to the schema of this sprat.
+
+    Without SPRAT_DATABASE_URL it is the private PostgreSQL of the data folder. Gives up rather than wait long for a
+    lock; run it again then.
+
+    Example: SPRAT_DATABASE_URL=postgresql://sprat@db/sprat sprat-server db upgrade
+    """
+    settings = _settings("db", data_dir=data_dir)
+    from sprat_server.db import migrate  # noqa: PLC0415 - see the top
+
+    with _database(settings) as database:
+        before, after = migrate.upgrade(database.engine)
+    if as_json:
+        _print_json(before=before, after=after)
+    elif before == after:
+        typer.echo(f"the database is at {after} already")
+    else:
+        typer.echo(f"the database is at {after}, it was at {before or 'no schema'}")
+
+
+@database_app.command()
+def token(
+    *,
+    name: Annotated[str, typer.Option(help="What to call the token.")],
+    scope: Annotated[
+        Literal["viewer", "operator", "releaser", "admin"], typer.Option(help="What it allows.")
+    ] = "admin",
+    data_dir: DataDir = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make an operator's token straight in the database, for the first start of `serve` or after a lost token.
+
+    Example: sprat-server db token --name me --scope admin
+    """
+    settings = _settings("db", data_dir=data_dir)
+    from sprat_server.access import audit, tokens  # noqa: PLC0415 - see the top
+    from sprat_server.db.migrate import require_newest  # noqa: PLC0415 - see the top
+    from sprat_server.observe.actors import SYSTEM  # noqa: PLC0415 - see the top
+
+    with _database(settings) as database:
+        require_newest(database.engine)
+        with database.transaction() as session:
+            made, text = tokens.create(session, name=name, scope=tokens.Scope.of(scope), expires_s=None, by=None)
+            audit.record(session, SYSTEM, "token.create", f"token:{made.id}", None, {"name": name, "scope": scope})
+    if as_json:
+        _print_json(name=name, scope=scope, token=text)
+    else:
+        typer.echo(text)
+
+
+def run() -> NoReturn:
+    """Run the command of `sys.argv` and end the process with its exit code."""
+    try:
+        app(prog_name="sprat-server")
+    except errors.SpratError as error:
+        if "--json" in sys.argv:
+            typer.echo(json.dumps({"error": {"code": error.code, "detail": str(error)}}), err=True)
+        else:
+            typer.echo(f"sprat-server: {error} [{error.code}]", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _settings(process: str, **options: Any) -> Settings:
+    """Read the settings and have this process log as they say."""
+    settings = load_settings(**options)
+    from sprat_server.observe import logs  # noqa: PLC0415 - see the top
+
+    logs.configure(log_format=settings.log_format, log_level=settings.log_level, process=process)
+    return settings
+
+
+@contextmanager
+def _database(settings: Settings) -> "Iterator[Database]":
+    """Open the database that the settings name; the private one is started for the while, unless it runs."""
+    from sprat_server.db.embedded import EmbeddedPostgres, running_url  # noqa: PLC0415 - see the top
+    from sprat_server.db.session import Database  # noqa: PLC0415 - see the top
+
+    url = settings.database_url or running_url(settings.data_dir)
+    if url is not None:
+        database = Database(url)
+        try:
+            yield database
+        finally:
+            database.close()
+        return
+    with EmbeddedPostgres(settings.data_dir, user=settings.postgres_user) as server:
+        database = Database(server.url)
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+def _print_json(**result: Any) -> None:
+    typer.echo(json.dumps(result))
