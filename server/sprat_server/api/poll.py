@@ -17,6 +17,7 @@ from uuid import UUID
 import psycopg
 import structlog
 from anyio import to_thread
+from psycopg.conninfo import make_conninfo
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,6 +39,9 @@ MAX_INLINE_BYTES: Final = 8 << 20
 _SEEN_EVERY_S: Final = 5.0
 _RECONNECT_S: Final = 1.0
 _RETRY_AFTER_S: Final = 5
+
+# A listening connection that died without a word must be noticed: until then revocations would be missed.
+_KEEPALIVES: Final = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2}
 
 _log = structlog.get_logger(__name__)
 
@@ -181,7 +185,8 @@ class Poll:
     async def _listen(self) -> None:
         while True:
             try:
-                connection = await psycopg.AsyncConnection.connect(self._database.conninfo, autocommit=True)
+                where = make_conninfo(self._database.conninfo, **_KEEPALIVES)
+                connection = await psycopg.AsyncConnection.connect(where, autocommit=True)
                 async with connection:
                     await connection.execute(f"LISTEN {CHANNEL}")
                     self.memory.forget_all(listening=True)

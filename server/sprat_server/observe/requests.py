@@ -2,6 +2,7 @@
 
 import re
 import time
+from http import HTTPStatus
 from typing import Any, Final
 
 import structlog
@@ -59,7 +60,7 @@ def _record(scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
     metrics.REQUESTS.labels(method, route, str(status)).inc()
     metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
     metrics.SENT_BYTES.labels(route).inc(sent_bytes)
-    level = "debug" if scope["path"] in _QUIET or status == 304 else "info"  # idle polls are many
+    level = "debug" if scope["path"] in _QUIET or status == HTTPStatus.NOT_MODIFIED else "info"  # idle polls are many
     actor = scope.get("state", {}).get("actor")
     _log.log(
         {"debug": 10, "info": 20}[level],

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import structlog
 from securesystemslib.signer import CryptoSigner
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
@@ -31,6 +32,7 @@ from sprat_server.settings import Settings
 from sprat_shared.trust.targets import IMAGE_REPOSITORY, paths_of_model, role_of_model
 
 TOP_LEVEL: Final = ("root", "targets", "snapshot", "timestamp")
+OFFLINE: Final = frozenset({"root", "targets"})  # their keys may be taken away between the times they are needed
 _MODEL_ROLE: Final = "m.*"
 # How long each role's metadata are valid. A device that was off for longer than the timestamp's life is served the
 # newest one with its next poll; the life bounds for how long a blocked device can be kept on old metadata.
@@ -42,7 +44,9 @@ LIFE: Final[Mapping[str, timedelta]] = {
     "timestamp": timedelta(days=7),
 }
 _SERIALIZER: Final = JSONSerializer(compact=True)
-_LOCK_KEY: Final = 0x5350_5241_5449  # "SPRATI", an arbitrary number that only this lock uses
+_LOCK_KEY: Final = 0x5350_5241_5449  # an arbitrary number that only this lock uses
+
+_log = structlog.get_logger(__name__)
 
 
 class ImageRepository(Repository):
@@ -76,7 +80,7 @@ class ImageRepository(Repository):
         md.signed.version += 1
         md.signed.expires = self._now + LIFE[role if role in TOP_LEVEL else _MODEL_ROLE]
         md.signatures.clear()
-        md.sign(self._signers[role if role in TOP_LEVEL else "models"])
+        md.sign(self._signer(role))
         self._session.add(
             SignedMetadata(
                 repository=IMAGE_REPOSITORY,
@@ -88,6 +92,15 @@ class ImageRepository(Repository):
             )
         )
         self._session.flush()
+
+    def _signer(self, role: str) -> CryptoSigner:
+        purpose = role if role in TOP_LEVEL else "models"
+        if purpose not in self._signers:
+            raise KeysUnusable(
+                f"the {purpose} key is not in the keys folder and {role} must be signed now; bring it back for this, "
+                "then take it away again"
+            )
+        return self._signers[purpose]
 
     @property
     def targets_infos(self) -> dict[str, MetaFile]:
@@ -132,13 +145,19 @@ class ImageRepository(Repository):
         self._publish()
 
     def sign_again(self) -> list[str]:
-        """Sign a new version of each role that is past half of its life; return the roles signed."""
+        """Sign a new version of each role that is past half of its life; return the roles signed.
+
+        Roles whose key was taken offline are left out, with a warning.
+        """
         due = [
             role
             for role in newest_versions(self._session)
             if (row := newest(self._session, role)) is not None
             and self._now >= row.created_at + (row.expires_at - row.created_at) / 2
         ]
+        for role in OFFLINE & set(due) - set(self._signers):
+            _log.warning("publish.key-offline", role=role, advice="bring its key back and restart, before it expires")
+            due.remove(role)
         for role in due:
             if role not in {"snapshot", "timestamp"}:
                 with self.edit(role):
@@ -177,6 +196,8 @@ def _check_keys(
     trusted["models"] = set() if delegations is None else set(delegations.keys)
     for purpose, keyids in trusted.items():
         signer = signers.get(purpose)
+        if signer is None and purpose in OFFLINE:
+            continue
         if signer is None or signer.public_key.keyid not in keyids:
             state = "is missing" if signer is None else "is not the key that devices trust"
             raise KeysUnusable(
