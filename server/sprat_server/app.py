@@ -39,9 +39,8 @@ def create_app(settings: Settings) -> FastAPI:
     poll = Poll(database, blobs, settings)
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await to_thread.run_sync(require_newest, database.engine)
-        await to_thread.run_sync(upkeep.prepare, database, settings)
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await to_thread.run_sync(check, app)
         signing = asyncio.create_task(upkeep.keep_signed(database, settings))
         try:
             async with poll.running():
@@ -71,3 +70,14 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(PollApp, poll=poll)
     app.add_middleware(ObservedRequests)
     return app
+
+
+def check(app: FastAPI) -> None:
+    """Return if the application can serve; make the signing keys and the first signed metadata if there are none.
+
+    Raises:
+        SchemaMismatch: the database has another schema.
+        KeysUnusable: a signing key is missing, unreadable, or not the one that devices trust.
+    """
+    require_newest(app.state.database.engine)
+    upkeep.prepare(app.state.database, app.state.settings)
