@@ -1,0 +1,97 @@
+"""Make an update file and decode it: what is released is what devices will have, release b := a + decode(update).
+
+Nothing here loads torch: records are integers in numpy, made by `sprat_server.training` or by the post-hoc encoder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from typing import Final
+
+import numpy as np
+
+from sprat_shared.apply import check_arithmetic, rebuild_tensor
+from sprat_shared.encode import encode_delta
+from sprat_shared.errors import BaseMismatch
+from sprat_shared.ids import parse_digest
+from sprat_shared.wire.planes import encode_planes
+from sprat_shared.wire.tensors import Array, ArrayTensors, TensorSource, TensorSpec, digest_of
+from sprat_shared.wire.update import BASE_BYTES, Lossless, Record, UpdateReader, encode_update
+
+_THOROUGH_BELOW_BYTES: Final = 16 << 20  # of a model: above it zstd's highest level takes minutes for a percent
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """An update file and what it gives.
+
+    Attributes:
+        data: the file.
+        weights: the exact weights after decoding it.
+        digest: weights digest of those.
+    """
+
+    data: bytes
+    weights: TensorSource
+    digest: str
+
+
+def decode(data: bytes, base: TensorSource) -> Updated:
+    """Return what an update file gives, computed by the functions that rebuild tensors on devices.
+
+    Args:
+        data: the file.
+        base: the weights it was made for.
+
+    Raises:
+        UpdateRejected: the file is malformed or made for other weights.
+        UnsafeArithmetic: this process does not compute the format's bits.
+    """
+    check_arithmetic()
+    reader = UpdateReader(memoryview(data), base.table)
+    if parse_digest(digest_of(base))[:BASE_BYTES] != reader.header.base:
+        raise BaseMismatch("the update was made for other weights than the base it is decoded against")
+    arrays: dict[str, tuple[str, Array]] = {
+        spec.name: (spec.dtype, base.read(index)) for index, spec in enumerate(base.table)
+    }
+    for index, records in groupby(reader.records(), key=attrgetter("index")):
+        spec: TensorSpec = base.table[index]
+        arrays[spec.name] = (spec.dtype, rebuild_tensor(base.read(index), spec, list(records)))
+    weights = ArrayTensors(arrays, base.table.aliases)
+    return Updated(data, weights, digest_of(weights))
+
+
+def from_records(base: TensorSource, records: Sequence[Record]) -> Updated:
+    """Encode trained records against `base` and decode them.
+
+    Args:
+        base: the exact weights that devices have.
+        records: one for each tensor that changes.
+    """
+    return decode(encode_update(base.table, records, base_digest=digest_of(base)), base)
+
+
+def from_weights(base: TensorSource, new: TensorSource, *, lossless: bool = False) -> Updated:
+    """Encode the difference to finished weights, without data to train on, and decode it.
+
+    Args:
+        base: the exact weights that devices have.
+        new: weights trained elsewhere, with equal names, shapes and dtypes.
+        lossless: give exactly `new`; otherwise close to it, in fewer bytes.
+
+    Raises:
+        InvalidInput: a tensor is on one side only, has another shape or dtype, or holds NaN or Inf; it is named.
+    """
+    return decode(encode_delta(base, new, lossless=lossless).data, base)
+
+
+def full(weights: TensorSource) -> bytes:
+    """Return the update that gives these weights from nothing, without loss."""
+    level = 19 if weights.table.nbytes < _THOROUGH_BELOW_BYTES else 9
+    records: list[Record] = []
+    for index, spec in enumerate(weights.table):
+        if spec.size:
+            zeros = np.zeros(spec.shape, spec.storage)
+            records.append(Lossless(index, encode_planes(spec, zeros, weights.read(index), level=level)))
+    return encode_update(weights.table, records, base_digest=None)

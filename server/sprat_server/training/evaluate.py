@@ -1,0 +1,105 @@
+"""Measure a module on samples, and the report: the only code that opens the test split.
+
+`HeldBack` names a test split without giving it; `report` alone opens it, after training has ended. Training code
+takes `TrainingData`, which has no room for one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from sprat_server.training.data import Samples
+from sprat_server.training.recipes import Trainable
+
+BATCH: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TestSamples:
+    """The test split, opened. `indices` (n,) are the samples' positions in the dataset file."""
+
+    __test__ = False  # not a test class, whatever its name
+
+    inputs: Tensor
+    labels: Tensor
+    indices: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """A test split that is still closed: only `report` calls `open`."""
+
+    open: Callable[[], TestSamples]
+
+
+def scores(trainable: Trainable, state: Mapping[str, Tensor], samples: Samples) -> np.ndarray:
+    """Return the metric of each sample, float64 (n,), of the module with `state` in evaluation mode."""
+    return _scores(trainable, state, samples.inputs, samples.labels)
+
+
+def _scores(trainable: Trainable, state: Mapping[str, Tensor], inputs: Tensor, labels: Tensor) -> np.ndarray:
+    module = trainable.module.eval()
+    parts = []
+    with torch.no_grad():
+        for begin in range(0, len(labels), BATCH):
+            outputs = functional_call(module, dict(state), (inputs[begin : begin + BATCH],))
+            parts.append(trainable.metric(outputs, labels[begin : begin + BATCH]).double().cpu().numpy())
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much of the full retrain's gain a state has: (state - base) / (teacher - base), and its standard error."""
+
+    value: float
+    error: float
+
+    def keeps(self, keep: float) -> bool:
+        """Say whether this is proof enough of `keep`: above it by one standard error, at most by half of what is left.
+
+        The second bound keeps a small validation split, or a small gain, from asking for more than the teacher has.
+        """
+        return self.value >= keep + min(self.error, (1 - keep) / 2)
+
+
+def recovered(base: np.ndarray, teacher: np.ndarray, state: np.ndarray) -> Share:
+    """Return the share of the gain from paired scores (n,) of the same samples.
+
+    The error is that of a ratio of means (Cochran, Sampling Techniques, 1977, section 2.11). The teacher's mean must
+    be above the base's.
+    """
+    gain = float((teacher - base).mean())
+    share = float((state - base).mean()) / gain
+    residual = (state - base) - share * (teacher - base)
+    return Share(share, float(np.sqrt((residual**2).mean() / len(residual)) / gain))
+
+
+def report(
+    trainable: Trainable,
+    held_back: HeldBack,
+    *,
+    base: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    released: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Open the test split and measure base, full retrain and the decoded release on it.
+
+    Returns accuracy_base, accuracy_retrained, accuracy_released (means of the metric), recovered_gain (None where the
+    retrain gained nothing on the test split) and test_indices.
+    """
+    test = held_back.open()
+    mean = {
+        name: float(_scores(trainable, state, test.inputs, test.labels).mean())
+        for name, state in (("base", base), ("retrained", teacher), ("released", released))
+    }
+    gain = mean["retrained"] - mean["base"]
+    return {
+        **{f"accuracy_{name}": value for name, value in mean.items()},
+        "recovered_gain": (mean["released"] - mean["base"]) / gain if gain > 0 else None,
+        "test_indices": [int(index) for index in test.indices],
+    }

@@ -1,0 +1,276 @@
+"""From a torch module to a graph without weights, and proof that the graph computes what the module computes."""
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.func import functional_call
+
+from sprat_server.training.graphs import Graph, GraphRefused, bind, name_batch_axis, with_probes
+from sprat_server.training.states import to_source, to_torch
+from sprat_shared.errors import InvalidInput
+from sprat_shared.wire.tensors import Array, TensorSource
+
+_BATCHES: Final = (2, 3)  # two sizes show that the batch axis is dynamic
+_PERTURBATION: Final = 0.05
+_RELATIVE: Final = 1e-3
+_HALF_RELATIVE: Final = 2e-2
+_NUMPY: Final = {
+    "F32": "float32",
+    "F16": "float16",
+    "F64": "float64",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class ExportFailed(GraphRefused):
+    """Torch's exporter cannot express the module as ONNX."""
+
+    code = "graph.export-failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input: shape without the batch axis, numpy dtype name."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | None) -> "Example":
+        """Read `{"shape": [1, ...], "dtype": "F32"}`: shape with the batch axis, dtype as in safetensors files.
+
+        Raises:
+            InvalidInput: it is missing or has another form.
+        """
+        match given:
+            case {"shape": [int(), *shape], "dtype": str(code)} if code in _NUMPY and all(
+                isinstance(d, int) and d > 0 for d in shape
+            ):
+                return cls(tuple(shape), _NUMPY[code])
+        raise InvalidInput(
+            f"example {given!r} does not describe an input; give its shape with the batch axis first and its dtype, "
+            f'such as {{"shape": [1, 1, 28, 28], "dtype": "F32"}} (dtypes: {", ".join(_NUMPY)})'
+        )
+
+    def inputs(self, batch: int, seed: int = 0) -> Array:
+        """Return made-up inputs (batch, *shape): normal numbers, or small non-negative integers."""
+        rng = np.random.default_rng(seed)
+        if self.dtype.startswith("float"):
+            return rng.standard_normal((batch, *self.shape)).astype(self.dtype)
+        return rng.integers(0, 2, (batch, *self.shape)).astype(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The graph that devices run, and the same with the layers' activations as further outputs."""
+
+    graph: Graph
+    probe: Graph
+
+
+def export(module: nn.Module, source: TensorSource, example: Example) -> Exported:
+    """Export a module to ONNX and take its weights out.
+
+    Args:
+        module: in the weights of `source`; bfloat16 is widened to float32 for the graph, as devices compute it.
+        source: the release's tensors.
+        example: of one input.
+
+    Raises:
+        ExportFailed: torch's exporter gives up; the message says over what.
+        GraphRefused: a tensor of the release is not an initialiser of the graph; it is named.
+    """
+    module.eval()
+    half = any(p.dtype == torch.float16 for p in module.parameters())
+    widened = module if half else _widened(module)
+    inputs = torch.from_numpy(example.inputs(_BATCHES[0]))
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                widened,
+                (inputs,),
+                dynamo=True,
+                optimize=False,
+                dynamic_shapes=({0: Dim.DYNAMIC},),
+                external_data=False,
+                input_names=["input"],
+                verbose=False,
+            )
+        except Exception as e:  # the exporter raises whatever its passes raise
+            raise ExportFailed(f"torch cannot export the module to ONNX: {_last_line(e)}") from e
+    if program is None:
+        raise ExportFailed("torch's exporter gave no program")
+    model: onnx.ModelProto = program.model_proto
+    name_batch_axis(model)
+    return Exported(bind(model, source.table), bind(with_probes(model), source.table))
+
+
+def verify(module: nn.Module, source: TensorSource, graph: Graph, example: Example) -> None:
+    """Run the graph on stored tensors in onnxruntime and compare it with torch; then again with all tensors changed.
+
+    The second run shows that every tensor is read from its file: one that the exporter had folded into a constant
+    would not follow.
+
+    Raises:
+        GraphRefused: the outputs differ beyond float tolerance, or do not depend on a tensor as torch's do; the
+            tensors are named where they can be told.
+    """
+    _compare(module, source, graph, example, "the stored weights")
+    changed = to_source(_perturbed(to_torch(source), tuple(graph.bound)), source.table.aliases)
+    try:
+        _compare(module, changed, graph, example, "changed weights")
+    except GraphRefused as e:
+        culprits = [name for name in _bound_names(source, graph) if not _follows(module, source, graph, example, name)]
+        named = f"; the graph does not follow {', '.join(culprits[:20])}" if culprits else ""
+        raise GraphRefused(f"{e}{named}") from e
+
+
+def verify_runs(source: TensorSource, graph: Graph, example: Example) -> None:
+    """Run a graph that has no module beside it: it must load, take any batch, and give finite numbers.
+
+    Raises:
+        GraphRefused: it does not; the message has onnxruntime's reason.
+    """
+    for batch in _BATCHES:
+        for position, output in enumerate(run(source, graph, example.inputs(batch))):
+            if output.dtype.kind == "f" and not np.isfinite(output).all():
+                raise GraphRefused(f"output {position} of the graph holds NaN or Inf on made-up inputs")
+
+
+def run(source: TensorSource, graph: Graph, inputs: Array) -> list[Array]:
+    """Run the graph as a device does: tensors as files `t/<index>` beside it. Returns the outputs.
+
+    Raises:
+        GraphRefused: onnxruntime cannot load or run it; the message has its reason.
+    """
+    with tempfile.TemporaryDirectory(prefix="sprat-graph-") as name:
+        folder = Path(name)
+        (folder / "t").mkdir()
+        for index in graph.bound:
+            (folder / "t" / str(index)).write_bytes(_as_read(source, index).tobytes())
+        (folder / "graph.onnx").write_bytes(graph.data)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            session = ort.InferenceSession(str(folder / "graph.onnx"), options, providers=["CPUExecutionProvider"])
+            outputs: list[Array] = session.run(None, {session.get_inputs()[0].name: inputs})
+        except Exception as e:  # onnxruntime's exceptions share no public base below Exception
+            raise GraphRefused(f"onnxruntime cannot run the graph: {_last_line(e)}") from e
+        return outputs
+
+
+def _as_read(source: TensorSource, index: int) -> Array:
+    """Return a tensor as the graph reads it: bfloat16 as float32."""
+    array = source.read(index)
+    if source.table.specs[index].dtype != "BF16":
+        return array
+    return (array.astype(np.uint32) << 16).view(np.float32)
+
+
+def _compare(module: nn.Module, source: TensorSource, graph: Graph, example: Example, what: str) -> None:
+    half = any(spec.dtype == "F16" for spec in source.table)
+    tensors = to_torch(source)
+    if not half:
+        module, tensors = _widened(module), {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    for batch in _BATCHES:
+        inputs = example.inputs(batch)
+        with torch.no_grad():
+            wanted = _flatten(functional_call(module.eval(), tensors, (torch.from_numpy(inputs),)))
+        got = run(source, graph, inputs)
+        if len(got) != len(wanted):
+            raise GraphRefused(f"the graph has {len(got)} outputs, the module {len(wanted)}")
+        for position, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+            reference = theirs.float().numpy()
+            if ours.shape != reference.shape:
+                raise GraphRefused(f"output {position} has shape {ours.shape} in the graph, {reference.shape} in torch")
+            bound = (_HALF_RELATIVE if half else _RELATIVE) * max(1.0, float(np.abs(reference).max(initial=0)))
+            off = float(np.abs(ours.astype(np.float64) - reference).max(initial=0))
+            if not off <= bound:
+                raise GraphRefused(
+                    f"with {what}, output {position} of the graph is {off:.3g} away from torch's ({bound:.3g} allowed)"
+                )
+
+
+def _follows(module: nn.Module, source: TensorSource, graph: Graph, example: Example, name: str) -> bool:
+    changed = to_source(_perturbed(to_torch(source), (source.table.index_of(name),)), source.table.aliases)
+    try:
+        _compare(module, changed, graph, example, name)
+    except GraphRefused:
+        return False
+    return True
+
+
+def _bound_names(source: TensorSource, graph: Graph) -> list[str]:
+    return [source.table.specs[index].name for index in graph.bound]
+
+
+def _perturbed(tensors: Mapping[str, Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
+    """Return the tensors with some floating ones changed by about 5 %, signs kept (variances stay positive)."""
+    generator = torch.Generator().manual_seed(1)
+    changed = dict(tensors)
+    names = sorted(tensors, key=str.encode)
+    for name in (names[index] for index in indices):
+        tensor = tensors[name]
+        if tensor.is_floating_point() and tensor.numel():
+            factor = 1 + _PERTURBATION * torch.rand(tensor.shape, generator=generator)
+            changed[name] = (tensor.float() * factor + _shift(tensor)).to(tensor.dtype)
+    return changed
+
+
+def _shift(tensor: Tensor) -> float:
+    """Return what is added, so that a tensor of zeros (a bias) changes too."""
+    return _PERTURBATION * float(tensor.float().abs().mean() or 1.0)
+
+
+def _flatten(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    if isinstance(outputs, Sequence):
+        return [tensor for item in outputs for tensor in _flatten(item)]
+    raise InvalidInput(f"the module returns {type(outputs).__name__}; return tensors")
+
+
+def _widened(module: nn.Module) -> nn.Module:
+    """Return the module, or a copy in float32 where it holds bfloat16."""
+    if not any(t.dtype == torch.bfloat16 for t in module.state_dict().values()):
+        return module
+    import copy  # noqa: PLC0415 - only bfloat16 models need it
+
+    return copy.deepcopy(module).float()
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:500]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes on its own future out of the worker's log and out of tests that fail on warnings."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
