@@ -14,7 +14,7 @@ from sprat_server.flows import enrolment, rollout
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import repository
 from sprat_shared.errors import NotFound
-from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
+from sprat_shared.protocol.enrol import EnrolRequest
 from sprat_shared.protocol.report import SIGNATURE_HEADER, parse_signature
 
 devices = APIRouter(tags=["agents"])
@@ -34,8 +34,8 @@ Body = Annotated[bytes, Depends(_body)]
 @devices.post("/enrol", openapi_extra=_JSON_BODY, response_class=Response)
 def enrol(request: Request, body: Body, session: SessionDep, settings: SettingsDep) -> Response:
     """Let a device join; it shows an enrolment token and the public half of the key it made."""
-    asked = EnrolRequest.from_json(body)
-    answer: EnrolAnswer = enrolment.enrol(session, settings, asked, bearer(request))
+    shown = bearer(request)
+    answer = enrolment.enrol(session, settings, EnrolRequest.from_json(body), shown)
     return Response(answer.to_json(), status_code=201, media_type="application/json")
 
 
@@ -44,13 +44,12 @@ def report(
     request: Request,
     body: Body,
     session: SessionDep,
-    signature: Annotated[str, Header(alias=SIGNATURE_HEADER, description="Base64 of ed25519 over the body.")],
+    signature: Annotated[str, Header(alias=SIGNATURE_HEADER, description="Base64 of ed25519 over the body.")] = "",
 ) -> None:
     """Take a report, signed with the device's key."""
     device = fleet.authenticate_device(session, bearer(request))
     request.state.actor = Actor(kind="device", id=str(device.id), name=device.name)
-    raw = parse_signature(signature)
-    rollout.on_report(session, device, body, raw)
+    rollout.on_report(session, device, body, parse_signature(signature))
 
 
 @everyone.get("/tuf/image/{file}", response_class=Response)
