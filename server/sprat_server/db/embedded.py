@@ -33,6 +33,7 @@ from sprat_shared.errors import Conflict
 
 ROLE: Final = "sprat"
 DATABASE: Final = "sprat"
+_SOCKET_DIR_PREFIX: Final = "sprat-"
 _SOCKET_NAME: Final = "/.s.PGSQL.5432"
 _SOCKET_PATH_MAX_BYTES: Final = 107
 _LOG_MAX_BYTES: Final = 16 << 20
@@ -90,8 +91,11 @@ class EmbeddedPostgres:
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock()
         try:
+            left_socket_dir = _written_socket_dir(self.cluster)
             if processes.clear(self.cluster):
                 _log.warning("postgres.orphan-ended", cluster=str(self.cluster))
+            if left_socket_dir is not None and left_socket_dir.name.startswith(_SOCKET_DIR_PREFIX):
+                shutil.rmtree(left_socket_dir, ignore_errors=True)
             user = server_user(self.cluster, self._wanted_user)
             bin_dir = binaries(user)
             self._make_cluster(user, bin_dir)
@@ -260,12 +264,21 @@ def _socket_dir(user: SystemUser) -> Path:
     for place in places:
         if not os.access(place, os.W_OK | os.X_OK):
             continue
-        folder = Path(tempfile.mkdtemp(prefix="sprat-", dir=place))
+        folder = Path(tempfile.mkdtemp(prefix=_SOCKET_DIR_PREFIX, dir=place))
         if len(os.fsencode(folder)) + len(_SOCKET_NAME) <= _SOCKET_PATH_MAX_BYTES:
             os.chown(folder, user.uid, user.gid)
             return folder
         folder.rmdir()
     raise PostgresUnusable(f"no place for a socket: none of {', '.join(map(str, places))} can be written to")
+
+
+def _written_socket_dir(cluster: Path) -> Path | None:
+    """Return the socket's folder as `postmaster.pid` has it in its fifth line, or None where there is none."""
+    try:
+        lines = (cluster / "postmaster.pid").read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    return Path(lines[4]) if len(lines) > 4 and lines[4] else None  # noqa: PLR2004 - the fifth line
 
 
 def _our_name() -> str:
@@ -291,7 +304,7 @@ def _sync_folder(path: Path) -> None:
 def running_url(data_dir: Path) -> str | None:
     """Return the URL of the server that runs in this data folder, or None where none runs."""
     cluster = data_dir.absolute() / "postgres"
-    if processes.postmaster_of(cluster) is None:
+    folder = _written_socket_dir(cluster)
+    if folder is None or processes.postmaster_of(cluster) is None:
         return None
-    lines = (cluster / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-    return f"postgresql://{ROLE}@/{DATABASE}?host={quote(lines[4], safe='')}"
+    return f"postgresql://{ROLE}@/{DATABASE}?host={quote(str(folder), safe='')}"

@@ -54,8 +54,19 @@ def _given_id(scope: Scope) -> str | None:
     return None
 
 
+def _template(scope: Scope) -> str:
+    """Return the route's path with its parameters' names, e.g. /api/v1/jobs/{job_id}: few, whatever is asked for."""
+    if "sprat.route" in scope:
+        return str(scope["sprat.route"])  # an application mounted before FastAPI
+    path: str | None = getattr(scope.get("route"), "path", None)
+    if path is None:
+        return "unmatched"
+    prefix = scope["path"].split("/")[: -(path.count("/"))]  # of the router, which the route does not know
+    return f"{'/'.join(prefix)}{path}"
+
+
 def _record(scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
-    route = getattr(scope.get("route"), "path", None) or scope.get("sprat.route") or "unmatched"
+    route = _template(scope)
     method = scope["method"]
     metrics.REQUESTS.labels(method, route, str(status)).inc()
     metrics.REQUEST_SECONDS.labels(method, route).observe(seconds)
