@@ -27,12 +27,16 @@ class Devices:
         """Return what a device reported, newest first, at most `limit` of it."""
         return list(self._transport.pages(f"/devices/{device_id}/reports", limit=limit))
 
+    def revoke(self, device_id: str, *, reason: str) -> DeviceView:
+        """Refuse a device at once and for good; rollouts wait for it no more."""
+        return cast("DeviceView", self._transport.post(f"/devices/{device_id}/revoke", {"reason": reason}))
+
     def resolve(self, wanted: str) -> str:
         """Return the id of the device that `wanted` names, is, or uniquely starts or ends."""
         if is_full_id(wanted):
             return wanted
         devices = self.list()
-        named = [device["id"] for device in devices if device.get("name") == wanted]
+        named = [device["id"] for device in devices if device["name"] == wanted]
         return named[0] if len(named) == 1 else unique_match("device", wanted, [one["id"] for one in devices])
 
     def list(self) -> list[DeviceView]:

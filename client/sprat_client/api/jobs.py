@@ -93,17 +93,8 @@ def succeeded(job: JobView) -> JobView:
         Conflict: it was cancelled.
     """
     if job["state"] == "failed":
-        code, detail = failure(job)
-        raise JobFailed(f"{job['kind']} failed: {detail}", code=code)
+        error = job["error"] or {"code": JobFailed.code, "message": "no reason was given; see the worker's log"}
+        raise JobFailed(f"{job['kind']} failed: {error['message']}", code=error["code"])
     if job["state"] == "cancelled":
         raise Conflict(f"job {job['id']} ({job['kind']}) was cancelled", code="job.cancelled")
     return job
-
-
-def failure(job: JobView) -> tuple[str | None, str]:
-    """Return the public code (where there is one) and the sentence of a failed job."""
-    error = job.get("error")
-    if isinstance(error, dict):
-        code = error.get("code")
-        return (code if isinstance(code, str) else None), str(error.get("detail") or error.get("message") or error)
-    return None, str(error or "no reason was given; see the worker's log")

@@ -17,22 +17,30 @@ class BlobRef(TypedDict):
 
 
 class ModelView(TypedDict):
-    """A named lineage of weights."""
+    """A named lineage of weights; `latest` is the number of its newest release."""
 
-    id: NotRequired[str]
+    id: str
     name: str
-    recipe: NotRequired[dict[str, Any] | None]
-    latest: NotRequired[int | None]
-    created_at: NotRequired[str]
+    recipe: dict[str, Any] | None
+    example: dict[str, Any] | None
+    latest: int | None
+    created_at: str
 
 
 class DatasetView(TypedDict):
-    """Labelled samples on the server, immutable."""
+    """Labelled samples on the server, immutable; `splits` counts the samples of each split."""
 
     digest: str
     name: str
-    samples: NotRequired[int]
-    created_at: NotRequired[str]
+    bytes: int
+    format: str
+    samples: int
+    input_shape: list[int]
+    input_dtype: str
+    classes: int
+    splits: dict[str, int]
+    given_split: bool
+    created_at: str
 
 
 class UpdateView(TypedDict):
@@ -40,29 +48,41 @@ class UpdateView(TypedDict):
 
     base: int | None
     bytes: int
+    blob: str
     target: str
 
 
 class ReleaseView(TypedDict):
     """One immutable, numbered state of a model."""
 
+    model: str
     number: int
     release_id: str
     weights: str
+    weights_blob: str
     graph: str
     model_bytes: int
-    updates: list[UpdateView]
-    metrics: dict[str, Any] | None
+    tensors: int
     origin: str
+    base: int | None
+    updates: list[UpdateView]
+    metrics: dict[str, Any]
     created_at: str
 
 
 class ProgressView(TypedDict):
-    """How far a job is: `fraction` in 0..1 or None where it is not known."""
+    """How far a job is: `fraction` of the whole, 0 to 1."""
 
-    step: str | None
-    fraction: float | None
-    message: str | None
+    step: str
+    fraction: float
+    message: str
+
+
+class JobErrorView(TypedDict):
+    """Why a job failed."""
+
+    code: str
+    message: str
 
 
 class JobView(TypedDict):
@@ -71,18 +91,38 @@ class JobView(TypedDict):
     id: str
     kind: str
     state: JobState
-    progress: ProgressView | None
+    args: dict[str, Any]
+    requested_by: str
+    attempt: int
+    cancel_requested: bool
+    progress: ProgressView
     result: dict[str, Any] | None
-    error: dict[str, Any] | str | None
-    created_at: NotRequired[str]
+    error: JobErrorView | None
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+
+
+class RolloutDeviceView(TypedDict):
+    """One device's part in a rollout."""
+
+    device: str
+    name: str
+    state: Literal["waiting", "exposed", "committed", "failed", "left"]
+    previous: int | None
+    exposed_by: int | None
+    returned_by: int | None
 
 
 class WaveView(TypedDict):
     """A slice of a rollout's devices that gets the release together."""
 
     ordinal: int
+    reach: str
     state: Literal["waiting", "open", "succeeded", "halted"]
-    devices: NotRequired[list[Any]]
+    opened_at: str | None
+    ended_at: str | None
+    devices: list[RolloutDeviceView]
 
 
 class RolloutView(TypedDict):
@@ -92,26 +132,63 @@ class RolloutView(TypedDict):
     model: str
     release: int
     state: RolloutState
+    whole_fleet: bool
+    reason: str | None
+    exposed: int
+    committed: int
+    failed: int
     waves: list[WaveView]
-    reason: NotRequired[str | None]
-    created_at: NotRequired[str]
+    unplaced: list[RolloutDeviceView]
+    created_by: str
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+
+
+class DeviceModelView(TypedDict):
+    """One model on a device: what it should run, and what it said it runs."""
+
+    model: str
+    assigned: int | None
+    assignment: int | None
+    active: int | None
+    previous: int | None
+    weights: str | None
+    outcome: str | None
+    reported_at: str | None
 
 
 class DeviceView(TypedDict):
     """One agent of the fleet."""
 
     id: str
-    name: NotRequired[str]
-    group: NotRequired[str | None]
-    last_seen_at: NotRequired[str | None]
+    name: str
+    group: str
+    agent: str
+    attributes: dict[str, str]
+    enrolled_at: str
+    last_seen_at: str | None
+    revoked_at: str | None
+    models: list[DeviceModelView]
 
 
 class ReportView(TypedDict):
     """What a device said about one assignment, signed with its key."""
 
-    id: NotRequired[str]
-    outcome: NotRequired[str]
-    reason: NotRequired[str | None]
+    sequence: int
+    received_at: str
+    model: str
+    assignment: int
+    release: int
+    outcome: str
+    serving_release: int | None
+    serving_weights: str | None
+    error_code: str | None
+    error_detail: str | None
+    evidence: dict[str, Any] | None
+    received_bytes: int
+    seconds: float
+    agent: str
 
 
 class EnrolmentTokenView(TypedDict):
@@ -119,8 +196,9 @@ class EnrolmentTokenView(TypedDict):
 
     id: str
     token: str
+    group: str
     uses: int
-    expires_at: NotRequired[str | None]
+    expires_at: str
 
 
 class TokenView(TypedDict):
@@ -128,16 +206,26 @@ class TokenView(TypedDict):
 
     id: str
     name: str
+    scope: str
     scopes: list[str]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
     token: NotRequired[str]
-    expires_at: NotRequired[str | None]
 
 
 class AuditView(TypedDict):
-    """One entry of the append-only audit log."""
+    """One record of the append-only audit log, chained by digests."""
 
-    id: NotRequired[int]
-    at: NotRequired[str]
-    actor: NotRequired[str]
-    action: NotRequired[str]
-    subject: NotRequired[str]
+    seq: int
+    at: str
+    actor: str
+    actor_id: str
+    action: str
+    subject: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    request_id: str | None
+    previous: str
+    digest: str

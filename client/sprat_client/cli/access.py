@@ -45,7 +45,8 @@ def list_(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
         "token": lambda one: one["id"],
         "name": lambda one: one["name"],
         "scopes": lambda one: ", ".join(one["scopes"]),
-        "expires": lambda one: one.get("expires_at"),
+        "expires": lambda one: one["expires_at"] if one["revoked_at"] is None else "revoked",
+        "last used": lambda one: one["last_used_at"],
     }
     emit_table(tokens, columns, as_json=json_, empty="no token")
 
@@ -81,10 +82,10 @@ def audit_list(
     with connect(ctx) as client:
         entries = client.audit.list(limit=limit)
     columns = {
-        "at": lambda one: one.get("at"),
-        "actor": lambda one: one.get("actor"),
-        "action": lambda one: one.get("action"),
-        "subject": lambda one: one.get("subject"),
+        "at": lambda one: one["at"],
+        "actor": lambda one: one["actor"],
+        "action": lambda one: one["action"],
+        "subject": lambda one: one["subject"],
     }
     emit_table(entries, columns, as_json=json_, empty="nothing happened yet")
 

@@ -45,8 +45,8 @@ def list_(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
     columns = {
         "dataset": lambda one: one["name"],
         "digest": lambda one: short(one["digest"]),
-        "samples": lambda one: one.get("samples"),
-        "since": lambda one: one.get("created_at"),
+        "samples": lambda one: one["samples"],
+        "since": lambda one: one["created_at"],
     }
     emit_table(datasets, columns, as_json=json_, empty="no dataset yet; see: sprat dataset upload --help")
 

@@ -23,9 +23,11 @@ def list_(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
         devices = client.devices.list()
     columns = {
         "device": lambda one: one["id"],
-        "name": lambda one: one.get("name"),
-        "group": lambda one: one.get("group"),
-        "last seen": lambda one: one.get("last_seen_at"),
+        "name": lambda one: one["name"],
+        "group": lambda one: one["group"],
+        "runs": lambda one: ", ".join(f"{on['model']}@{on['active'] or '-'}" for on in one["models"]) or "-",
+        "should run": lambda one: ", ".join(f"{on['model']}@{on['assigned'] or '-'}" for on in one["models"]) or "-",
+        "last seen": lambda one: one["last_seen_at"] if one["revoked_at"] is None else "revoked",
     }
     emit_table(devices, columns, as_json=json_, empty="no device yet; see: sprat enrolment-token create --help")
 
@@ -48,6 +50,23 @@ def show(
         if reports:
             shown["reports"] = client.devices.reports(device_id, limit=reports)
     emit_fields(shown, as_json=json_)
+
+
+@app.command()
+def revoke(
+    ctx: typer.Context,
+    *,
+    device: Annotated[str, typer.Argument(help="Its name, id, or a unique start or end of the id.")],
+    reason: Annotated[str, typer.Option(help="Kept in the audit log.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Refuse a device at once and for good; rollouts wait for it no more.
+
+    Example: sprat device revoke press-3 --reason stolen
+    """
+    with connect(ctx) as client:
+        revoked = client.devices.revoke(client.devices.resolve(device), reason=reason)
+    emit(revoked, as_json=json_, text=f"device {revoked['name']} ({revoked['id']}) is revoked")
 
 
 @enrolment_app.command("create")

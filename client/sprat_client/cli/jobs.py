@@ -31,7 +31,7 @@ def list_(
         "kind": lambda one: one["kind"],
         "state": lambda one: one["state"],
         "progress": lambda one: progress_of(one)[1] if one["state"] == "running" else None,
-        "since": lambda one: one.get("created_at"),
+        "since": lambda one: one["created_at"],
     }
     emit_table(jobs, columns, as_json=json_, empty="no job yet")
 

@@ -34,8 +34,10 @@ def register(
 
     Example: sprat model register digits --recipe shop.nets:build --config '{"width": 32}' --weights digits.safetensors
     """
-    if recipe is None and graph is None:
-        raise InvalidInput("a model needs --recipe package.module:build, or --graph FILE.onnx, or both")
+    if (recipe is None) == (graph is None):
+        raise InvalidInput(
+            "a model comes from --recipe package.module:build or from --graph FILE.onnx: give one of them"
+        )
     if recipe is None and config is not None:
         raise InvalidInput("--config is for the recipe; give --recipe too")
     shape = None if example is None else parse_shape(example)
@@ -63,9 +65,9 @@ def list_(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
         models = client.models.list()
     columns = {
         "model": lambda one: one["name"],
-        "latest": lambda one: one.get("latest"),
-        "recipe": lambda one: (one.get("recipe") or {}).get("factory"),
-        "since": lambda one: one.get("created_at"),
+        "latest": lambda one: one["latest"],
+        "recipe": lambda one: (one["recipe"] or {}).get("factory"),
+        "since": lambda one: one["created_at"],
     }
     emit_table(models, columns, as_json=json_, empty="no model yet; see: sprat model register --help")
 

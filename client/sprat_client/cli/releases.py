@@ -87,6 +87,7 @@ def retrain(
     base: Base = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training.")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Most epochs of the full retrain.")] = None,
+    max_candidates: Annotated[int | None, typer.Option(help="Most sizes of update to try.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Wait for the end, with progress.")] = False,
     json_: JsonFlag = False,
 ) -> None:
@@ -96,7 +97,7 @@ def retrain(
     """
     if not 0 < keep <= 1:
         raise InvalidInput(f"--keep {keep:g} is not a share; give a number above 0 and up to 1")
-    options = {"seed": seed, "max_epochs": max_epochs}
+    options = {"seed": seed, "max_epochs": max_epochs, "max_candidates": max_candidates}
     with connect(ctx) as client:
         digest = client.datasets.resolve(dataset)["digest"]
         given = {name: value for name, value in options.items() if value is not None}

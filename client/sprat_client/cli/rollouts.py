@@ -125,8 +125,8 @@ def list_(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
         "rollout": lambda one: one["id"],
         "release": lambda one: f"{one['model']}@{one['release']}",
         "state": lambda one: one["state"],
-        "reason": lambda one: one.get("reason"),
-        "since": lambda one: one.get("created_at"),
+        "reason": lambda one: one["reason"],
+        "since": lambda one: one["created_at"],
     }
     emit_table(rollouts, columns, as_json=json_, empty="no rollout yet; see: sprat rollout create --help")
 
@@ -146,6 +146,6 @@ def _finish(client: "SpratClient", rollout: "RolloutView", *, watch: bool, as_js
     emit(rollout, as_json=as_json, text=f"{rollout['id']}  {rollout_line(rollout)}")
     if watch and rollout["state"] in {"halted", "aborted"}:
         raise RolloutStopped(
-            f"rollout {rollout['id']} {rollout['state']}: {rollout.get('reason') or 'no reason was given'}",
+            f"rollout {rollout['id']} {rollout['state']}: {rollout['reason']}",
             code=f"rollout.{rollout['state']}",
         )

@@ -56,10 +56,10 @@ def wait_for_job(client: "SpratClient", job: "JobView") -> "JobView":
 
 
 def progress_of(job: "JobView") -> tuple[float | None, str]:
-    """Return how far a job is and the words for it."""
-    progress = job.get("progress") or {"step": None, "fraction": None, "message": None}
-    words = [part for part in (progress.get("step"), progress.get("message")) if part]
-    return progress.get("fraction"), ": ".join(words) or job["state"]
+    """Return how far a job is (None: not known) and the words for it."""
+    progress = job["progress"]
+    words = ": ".join(part for part in (progress["step"], progress["message"]) if part)
+    return (progress["fraction"] or None), words or job["state"]
 
 
 def finish(client: "SpratClient", job: "JobView", *, no_wait: bool) -> "JobView":
@@ -82,8 +82,13 @@ def upload(client: "SpratClient", source: Path) -> str:
 
 def rollout_line(rollout: "RolloutView") -> str:
     """Return a rollout's state in one line."""
-    waves = " ".join(f"{wave['ordinal']}:{wave['state']}" for wave in rollout["waves"])
-    reason = rollout.get("reason")
-    return f"{rollout['state']}  {rollout['model']}@{rollout['release']}  waves {waves}" + (
-        f"  ({reason})" if reason else ""
+    waves = ", ".join(
+        f"wave {wave['ordinal']} ({wave['reach']}) {wave['state']}"
+        + (
+            f" {sum(one['state'] == 'committed' for one in wave['devices'])}/{len(wave['devices'])}"
+            * bool(wave["devices"])
+        )
+        for wave in rollout["waves"]
     )
+    reason = f"  ({rollout['reason']})" if rollout["reason"] else ""
+    return f"{rollout['model']}@{rollout['release']} {rollout['state']}: {waves}{reason}"
