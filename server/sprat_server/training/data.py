@@ -34,27 +34,29 @@ class TrainingData:
     validation: Samples
 
 
-def check_fit(trainable: Trainable, samples: Samples, *, what: str) -> None:
+def check_fit(trainable: Trainable, inputs: Tensor, *, largest: int) -> None:
     """Run one sample through the module and compare shapes and labels with what comes out.
+
+    Args:
+        trainable: its module in evaluation mode.
+        inputs: (1, ...).
+        largest: the largest label of the dataset.
 
     Raises:
         DataMismatch: the module cannot take the inputs, or a label is beyond its outputs.
     """
-    module = trainable.module.eval()
     try:
         with torch.no_grad():
-            outputs = module(samples.inputs[:1])
+            outputs = trainable.module.eval()(inputs)
     except (RuntimeError, ValueError, IndexError, TypeError) as e:
-        shape = list(samples.inputs.shape[1:])
-        raise DataMismatch(f"{what}: the model cannot take inputs of shape {shape}: {e}") from e
+        raise DataMismatch(f"the model cannot take inputs of shape {list(inputs.shape[1:])}: {e}") from e
     if not trainable.classifies:
         return
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:  # noqa: PLR2004 - (batch, classes)
         shown = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise DataMismatch(f"{what}: the model gives {shown} where logits (batch, classes) are needed")
-    highest = int(samples.labels.max())
-    if highest >= outputs.shape[1]:
+        raise DataMismatch(f"the model gives {shown} where logits (batch, classes) are needed")
+    if largest >= outputs.shape[1]:
         raise DataMismatch(
-            f"{what}: label {highest} is beyond the model's {outputs.shape[1]} outputs (labels 0 to "
-            f"{outputs.shape[1] - 1}); relabel the dataset or register a model with a larger head"
+            f"label {largest} is beyond the model's {outputs.shape[1]} outputs (labels 0 to {outputs.shape[1] - 1}); "
+            "relabel the dataset or register a model with a larger head"
         )

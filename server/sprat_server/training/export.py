@@ -130,10 +130,10 @@ def verify(module: nn.Module, source: TensorSource, graph: Graph, example: Examp
         GraphRefused: the outputs differ beyond float tolerance, or do not depend on a tensor as torch's do; the
             tensors are named where they can be told.
     """
-    _compare(module, source, graph, example, "the stored weights")
+    compare(module, source, graph, example, "the stored weights")
     changed = to_source(_perturbed(to_torch(source), tuple(graph.bound)), source.table.aliases)
     try:
-        _compare(module, changed, graph, example, "changed weights")
+        compare(module, changed, graph, example, "changed weights")
     except GraphRefused as e:
         culprits = [name for name in _bound_names(source, graph) if not _follows(module, source, graph, example, name)]
         named = f"; the graph does not follow {', '.join(culprits[:20])}" if culprits else ""
@@ -183,7 +183,12 @@ def _as_read(source: TensorSource, index: int) -> Array:
     return (array.astype(np.uint32) << 16).view(np.float32)
 
 
-def _compare(module: nn.Module, source: TensorSource, graph: Graph, example: Example, what: str) -> None:
+def compare(module: nn.Module, source: TensorSource, graph: Graph, example: Example, what: str) -> None:
+    """Run graph and module on the same made-up inputs and tensors, for two batch sizes.
+
+    Raises:
+        GraphRefused: outputs differ in number or shape, or beyond float tolerance; `what` tells which weights.
+    """
     half = any(spec.dtype == "F16" for spec in source.table)
     tensors = to_torch(source)
     if not half:
@@ -210,7 +215,7 @@ def _compare(module: nn.Module, source: TensorSource, graph: Graph, example: Exa
 def _follows(module: nn.Module, source: TensorSource, graph: Graph, example: Example, name: str) -> bool:
     changed = to_source(_perturbed(to_torch(source), (source.table.index_of(name),)), source.table.aliases)
     try:
-        _compare(module, changed, graph, example, name)
+        compare(module, changed, graph, example, name)
     except GraphRefused:
         return False
     return True

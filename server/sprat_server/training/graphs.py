@@ -117,6 +117,16 @@ def bind(model: onnx.ModelProto, table: TensorTable) -> Graph:
     return Graph(bound_model.SerializeToString(deterministic=True), bound)
 
 
+def stored(data: bytes) -> Graph:
+    """Read a graph that `bind` made: which tensor is which initialiser stands in it."""
+    bound: dict[int, str] = {}
+    for initialiser in parse(data).graph.initializer:
+        for entry in initialiser.external_data:
+            if entry.key == "location":
+                bound[int(entry.value.removeprefix("t/"))] = initialiser.name
+    return Graph(data, bound)
+
+
 def _stays(initialiser: Any) -> list[str]:
     """Return what is wrong with an initialiser that is not of the release: it must be a constant of the graph."""
     if initialiser.data_location == TensorProto.EXTERNAL:

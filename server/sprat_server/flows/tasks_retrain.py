@@ -1,0 +1,181 @@
+"""The worker's task that retrains a model on a dataset and releases what a small update keeps of it."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sprat_server.flows.publishing import publish_release
+from sprat_server.flows.release_files import MAX_GRAPH_BYTES, BaseRelease, keep_files, weights_of
+from sprat_server.jobs.tasks import JobCancelled, JobContext, task
+from sprat_server.registry import service as registry
+from sprat_server.registry.samples import LabelledSamples, Split, read_samples
+from sprat_server.training import graphs, recipes
+from sprat_server.training.data import Samples, TrainingData, check_fit
+from sprat_server.training.evaluate import HeldBack, TestSamples, report
+from sprat_server.training.export import Example, compare
+from sprat_server.training.recipes import Trainable
+from sprat_server.training.search import Checkpoints, Retrained, SearchPlan, retrain
+from sprat_server.training.states import check_finite, load_weights
+from sprat_server.training.teacher import TeacherPlan
+from sprat_shared.errors import InvalidInput
+from sprat_shared.wire.tensors import TensorSource
+
+
+@task("retrain")
+def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Retrain `args["model"]` and publish the smallest update that keeps the wanted share of the gain.
+
+    Args:
+        ctx: of the job.
+        args: model, dataset (digest), base (number, None: the newest), keep (share of the gain on the validation
+            split), seed, max_epochs and max_candidates (None: the plan's own).
+
+    Raises:
+        DataMismatch: the dataset does not fit the model.
+        NothingToLearn: a full retrain is not better than the base.
+        RecipeRefused, RecipeBroken: the recipe may not run here, or fails.
+    """
+    ctx.progress("reading", 0.01, "reading base and dataset")
+    with ctx.session() as session:
+        model = registry.get_model(session, args["model"])
+        registry.check_retrainable(model)
+        registry.get_dataset(session, args["dataset"])
+        base = BaseRelease.of(session, args["model"], args.get("base"))
+    scratch = ctx.settings.data_dir / "work" / str(ctx.job_id)
+    try:
+        with weights_of(ctx.blobs, base.weights_blob) as weights, ctx.blobs.local(args["dataset"]) as dataset:
+            done, quality = _train(ctx, args, base, weights=weights, dataset=dataset, scratch=scratch)
+            result = _publish(ctx, args, base, done, quality)
+    except (JobCancelled, InvalidInput):
+        shutil.rmtree(scratch, ignore_errors=True)  # these end the job; anything else may be tried again from here
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
+    return result
+
+
+def _train(
+    ctx: JobContext, args: Mapping[str, Any], base: BaseRelease, *, weights: TensorSource, dataset: Path, scratch: Path
+) -> tuple[Retrained, dict[str, Any]]:
+    trainable, example = _trainable(ctx, base, weights), Example.of(base.example)
+    samples = read_samples(dataset)
+    check_fit(trainable, _tensor(samples.inputs[samples.indices("train")[:1]], example), largest=samples.classes - 1)
+    data = TrainingData(_samples(samples, "train", example), _samples(samples, "validation", example))
+    done = retrain(
+        trainable,
+        weights,
+        data,
+        teacher=_teacher_plan(args),
+        search=_search_plan(args),
+        progress=lambda fraction, message: ctx.progress("training", 0.02 + 0.85 * fraction, message),
+        checkpoints=Checkpoints(scratch),
+    )
+    check_finite(done.updated.weights)
+    ctx.progress("verifying", 0.88, "running the graph on the released weights")
+    graph = graphs.stored(ctx.blobs.read(base.graph, max_bytes=MAX_GRAPH_BYTES))
+    compare(trainable.module, done.updated.weights, graph, example, "the released weights")
+    ctx.progress("reporting", 0.9, "measuring on the test split")
+    quality = report(
+        trainable, _held_back(dataset, example), base=done.base, teacher=done.teacher, released=done.released
+    )
+    return done, quality
+
+
+def _trainable(ctx: JobContext, base: BaseRelease, weights: TensorSource) -> Trainable:
+    recipe = base.recipe or {}
+    trainable = recipes.build(recipe["factory"], recipe.get("config") or {}, ctx.settings.recipe_packages)
+    load_weights(trainable.module, weights)
+    trainable.module.float().eval()
+    return trainable
+
+
+def _teacher_plan(args: Mapping[str, Any]) -> TeacherPlan:
+    plan = TeacherPlan(seed=int(args.get("seed") or 0))
+    return plan if args.get("max_epochs") is None else replace(plan, epochs=min(plan.epochs, args["max_epochs"]))
+
+
+def _search_plan(args: Mapping[str, Any]) -> SearchPlan:
+    default = SearchPlan()
+    epochs, candidates = args.get("max_epochs"), args.get("max_candidates")
+    return SearchPlan(
+        keep=float(args.get("keep") or default.keep),
+        seed=int(args.get("seed") or 0),
+        epochs=default.epochs if epochs is None else min(default.epochs, epochs),
+        max_candidates=candidates or default.max_candidates,
+    )
+
+
+def _samples(samples: LabelledSamples, split: Split, example: Example) -> Samples:
+    where = samples.indices(split)
+    return Samples(_tensor(samples.inputs[where], example), torch.from_numpy(samples.labels[where]))
+
+
+def _tensor(inputs: "np.ndarray[Any, Any]", example: Example) -> Tensor:
+    """Return inputs in the dtype that the model takes; floats are float32 while training."""
+    kind = "float32" if example.dtype.startswith("float") else example.dtype
+    return torch.from_numpy(np.array(inputs, dtype=kind, order="C"))
+
+
+def _held_back(dataset: Path, example: Example) -> HeldBack:
+    def open_test() -> TestSamples:
+        samples = read_samples(dataset)
+        where = samples.indices("test")
+        return TestSamples(
+            _tensor(samples.inputs[where], example), torch.from_numpy(samples.labels[where]), where.tolist()
+        )
+
+    return HeldBack(open_test)
+
+
+def _publish(
+    ctx: JobContext, args: Mapping[str, Any], base: BaseRelease, done: Retrained, quality: Mapping[str, Any]
+) -> dict[str, Any]:
+    ctx.progress("storing", 0.93, "storing weights and updates")
+    files = keep_files(ctx, done.updated.weights, base=base.number, update=done.updated.data)
+    ctx.progress("publishing", 0.97, "signing the release")
+    curve = [asdict(tried) for tried in done.curve]
+    told = {key: value for key, value in quality.items() if key != "test_indices"}
+    with ctx.session() as session:
+        release = publish_release(
+            session,
+            ctx.blobs,
+            ctx.settings,
+            model=registry.get_model(session, base.model),
+            graph_blob=base.graph,
+            weights_blob=files.weights,
+            table=done.updated.weights.table,
+            weights_digest=done.updated.digest,
+            updates=files.updates,
+            metrics={
+                **told,
+                "dataset": args["dataset"],
+                "keep": args.get("keep"),
+                "test_samples": len(quality["test_indices"]),
+                "chosen": asdict(done.chosen),
+                "curve": curve,
+            },
+            origin="retrained",
+            base=base.number,
+            probe_blob=base.probe,
+        )
+        result = {
+            "model": base.model,
+            "release": release.number,
+            "base": base.number,
+            "dataset": args["dataset"],
+            "weights": done.updated.digest,
+            "update_bytes": len(done.updated.data),
+            "model_bytes": release.model_bytes,
+            **quality,
+            "method": done.chosen.method,
+            "rank": done.chosen.rank,
+            "validation_share": done.chosen.share,
+            "curve": curve,
+        }
+        ctx.complete(session, result)
+    return result
