@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import numpy.typing as npt
-
 from sprat_client.agent.durable import Disk, PosixDisk
 from sprat_client.agent.identity import FolderLock
 from sprat_client.agent.releases import Manifest, tensors_as_json, tensors_of_json
@@ -26,7 +24,7 @@ from sprat_client.agent.store import StoredTensors, TensorStore, file_sha256
 from sprat_shared.apply import apply_update, check_arithmetic
 from sprat_shared.errors import SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.fields import Fields
-from sprat_shared.wire.tensors import TensorSpec, TensorTable, raw_bytes
+from sprat_shared.wire.tensors import Array, TensorTable, raw_bytes
 
 _PR_SET_PDEATHSIG: Final = 1
 _PEAK: Final = "VmHWM:"
@@ -87,19 +85,18 @@ class _StoreSink:
         self._store = store
         self.sha256s: dict[int, bytes] = {}
 
-    def begin(self, table: TensorTable, base_indices: Sequence[int | None]) -> None:
+    def begin(self, table: TensorTable) -> None:
         """Take the table of the new release."""
-        del base_indices  # tensors are found by digest
         self.table = table
 
     def keep(self, index: int, sha256: bytes) -> None:
         """Take a tensor that the base has already."""
         self.sha256s[index] = sha256
 
-    def put(self, index: int, spec: TensorSpec, array: npt.NDArray[Any], sha256: bytes) -> None:
+    def put(self, index: int, array: Array, sha256: bytes) -> None:
         """Write a tensor, unless the store has it."""
         self.sha256s[index] = sha256
-        if not (self._store.holds(sha256, spec.nbytes) and file_sha256(self._store.path(sha256)) == sha256):
+        if not (self._store.holds(sha256, array.nbytes) and file_sha256(self._store.path(sha256)) == sha256):
             self._store.put(sha256, raw_bytes(array))
 
 

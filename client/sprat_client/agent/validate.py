@@ -294,17 +294,30 @@ def _old_right(old: ModelHost, inputs: Array, labels: Array, batch: int) -> npt.
 def _latencies(
     new: ModelHost, old: ModelHost | None, values: Mapping[str, Array], runs: int
 ) -> tuple[tuple[float, float], tuple[float, float] | None]:
-    """Time single inferences, new and old in turn, after one to warm up; return 50th and 95th percentiles, seconds."""
-    hosts = [new] if old is None else [new, old]
-    times: list[list[float]] = [[] for _ in hosts]
+    """Time single inferences, new and old in turn, after one to warm up; return 50th and 95th percentiles, seconds.
+
+    An old release that fails has no latency.
+    """
+    times: dict[bool, list[float]] = {True: [], False: []}
     for run in range(runs + 1):
-        for host, measured in zip(hosts, times, strict=True):
+        for is_new, host in ((True, new), (False, old)):
             start = time.perf_counter()
-            host.run(values)
-            if run:
-                measured.append(time.perf_counter() - start)
-    found = [(float(p50), float(p95)) for p50, p95 in (np.percentile(measured, [50, 95]) for measured in times)]
-    return found[0], found[1] if old is not None else None
+            try:
+                answered = host is not None and bool(host.run(values))
+            except InferenceFailed:
+                if is_new:
+                    raise
+                answered = False
+            if run and answered:
+                times[is_new].append(time.perf_counter() - start)
+    return _percentiles(times[True]) or (0.0, 0.0), _percentiles(times[False])
+
+
+def _percentiles(times: list[float]) -> tuple[float, float] | None:
+    if not times:
+        return None
+    p50, p95 = np.percentile(times, [50, 95])
+    return float(p50), float(p95)
 
 
 def resident_bytes() -> int:

@@ -1,0 +1,357 @@
+"""A server of the device API in memory, on a real loopback socket: it behaves, it does not record.
+
+Releases are made with the real encoder and signed with python-tuf. Faults are switched on by attributes: bodies cut
+after so many bytes, answers of 503, bytes that are not what was signed.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import tiny_models
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from signed_repository import SignedRepository
+
+
+
+from sprat_shared.apply import apply_update
+from sprat_shared.encode import encode_delta, encode_full
+from sprat_shared.ids import digest_text, new_id
+from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
+from sprat_shared.protocol.poll import (
+    CONTENT_TYPE,
+    HAVE_HEADER,
+    INLINE_HEADER,
+    Desired,
+    Part,
+    PollAnswer,
+    parse_have,
+)
+from sprat_shared.protocol.report import SIGNATURE_HEADER, Report, parse_signature
+from sprat_shared.trust.targets import UpdateTarget, graph_path, update_path
+from sprat_shared.wire.tensors import ArrayTensors, TensorTable, digest_of
+
+ENROLMENT_TOKEN = "let-me-in"
+
+
+class MemorySink:
+    """Keeps rebuilt tensors in memory (`apply.TensorSink`)."""
+
+    def __init__(self, base: ArrayTensors | None) -> None:
+        self._base = base
+        self.arrays: dict[int, np.ndarray[Any, Any]] = {}
+
+    def begin(self, table: TensorTable) -> None:
+        self.table = table
+
+    def keep(self, index: int, sha256: bytes) -> None:
+        assert self._base is not None
+        self.arrays[index] = self._base.read(index)
+
+    def put(self, index: int, array: np.ndarray[Any, Any], sha256: bytes) -> None:
+        self.arrays[index] = array.copy()
+
+    def weights(self) -> dict[str, tuple[str, np.ndarray[Any, Any]]]:
+        return {spec.name: (spec.dtype, self.arrays[index]) for index, spec in enumerate(self.table)}
+
+
+@dataclass
+class Release:
+    """One release: exact weights, as decoding its update gives them."""
+
+    number: int
+    weights: Mapping[str, tuple[str, np.ndarray[Any, Any]]]
+    digest: str
+    graph: bytes
+    base: int | None
+    update: bytes | None
+    full: bytes
+
+
+@dataclass
+class Device:
+    """An enrolled device: its key, what it should run, what it reported."""
+
+    id: UUID
+    key: Ed25519PublicKey
+    token: str
+    wishes: dict[str, tuple[int, int]] = field(default_factory=dict)  # model to (release, assignment)
+    counter: int = 0
+    reports: list[Report] = field(default_factory=list)
+
+    def running(self, model: str) -> int | None:
+        """Return the release that the device last said it serves."""
+        said = [report.serving_release for report in self.reports if report.model == model]
+        return said[-1] if said else None
+
+
+class DeviceServer:
+    """The server. Use `running()` to listen."""
+
+    def __init__(self) -> None:
+        self.repository = SignedRepository()
+        self.blobs: dict[str, bytes] = {}
+        self.models: dict[str, dict[int, Release]] = {}
+        self.devices: dict[str, Device] = {}
+        self.lock = threading.RLock()
+        self.reported = threading.Condition(self.lock)
+        self.requests: list[tuple[str, str, Mapping[str, str]]] = []
+        self.inline = True
+        self.poll_interval_s = 0.05
+        # faults
+        self.cut_after: list[int] = []  # the next blob bodies end after so many bytes
+        self.unavailable = 0  # so many answers of 503, with
+        self.retry_after: str | None = None
+        self.blob_bytes_sent = 0
+
+    # what an operator does --------------------------------------------------------------------------------------
+
+    def add_release(
+        self,
+        model: str,
+        weights: Mapping[str, tuple[str, np.ndarray[Any, Any]]],
+        *,
+        base: int | None = None,
+        graph: bytes | None = None,
+        lossless: bool = False,
+        corrupt: bool = False,
+    ) -> Release:
+        """Make the next release; from `base` the released weights are what decoding the update gives.
+
+        Args:
+            model: its name.
+            weights: what the release should be close to.
+            base: number of the release that the update starts from.
+            graph: ONNX bytes; the tiny model's when left out.
+            lossless: the update gives exactly `weights`.
+            corrupt: the signed update gives other weights than the signed digest.
+        """
+        with self.lock:
+            releases = self.models.setdefault(model, {})
+            number, graph = len(releases) + 1, graph or tiny_models.graph()
+            update = None
+            if base is not None:
+                old = ArrayTensors(releases[base].weights)
+                update = bytes(encode_delta(old, ArrayTensors(weights), lossless=lossless).data)
+                sink = MemorySink(old)
+                apply_update(memoryview(update), old, sink, expected=None)
+                weights = sink.weights()
+            source = ArrayTensors(weights)
+            digest = digest_of(source)
+            if corrupt:
+                digest = digest_text(sha256(digest.encode()).digest())
+            full = bytes(encode_full(source))
+            release = Release(number, weights, digest, graph, base, update, full)
+            releases[number] = release
+            self._publish(model, release)
+            return release
+
+    def _publish(self, model: str, release: Release) -> None:
+        graph_digest = digest_text(sha256(release.graph).digest())
+        for base, data in ((None, release.full), (release.base, release.update)):
+            if data is None:
+                continue
+            base_weights = None if base is None else self.models[model][base].digest
+            target = UpdateTarget(
+                model=model,
+                release=release.number,
+                weights=release.digest,
+                graph=graph_digest,
+                base_release=base,
+                base_weights=base_weights,
+            )
+            self.repository.add(model, target.path, data, target.to_custom())
+            self.blobs[sha256(data).hexdigest()] = data
+        self.repository.add(model, graph_path(model, graph_digest), release.graph)
+        self.blobs[sha256(release.graph).hexdigest()] = release.graph
+        self.repository.publish(model)
+
+    def assign(self, model: str, release: int, device: Device | None = None) -> int:
+        """Wish a release of one device, or of the only one; return the assignment's counter."""
+        with self.lock:
+            device = device or next(iter(self.devices.values()))
+            device.counter += 1
+            device.wishes[model] = (release, device.counter)
+            return device.counter
+
+    def wait_for_report(self, assignment: int, timeout_s: float = 20.0) -> Report:
+        """Return the report on an assignment, once it is there."""
+        with self.reported:
+
+            def found() -> Report | None:
+                every = [report for device in self.devices.values() for report in device.reports]
+                return next((report for report in every if report.assignment == assignment), None)
+
+            self.reported.wait_for(lambda: found() is not None, timeout_s)
+            report = found()
+            assert report is not None, f"no report on assignment {assignment} in {timeout_s} s"
+            return report
+
+    # what a device asks ------------------------------------------------------------------------------------------
+
+    def poll(self, device: Device, headers: Mapping[str, str]) -> tuple[str, bytes]:
+        """Return the ETag and the body of a poll's answer."""
+        with self.lock:
+            held = [(item.role, item.version) for item in parse_have(headers.get(HAVE_HEADER, ""))]
+            known = [self.repository.signed.get(item) for item in held]
+            dictionary = b"" if None in known else b"".join(body for body in known if body is not None)
+            versions = dict(held) if dictionary else {}
+            parts = [
+                Part(kind="metadata", name=f"image/{name}", data=self.repository.files[name])
+                for role, version, name in self.repository.newest()
+                if versions.get(role) != version
+            ]
+            desired = tuple(self._desired(device, model, *wish) for model, wish in device.wishes.items())
+            room = int(headers.get(INLINE_HEADER, "0"))
+            for wish in desired if self.inline else ():
+                for path in wish.path:
+                    data = self._target(wish.model, path)
+                    if len(data) <= room:
+                        parts.append(Part(kind="blob", name=digest_text(sha256(data).digest()), data=data))
+                        room -= len(data)
+            answer = PollAnswer(poll_interval_s=self.poll_interval_s, desired=desired, parts=tuple(parts))
+            state = [[wish.as_json() for wish in desired], [list(item) for item in self.repository.newest()]]
+            etag = '"' + sha256(json.dumps(state).encode()).hexdigest()[:16] + '"'
+            return etag, answer.to_bytes(dictionary)
+
+    def _desired(self, device: Device, model: str, number: int, assignment: int) -> Desired:
+        release = self.models[model][number]
+        has = device.running(model)
+        path: tuple[str, ...] = ()
+        if release.base is not None and has == release.base:
+            path = (update_path(model, number, release.base),)
+        return Desired(
+            model=model,
+            release=number,
+            weights=release.digest,
+            assignment=assignment,
+            graph=graph_path(model, digest_text(sha256(release.graph).digest())),
+            path=path,
+            full=update_path(model, number, None),
+        )
+
+    def _target(self, model: str, path: str) -> bytes:
+        return self.blobs[self.repository.models[model].targets[path].hashes["sha256"]]
+
+    def enrol(self, body: bytes) -> bytes:
+        """Add a device."""
+        asked = EnrolRequest.from_json(body)
+        device = Device(new_id(), Ed25519PublicKey.from_public_bytes(asked.public_key), f"token-of-{asked.name}")
+        with self.lock:
+            self.devices[device.token] = device
+        root = self.repository.signed["root", 1]
+        answer = EnrolAnswer(
+            device=device.id, token=device.token, image_root=root, poll_interval_s=self.poll_interval_s
+        )
+        return answer.to_json()
+
+    def report(self, device: Device, body: bytes, signature: str) -> int:
+        """Take a report; return the status."""
+        try:
+            device.key.verify(parse_signature(signature), body)
+        except InvalidSignature:
+            return 403
+        report = Report.from_json(body)
+        with self.reported:
+            if device.reports and report.sequence <= device.reports[-1].sequence:
+                return 409
+            device.reports.append(report)
+            self.reported.notify_all()
+        return 204
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Listen on a free port of loopback; yield the URL."""
+        server = self
+
+        class Handler(_Handler):
+            behind = server
+
+        http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        http.daemon_threads = True
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_address[1]}"
+        finally:
+            http.shutdown()
+            http.server_close()
+            thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    behind: DeviceServer
+
+    def log_message(self, *_: Any) -> None:
+        """Stay quiet."""
+
+    def do_GET(self) -> None:
+        self._answer(b"")
+
+    def do_POST(self) -> None:
+        self._answer(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
+
+    def _answer(self, body: bytes) -> None:
+        server, path = self.behind, self.path
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        with server.lock:
+            server.requests.append((self.command, path, dict(self.headers)))
+            busy = server.unavailable > 0
+            server.unavailable -= busy
+        if busy:
+            after = {} if server.retry_after is None else {"Retry-After": server.retry_after}
+            return self._send(503, b'{"detail": "busy"}', after)
+        if path == "/device/v1/enrol":
+            if token != ENROLMENT_TOKEN:
+                return self._send(401, b'{"detail": "this enrolment token is not known"}')
+            return self._send(200, server.enrol(body))
+        device = server.devices.get(token)
+        if device is None:
+            return self._send(401, b'{"detail": "this device is not known"}')
+        if path == "/device/v1/poll":
+            etag, answer = server.poll(device, self.headers)
+            if self.headers.get("If-None-Match") == etag:
+                return self._send(304, b"", {"ETag": etag})
+            return self._send(200, answer, {"ETag": etag, "Content-Type": CONTENT_TYPE})
+        if path == "/device/v1/reports":
+            return self._send(server.report(device, body, self.headers.get(SIGNATURE_HEADER, "")), b"")
+        if path.startswith("/tuf/image/"):
+            found = server.repository.files.get(path.removeprefix("/tuf/image/"))
+            return self._send(200 if found else 404, found or b"")
+        return self._blob(path.removeprefix("/blobs/sha256/"))
+
+    def _blob(self, name: str) -> None:
+        data = self.behind.blobs.get(name)
+        if data is None:
+            return self._send(404, b'{"detail": "no such blob"}')
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked and self.headers.get("If-Range", f'"{name}"') == f'"{name}"':
+            start = int(asked[1])
+            said = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}", "ETag": f'"{name}"'}
+            return self._send(206, data[start:], said, cut=True)
+        return self._send(200, data, {"ETag": f'"{name}"'}, cut=True)
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None, *, cut: bool = False) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if status not in {204, 304}:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if cut:
+            with self.behind.lock:
+                if self.behind.cut_after and self.behind.cut_after[0] < len(body):
+                    body = body[: self.behind.cut_after.pop(0)]
+                    self.close_connection = True
+                self.behind.blob_bytes_sent += len(body)
+        self.wfile.write(body)

@@ -1,0 +1,65 @@
+"""The table of states and events."""
+
+import itertools
+
+import pytest
+
+from sprat_client.agent.states import (
+    AFTER_POWER_CUT,
+    NEXT,
+    TRIAL_CUTS_ALLOWED,
+    Event,
+    ImpossibleEvent,
+    State,
+    resume,
+    step,
+)
+
+
+def test_every_state_can_be_reached_and_left() -> None:
+    reached = {State.IDLE}
+    while more := {after for (before, _), after in NEXT.items() if before in reached} - reached:
+        reached |= more
+    assert reached == set(State)
+    assert {before for before, _ in NEXT} == set(State)
+
+
+def test_from_every_state_there_is_a_way_back_to_idle() -> None:
+    home = {State.IDLE}
+    while more := {before for (before, _), after in NEXT.items() if after in home} - home:
+        home |= more
+    assert home == set(State)
+
+
+def test_nothing_is_served_before_it_was_verified_rebuilt_and_validated() -> None:
+    order = [State.FETCHING, State.VERIFYING, State.REBUILDING, State.VALIDATING, State.TRIAL]
+    for before, after in itertools.pairwise(order):
+        assert [source for (source, _), target in NEXT.items() if target is after] == [before]
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("event", Event)
+def test_an_event_that_is_not_in_the_table_is_a_bug(state: State, event: Event) -> None:
+    if (state, event) in NEXT:
+        assert step(state, event) is NEXT[state, event]
+    else:
+        with pytest.raises(ImpossibleEvent, match=f"{event} cannot happen in {state}"):
+            step(state, event)
+
+
+def test_every_state_before_idle_can_be_superseded_or_finishes_by_itself() -> None:
+    busy = set(State) - {State.IDLE, State.ROLLING_BACK}
+    assert {state for state in State if (state, Event.SUPERSEDED) in NEXT} == busy
+
+
+def test_a_power_cut_has_an_answer_in_every_state() -> None:
+    assert set(AFTER_POWER_CUT) == set(State)
+
+
+def test_the_third_cut_during_one_trial_counts_as_unhealthy() -> None:
+    events = [resume(State.TRIAL, cuts) for cuts in range(1, TRIAL_CUTS_ALLOWED + 2)]
+    assert events == [None, None, Event.UNHEALTHY]
+
+
+def test_cuts_in_other_states_only_resume() -> None:
+    assert {resume(state, 99) for state in set(State) - {State.TRIAL}} == {None}

@@ -1,0 +1,195 @@
+"""The link, against a real HTTP server on loopback that cuts, is busy, and sends what it should not."""
+
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from device_server import ENROLMENT_TOKEN, DeviceServer
+
+from sprat_client.agent.durable import PosixDisk
+from sprat_client.agent.enrol import enrol
+from sprat_client.agent.identity import Identity, check_server_url
+from sprat_client.agent.settings import LinkSettings
+from sprat_client.agent.transfer import Backoff, Blob, Link, LinkDown
+from sprat_client.agent.trust import TrustStore
+from sprat_shared.errors import AccessDenied, Conflict, DigestMismatch, InvalidInput, NotFound
+
+PAYLOAD = bytes(range(256)) * 800  # 204,800 bytes
+SHA256 = sha256(PAYLOAD).digest()
+
+
+@pytest.fixture
+def server() -> DeviceServer:
+    server = DeviceServer()
+    server.blobs[SHA256.hex()] = PAYLOAD
+    return server
+
+
+@pytest.fixture
+def url(server: DeviceServer) -> Iterator[str]:
+    with server.running() as url:
+        yield url
+
+
+@pytest.fixture
+def device(url: str, tmp_path: Path) -> Identity:
+    return enrol(tmp_path / "device", PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="gate-7")
+
+
+@pytest.fixture
+def link(device: Identity) -> Iterator[Link]:
+    with Link.of(device, LinkSettings(idle_timeout_s=2.0)) as link:
+        yield link
+
+
+class Counter:
+    """Counts the bytes that arrived."""
+
+    total = 0
+
+    def __call__(self, size: int) -> None:
+        self.total += size
+
+
+def blob_in(folder: Path) -> Blob:
+    return Blob(SHA256, len(PAYLOAD), folder / "downloads" / SHA256.hex())
+
+
+def download_until_done(link: Link, blob: Blob, received: Counter) -> int:
+    """Return how many attempts it took."""
+    for attempt in range(1, 50):
+        try:
+            link.download(blob, PosixDisk(), received)
+        except LinkDown:
+            continue
+        return attempt
+    raise AssertionError("never done")
+
+
+def test_a_cut_download_goes_on_where_it_stopped(server: DeviceServer, link: Link, tmp_path: Path) -> None:
+    server.cut_after = [1000, 50_000, 1, 70_000]
+    received, blob = Counter(), blob_in(tmp_path)
+    assert download_until_done(link, blob, received) == 5
+    assert blob.file.read_bytes() == PAYLOAD
+    assert received.total == server.blob_bytes_sent == len(PAYLOAD)
+
+
+def test_a_download_goes_on_in_another_process(
+    server: DeviceServer, link: Link, device: Identity, tmp_path: Path
+) -> None:
+    server.cut_after = [90_000]
+    received, blob = Counter(), blob_in(tmp_path)
+    with pytest.raises(LinkDown):
+        link.download(blob, PosixDisk(), received)
+    with Link.of(device, LinkSettings()) as later:
+        later.download(blob, PosixDisk(), received)
+    assert blob.file.read_bytes() == PAYLOAD
+    assert received.total == len(PAYLOAD)
+
+
+def test_a_kept_part_that_was_torn_is_fetched_again_from_the_start(link: Link, tmp_path: Path) -> None:
+    blob = blob_in(tmp_path)
+    blob.file.parent.mkdir()
+    blob.file.write_bytes(bytes(1000))
+    assert download_until_done(link, blob, Counter()) == 2
+    assert blob.file.read_bytes() == PAYLOAD
+
+
+def test_other_bytes_than_the_signed_ones_are_refused_and_not_kept(
+    server: DeviceServer, link: Link, tmp_path: Path
+) -> None:
+    server.blobs[SHA256.hex()] = PAYLOAD[:-1] + b"!"
+    blob = blob_in(tmp_path)
+    with pytest.raises(DigestMismatch):
+        link.download(blob, PosixDisk(), Counter())
+    assert not blob.file.exists()
+
+
+def test_more_bytes_than_the_signed_length_are_not_read(server: DeviceServer, link: Link, tmp_path: Path) -> None:
+    server.blobs[SHA256.hex()] = PAYLOAD * 20
+    received = Counter()
+    with pytest.raises(InvalidInput, match="more than") as bad:
+        link.download(blob_in(tmp_path), PosixDisk(), received)
+    assert bad.value.code == "link.too-long"
+    assert received.total <= len(PAYLOAD)
+
+
+def test_a_blob_that_is_not_there_is_said_so(server: DeviceServer, link: Link, tmp_path: Path) -> None:
+    server.blobs.clear()
+    with pytest.raises(NotFound, match="no such blob"):
+        link.download(blob_in(tmp_path), PosixDisk(), Counter())
+
+
+@pytest.mark.parametrize(("said", "waits"), [("7", 7.0), (None, 0.0), ("soon", 0.0), ("999999", 3600.0)])
+def test_a_busy_server_says_how_long_to_wait(server: DeviceServer, link: Link, said: str | None, waits: float) -> None:
+    server.unavailable, server.retry_after = 1, said
+    with pytest.raises(LinkDown, match="busy") as bad:
+        link.poll([])
+    assert bad.value.wait_s == waits
+    assert Backoff(LinkSettings(), draw=lambda: 0.0).next_s(bad.value) == waits
+
+
+def test_waits_are_drawn_from_a_range_that_doubles_up_to_a_bound() -> None:
+    backoff = Backoff(LinkSettings(backoff_s=1.0, backoff_max_s=10.0), draw=lambda: 0.5)
+    assert [backoff.next_s(LinkDown("cut")) for _ in range(6)] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    backoff.reset()
+    assert backoff.next_s(LinkDown("cut")) == 0.5
+
+
+def test_an_idle_poll_is_answered_304(server: DeviceServer, link: Link, tmp_path: Path) -> None:
+    trust = TrustStore(tmp_path / "device" / "trust" / "image", PosixDisk())
+    first = link.poll(trust.held())
+    assert first is not None
+    trust.find([], parts={part.name.removeprefix("image/"): part.data for part in first.parts}, source=link)
+    link.poll(trust.held())
+    link.accept_poll()
+    assert link.poll(trust.held()) is None
+
+
+def test_the_answer_to_a_poll_brings_only_metadata_that_are_new(
+    server: DeviceServer, link: Link, tmp_path: Path
+) -> None:
+    trust = TrustStore(tmp_path / "device" / "trust" / "image", PosixDisk())
+    first = link.poll(trust.held())
+    assert first is not None
+    assert [part.name for part in first.parts] == [
+        "image/timestamp.json",
+        "image/1.snapshot.json",
+        "image/1.targets.json",
+    ]
+    trust.find([], parts={part.name.removeprefix("image/"): part.data for part in first.parts}, source=link)
+    second = link.poll(trust.held())
+    assert second is not None
+    assert second.parts == ()
+
+
+def test_a_server_that_is_not_there_is_tried_later(device: Identity) -> None:
+    with Link("http://127.0.0.1:9", device.token, LinkSettings()) as link, pytest.raises(LinkDown, match="no answer"):
+        link.poll([])
+
+
+def test_a_wrong_enrolment_token_is_refused_and_the_folder_stays_free(url: str, tmp_path: Path) -> None:
+    with pytest.raises(AccessDenied, match="not known"):
+        enrol(tmp_path / "d", PosixDisk(), server_url=url, token="guess", name="gate-7")
+    enrol(tmp_path / "d", PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="gate-7")
+    with pytest.raises(Conflict, match="already enrolled"):
+        enrol(tmp_path / "d", PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="gate-7")
+
+
+def test_secrets_are_readable_by_their_owner_only(device: Identity, tmp_path: Path) -> None:
+    for name in ("agent.json", "device.key"):
+        assert (tmp_path / "device" / name).stat().st_mode & 0o777 == 0o600
+    assert Identity.load(tmp_path / "device") == device
+
+
+@pytest.mark.parametrize("url", ["http://example.org", "http://10.0.0.1:80", "ftp://localhost", "localhost:80", "http://"])
+def test_plain_http_to_another_machine_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInput, match="--server"):
+        check_server_url(url, insecure=False)
+
+
+def test_plain_http_is_allowed_to_this_machine_and_where_asked_for() -> None:
+    assert check_server_url("http://127.0.0.1:8080/", insecure=False) == "http://127.0.0.1:8080"
+    assert check_server_url("http://example.org", insecure=True) == "http://example.org"
+    assert check_server_url("https://example.org/", insecure=False) == "https://example.org"

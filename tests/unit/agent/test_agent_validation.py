@@ -1,0 +1,183 @@
+"""Which new releases the holdout samples refuse, and which they let pass."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sprat_client.agent.settings import ValidationSettings
+from sprat_client.agent.validate import Holdout, ValidationRefused, judge, load_holdout, tail, validate
+from sprat_client.runtime.ports import Array, InferenceFailed, PortSpec
+from sprat_shared.errors import InvalidInput
+from sprat_shared.wire.safetensors import write_safetensors
+from sprat_shared.wire.tensors import ArrayTensors
+
+SETTINGS = ValidationSettings(latency_runs=3)
+CLASSES = 10
+
+
+class TableModel:
+    """A model that looks its answers up: the input is the sample's number."""
+
+    def __init__(self, answers: Array, *, spoil: float | None = None, wide: bool = False) -> None:
+        self._logits = np.eye(CLASSES, dtype=np.float32)[answers]
+        if spoil is not None:
+            self._logits[-1, 0] = spoil
+        self.inputs = [PortSpec("number", np.dtype(np.int64), (None,))]
+        self.outputs = [PortSpec("logits", np.dtype(np.float32), (None, CLASSES + wide))]
+
+    def run(self, values: Mapping[str, Array]) -> list[Array]:
+        return [self._logits[values["number"].astype(np.int64)]]
+
+
+class Broken(TableModel):
+    """A model that fails."""
+
+    def run(self, values: Mapping[str, Array]) -> list[Array]:
+        raise InferenceFailed("no such kernel")
+
+
+def answers_with(labels: Array, wrong: range) -> Array:
+    """Return the labels with those in `wrong` shifted by one class."""
+    answers = labels.copy()
+    answers[wrong] = (answers[wrong] + 1) % CLASSES
+    return answers
+
+
+def holdout_of(count: int) -> Holdout:
+    labels = np.random.default_rng(1).integers(0, CLASSES, count)
+    return Holdout(np.arange(count), labels)
+
+
+@pytest.mark.parametrize(("losses", "discordant"), [(0, 0), (0, 5), (5, 5), (7, 9), (300, 500), (1000, 1000)])
+def test_the_tail_is_exact(losses: int, discordant: int) -> None:
+    exact = Fraction(sum(comb(discordant, k) for k in range(losses, discordant + 1)), 2**discordant)
+    assert tail(losses, discordant) == float(exact)
+
+
+@pytest.mark.parametrize("count", [40, 300, 2000])
+def test_a_model_trained_on_permuted_labels_is_refused(count: int) -> None:
+    holdout = holdout_of(count)
+    permuted = np.random.default_rng(2).permutation(CLASSES)[holdout.labels]
+    old = TableModel(answers_with(holdout.labels, range(count // 20)))
+    with pytest.raises(ValidationRefused, match="worse") as refused:
+        validate(TableModel(permuted), old, holdout, SETTINGS)
+    assert refused.value.code == "validation.worse"
+    assert refused.value.evidence is not None
+    assert refused.value.evidence.only_old > count // 2
+
+
+def test_a_good_update_is_kept_and_its_evidence_counts_both_sides() -> None:
+    holdout = holdout_of(300)
+    old = TableModel(answers_with(holdout.labels, range(0, 60)))
+    new = TableModel(answers_with(holdout.labels, range(50, 70)))
+    result = validate(new, old, holdout, SETTINGS)
+    assert (result.mode, result.evidence.only_old, result.evidence.only_new) == ("paired", 10, 50)
+    assert (result.evidence.old_correct, result.evidence.new_correct) == (240, 280)
+    assert result.old_latency_s is not None
+    assert 0 < result.latency_s[0] <= result.latency_s[1]
+    assert result.resident_bytes > 0
+
+
+def test_the_noise_of_a_small_holdout_refuses_nothing() -> None:
+    assert judge(samples=30, only_old=2, only_new=0, settings=SETTINGS) is None
+
+
+def test_a_significant_trifle_of_a_large_holdout_refuses_nothing() -> None:
+    assert tail(90, 100) < SETTINGS.alpha
+    assert judge(samples=100_000, only_old=90, only_new=10, settings=SETTINGS) is None
+
+
+def test_a_large_drop_is_refused_even_where_it_is_not_significant() -> None:
+    assert tail(3, 3) > SETTINGS.alpha
+    assert judge(samples=20, only_old=3, only_new=0, settings=SETTINGS) is not None
+
+
+def test_equally_good_models_are_refused_rarely() -> None:
+    draw = np.random.default_rng(3)
+    losses = draw.binomial(40, 0.5, 2000)
+    refused = [judge(samples=400, only_old=int(lost), only_new=40 - int(lost), settings=SETTINGS) for lost in losses]
+    assert sum(why is not None for why in refused) / len(refused) < SETTINGS.alpha
+
+
+@pytest.mark.parametrize("spoil", [np.nan, np.inf])
+def test_an_answer_that_is_not_finite_refuses_the_release(spoil: float) -> None:
+    holdout = holdout_of(100)
+    with pytest.raises(ValidationRefused, match="NaN or Inf") as refused:
+        validate(TableModel(holdout.labels, spoil=spoil), TableModel(holdout.labels), holdout, SETTINGS)
+    assert refused.value.code == "validation.not-finite"
+
+
+def test_another_output_shape_refuses_the_release() -> None:
+    holdout = holdout_of(10)
+    with pytest.raises(ValidationRefused, match="outputs changed") as refused:
+        validate(TableModel(holdout.labels, wide=True), TableModel(holdout.labels), holdout, SETTINGS)
+    assert refused.value.code == "validation.shape"
+
+
+def test_a_release_that_fails_is_refused_and_an_old_one_that_fails_is_no_reason_to_keep_it() -> None:
+    holdout = holdout_of(10)
+    with pytest.raises(ValidationRefused, match="no such kernel"):
+        validate(Broken(holdout.labels), TableModel(holdout.labels), holdout, SETTINGS)
+    result = validate(TableModel(holdout.labels), Broken(holdout.labels), holdout, SETTINGS)
+    assert (result.evidence.old_correct, result.old_latency_s) == (0, None)
+
+
+def test_without_an_old_release_the_labels_are_counted_and_nothing_is_compared() -> None:
+    holdout = holdout_of(50)
+    result = validate(TableModel(answers_with(holdout.labels, range(9))), None, holdout, SETTINGS)
+    assert (result.mode, result.evidence.old_correct, result.evidence.new_correct) == ("labelled", None, 41)
+
+
+def test_without_samples_the_result_says_unvalidated() -> None:
+    result = validate(TableModel(np.arange(10)), TableModel(np.arange(10)), None, SETTINGS)
+    assert result.mode == "unvalidated"
+    assert result.evidence.samples == 0
+
+
+def test_without_samples_an_answer_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValidationRefused, match="NaN or Inf"):
+        validate(TableModel(np.zeros(1, np.int64), spoil=np.nan), None, None, SETTINGS)
+
+
+def test_holdouts_are_read_from_files_and_folders(tmp_path: Path) -> None:
+    inputs, labels = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([0, 1, 2, 3])
+    np.savez(tmp_path / "a.npz", inputs=inputs, labels=labels)
+    write_safetensors(
+        tmp_path / "b.safetensors",
+        ArrayTensors({"inputs": ("F32", inputs + 1), "labels": ("I64", labels + 1)}),
+    )
+    assert load_holdout(tmp_path / "a.npz").inputs.shape == (4, 3)
+    both = load_holdout(tmp_path)
+    assert both.inputs.shape == (8, 3)
+    assert both.labels.tolist() == [0, 1, 2, 3, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"inputs": np.zeros((3, 2))}, "labels"),
+        ({"inputs": np.zeros((3, 2)), "labels": np.zeros(3)}, "one integer per sample"),
+        ({"inputs": np.zeros((3, 2)), "labels": np.zeros(2, np.int64)}, "one integer per sample"),
+        ({"inputs": np.full((1, 2), np.nan), "labels": np.zeros(1, np.int64)}, "NaN or Inf"),
+        ({"inputs": np.zeros((0, 2)), "labels": np.zeros(0, np.int64)}, "no samples"),
+    ],
+)
+def test_a_holdout_that_cannot_be_used_says_why(tmp_path: Path, arrays: dict[str, Array], said: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(InvalidInput, match=said) as bad:
+        load_holdout(tmp_path)
+    assert bad.value.code == "holdout.invalid"
+
+
+def test_an_empty_folder_is_no_holdout(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"no \.npz"):
+        load_holdout(tmp_path)
+
+
+def test_a_holdout_of_another_shape_does_not_fit_the_model() -> None:
+    with pytest.raises(InvalidInput, match="the model takes shape"):
+        validate(TableModel(np.arange(4)), None, Holdout(np.zeros((4, 2)), np.arange(4)), SETTINGS)
