@@ -1,0 +1,96 @@
+"""The updates with the fewest bytes from what a device holds to what it should run."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sprat_server.registry.models import UpdateFile
+from sprat_server.registry.service import cheapest_path
+from sprat_shared.errors import NotFound
+
+
+def update(base: int | None, number: int, size: int) -> UpdateFile:
+    return UpdateFile(base_number=base, number=number, bytes=size)
+
+
+def way(updates: list[UpdateFile], base: int | None, target: int) -> list[tuple[int | None, int]]:
+    return [(step.base_number, step.number) for step in cheapest_path(updates, base, target)]
+
+
+LINEAGE = [
+    update(None, 1, 1000),
+    update(None, 2, 1000),
+    update(1, 2, 10),
+    update(None, 3, 1000),
+    update(2, 3, 20),
+]
+
+
+def test_a_device_without_the_model_gets_the_full_update() -> None:
+    assert way(LINEAGE, None, 1) == [(None, 1)]
+
+
+def test_a_device_without_the_model_takes_an_older_full_and_a_chain_where_that_is_less() -> None:
+    lineage = [update(None, 1, 100), update(None, 2, 500), update(1, 2, 10)]
+    assert way(lineage, None, 2) == [(None, 1), (1, 2)]
+
+
+def test_a_chain_is_taken_where_there_is_no_direct_update() -> None:
+    assert way(LINEAGE, 1, 3) == [(1, 2), (2, 3)]
+
+
+def test_a_direct_update_is_taken_where_it_is_smaller_than_the_chain() -> None:
+    assert way([*LINEAGE, update(1, 3, 29)], 1, 3) == [(1, 3)]
+
+
+def test_of_equal_bytes_the_fewer_steps_are_taken() -> None:
+    assert way([*LINEAGE, update(1, 3, 30)], 1, 3) == [(1, 3)]
+
+
+def test_the_full_update_is_taken_where_the_chain_costs_more() -> None:
+    lineage = [update(None, 2, 50), update(1, 2, 60), update(None, 1, 50)]
+    assert way(lineage, 1, 2) == [(None, 2)]
+
+
+def test_an_older_release_is_reached_by_its_full_update() -> None:
+    assert way(LINEAGE, 3, 1) == [(None, 1)]
+
+
+def test_nothing_is_sent_to_a_device_that_holds_the_release() -> None:
+    assert way(LINEAGE, 2, 2) == []
+
+
+def test_no_way_is_an_error_that_names_the_release() -> None:
+    with pytest.raises(NotFound, match="release 7"):
+        cheapest_path(LINEAGE, 1, 7)
+
+
+edges = st.lists(
+    st.tuples(st.one_of(st.none(), st.integers(1, 5)), st.integers(1, 5), st.integers(1, 50)).filter(
+        lambda edge: edge[0] != edge[1]
+    ),
+    max_size=7,
+)
+
+
+@given(edges, st.one_of(st.none(), st.integers(1, 5)), st.integers(1, 5))
+def test_no_other_way_has_fewer_bytes(
+    lineage: list[tuple[int | None, int, int]], base: int | None, target: int
+) -> None:
+    updates = [update(*edge) for edge in lineage]
+    ways = [
+        steps
+        for length in range(1, 6)
+        for steps in itertools.permutations(updates, length)
+        if steps[0].base_number in {None, base}
+        and all(a.number == b.base_number for a, b in itertools.pairwise(steps))
+        and steps[-1].number == target
+    ]
+    costs = [sum(step.bytes for step in steps) for steps in ways] + ([0] if base == target else [])
+    if costs:
+        assert sum(step.bytes for step in cheapest_path(updates, base, target)) == min(costs)
+    else:
+        with pytest.raises(NotFound):
+            cheapest_path(updates, base, target)
