@@ -40,6 +40,10 @@ $(READY): pyproject.toml
 	@touch $@
 	@echo "set up: $$($(BIN)/python --version), $$(du -sh $(VENV) | cut -f1) in $(VENV)"
 
+.PHONY: demo
+demo: $(READY) ## Show one update going the whole way: server, three agents, a bad link, a bad release (under 4 minutes)
+	@PYTHONPATH=examples $(BIN)/python -m demo
+
 .PHONY: lint
 lint: $(READY) ## Check style, types and import contracts (under a minute)
 	$(BIN)/ruff check --quiet

@@ -67,8 +67,9 @@ class Report:
         return asdict(self)
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
+        """Write it as JSON, a field a line."""
+        fields = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.as_json().items())
+        path.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

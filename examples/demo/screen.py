@@ -19,6 +19,8 @@ class Screen:
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
+        if not self._console.is_terminal:
+            self._console.width = _WIDTH
         self._begun = time.monotonic()
         self._chapter = 0
 

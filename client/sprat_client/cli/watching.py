@@ -1,15 +1,18 @@
-"""Progress on stderr: a bar on a terminal, a line per change elsewhere."""
+"""Progress on stderr: a bar on a terminal; elsewhere a line for each step, and at most one in five seconds within."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 if TYPE_CHECKING:
     from sprat_client.api import JobView, RolloutView, SpratClient
+
+_LINE_EVERY_S: Final = 5.0
 
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job and end, without waiting for it.")]
 
@@ -18,11 +21,12 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job and end, 
 def bar(what: str) -> Iterator[Callable[[float | None, str], None]]:
     """Give a function that shows a fraction (None: not known) and a word of what is done."""
     if not sys.stderr.isatty():
-        last: list[str] = []
+        said: list[tuple[str, float]] = []
 
         def line(_fraction: float | None, message: str) -> None:
-            if last != [message]:
-                last[:] = [message]
+            subject, now = message.partition(":")[0], time.monotonic()
+            if not said or said[-1][0] != subject or now - said[-1][1] >= _LINE_EVERY_S:
+                said[:] = [(subject, now)]
                 typer.echo(f"{what}: {message}", err=True)
 
         yield line
