@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, unlimited=frozenset({blob_routes.UPLOAD_PATH}))
     app.add_middleware(PollApp, poll=poll)
-    app.add_middleware(ObservedRequests)
+    app.add_middleware(ObservedRequests, failed=problems.bug)
     return app
 
 

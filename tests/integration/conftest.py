@@ -17,16 +17,20 @@ from sprat_server.db import migrate
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.embedded import EmbeddedPostgres
 from sprat_server.db.session import Database
+from sprat_server.observe import logs
 from sprat_server.settings import Settings
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """The embedded PostgreSQL, with a migrated database `template_sprat` to copy."""
+    logs.configure(log_format="json", log_level="warning")
     folder = Path(tempfile.mkdtemp(prefix="sprat-test-"))
     try:
         with EmbeddedPostgres(folder / "data") as server:
             _admin(server, "CREATE DATABASE template_sprat")
+            _admin(server, "ALTER SYSTEM SET fsync = off")  # no power cut is tested on this one
+            _admin(server, "SELECT pg_reload_conf()")
             database = Database(_url(server, "template_sprat"))
             migrate.upgrade(database.engine)
             database.close()

@@ -1,7 +1,19 @@
 """Tokens, scopes and the audit log, over HTTP and against the database itself."""
 
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
 from fastapi import FastAPI
 from http_calls import Api
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from sprat_server.access import audit, tokens
+from sprat_server.access.models import OperatorToken
+from sprat_server.api.auth import Operator
+from sprat_server.db.session import Database, SessionDep
+from sprat_server.observe.actors import SYSTEM
 
 
 def test_every_route_but_healthz_refuses_a_caller_without_a_token(app: FastAPI, anonymous: Api) -> None:
@@ -10,7 +22,7 @@ def test_every_route_but_healthz_refuses_a_caller_without_a_token(app: FastAPI, 
         for method in operations:
             if path == "/healthz":
                 continue
-            answer = anonymous.request(method, path)
+            answer = anonymous.request(method.upper(), path.replace("{", "").replace("}", ""))
             assert answer.status_code == 401, (method, path, answer.text)
             assert answer.headers["www-authenticate"].startswith("Bearer")
             asked += 1
@@ -20,3 +32,168 @@ def test_every_route_but_healthz_refuses_a_caller_without_a_token(app: FastAPI, 
 def test_healthz_needs_no_token_and_tells_no_detail(anonymous: Api) -> None:
     answer = anonymous.get("/healthz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+def test_a_token_is_shown_once_kept_as_a_hash_and_works(admin: Api, app: FastAPI, database: Database) -> None:
+    made = admin.post("/api/v1/tokens", json={"name": "ci", "scopes": ["viewer", "operator"], "expires_s": 60})
+    assert made.status_code == 201
+    shown = made.json()["token"]
+    secret = shown.split("_", 2)[2]
+    assert made.json()["scopes"] == ["viewer", "operator"]
+    assert Api(app, shown).get("/api/v1/jobs").status_code == 200
+    listed = admin.get("/api/v1/tokens")
+    assert secret not in listed.text
+    with database.transaction() as session:
+        kept = session.execute(text("SELECT t::text FROM operator_token t")).scalars().all()
+        written = session.execute(text("SELECT a::text FROM audit a")).scalars().all()
+    assert not any(secret in row for row in kept + written)
+
+
+@pytest.mark.parametrize("damage", ["secret", "id", "prefix", "nothing-there"])
+def test_a_wrong_token_is_refused_without_saying_what_is_wrong_with_it(admin: Api, app: FastAPI, damage: str) -> None:
+    assert admin.token is not None
+    prefix, id_, secret = admin.token.split("_", 2)
+    shown = {
+        "secret": f"{prefix}_{id_}_{secret[:-4]}AAAA",
+        "id": f"{prefix}_{'0' * 32}_{secret}",
+        "prefix": f"other_{id_}_{secret}",
+        "nothing-there": "Bearer",
+    }[damage]
+    answer = Api(app, shown).get("/api/v1/jobs")
+    assert answer.status_code == 401
+    assert answer.json()["code"] == "access.unauthenticated"
+    if damage in {"secret", "id"}:
+        assert answer.json()["detail"] == "the token is not valid here; ask an admin for one"
+
+
+def test_a_revoked_token_and_an_expired_one_are_refused_by_name(admin: Api, app: FastAPI, database: Database) -> None:
+    revoked = admin.post("/api/v1/tokens", json={"name": "gone", "scopes": ["viewer"]}).json()
+    assert admin.delete(f"/api/v1/tokens/{revoked['id']}").status_code == 204
+    assert "was revoked" in Api(app, revoked["token"]).get("/api/v1/jobs").json()["detail"]
+    expired = admin.post("/api/v1/tokens", json={"name": "late", "scopes": ["viewer"], "expires_s": 5}).json()
+    with database.transaction() as session:
+        past = datetime.now(UTC) - timedelta(seconds=10)
+        values = {"created_at": past - timedelta(seconds=5), "expires_at": past}
+        session.execute(update(OperatorToken).where(OperatorToken.name == "late").values(values))
+    assert "expired" in Api(app, expired["token"]).get("/api/v1/jobs").json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("who", "method", "path", "status"),
+    [
+        ("viewer", "POST", "/api/v1/blobs", 403),
+        ("viewer", "POST", "/api/v1/jobs/00000000-0000-7000-8000-000000000000/cancel", 403),
+        ("operator", "POST", "/api/v1/jobs/00000000-0000-7000-8000-000000000000/cancel", 404),
+        ("operator", "GET", "/api/v1/tokens", 403),
+        ("releaser", "GET", "/api/v1/tokens", 403),
+        ("admin", "GET", "/api/v1/tokens", 200),
+        ("viewer", "GET", "/api/v1/audit", 200),
+        ("viewer", "GET", "/metrics", 200),
+    ],
+)
+def test_a_scope_allows_what_it_names_and_no_more(
+    request: pytest.FixtureRequest, who: str, method: str, path: str, status: int
+) -> None:
+    api: Api = request.getfixturevalue(who)
+    answer = api.request(method, path)
+    assert answer.status_code == status, answer.text
+    if status == 403:
+        assert answer.json()["code"] == "access.scope"
+
+
+def test_the_last_admin_token_cannot_be_revoked(admin: Api, database: Database) -> None:
+    with database.transaction() as session:
+        own = session.scalars(select(OperatorToken.id)).one()
+    answer = admin.delete(f"/api/v1/tokens/{own}")
+    assert (answer.status_code, answer.json()["code"]) == (409, "token.last-admin")
+
+
+def test_the_first_admin_token_is_made_once_even_when_several_servers_start_together(database: Database) -> None:
+    def start(_: int) -> bool:
+        with database.transaction() as session:
+            return tokens.create_first_admin(session) is not None
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(start, range(8))) == 1
+
+
+def test_the_database_refuses_an_unknown_scope(database: Database) -> None:
+    with database.transaction() as session:
+        tokens.create(session, name="x", scope=tokens.Scope.VIEWER, expires_s=None, by=None)
+    with pytest.raises(IntegrityError, match="scope_is_known"), database.transaction() as session:
+        session.execute(update(OperatorToken).values(scope="root"))
+
+
+def test_last_use_is_noted_to_the_minute(admin: Api) -> None:
+    admin.get("/api/v1/jobs")
+    (token,) = admin.get("/api/v1/tokens").json()["items"]
+    assert token["last_used_at"] is not None
+
+
+def test_mutating_calls_are_in_the_audit_log_with_who_what_and_which_request(admin: Api) -> None:
+    made = admin.post("/api/v1/tokens", json={"name": "bot", "scopes": ["viewer"]}, headers={"X-Request-Id": "call-7"})
+    admin.delete(f"/api/v1/tokens/{made.json()['id']}")
+    newest, older = admin.get("/api/v1/audit").json()["items"]
+    assert (newest["action"], older["action"]) == ("token.revoke", "token.create")
+    assert older["subject"] == f"token:{made.json()['id']}"
+    assert older["actor"].startswith("operator:test-")
+    assert older["request_id"] == "call-7"
+    assert newest["previous"] == older["digest"]
+    assert admin.get("/api/v1/audit/chain").json() == {"whole": True, "broken_at": None}
+
+
+def test_a_route_that_forgets_the_audit_record_answers_500_and_changes_nothing(
+    app: FastAPI, operator: Api, database: Database
+) -> None:
+    @app.post("/forgetful")
+    def forgetful(session: SessionDep, _operator: Operator) -> str:
+        session.execute(text("UPDATE operator_token SET name = 'changed'"))
+        return "done"
+
+    assert operator.post("/forgetful").status_code == 500
+    with database.transaction() as session:
+        assert "changed" not in session.scalars(select(OperatorToken.name)).all()
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE audit SET actor = 'nobody'", "DELETE FROM audit", "TRUNCATE audit", "TRUNCATE audit CASCADE"]
+)
+def test_the_database_refuses_to_change_the_audit_log(database: Database, statement: str) -> None:
+    with database.transaction() as session:
+        audit.record(session, SYSTEM, "thing.make", "thing:1")
+    with pytest.raises(DBAPIError, match="append-only"), database.transaction() as session:
+        session.execute(text(statement))
+
+
+@pytest.mark.parametrize(
+    ("damage", "seq"),
+    [
+        ("UPDATE audit SET after = '{\"share\": 2}' WHERE seq = 3", 3),
+        ("UPDATE audit SET at = at - interval '1 microsecond' WHERE seq = 2", 2),
+        ("DELETE FROM audit WHERE seq = 4", 5),
+        ("DELETE FROM audit WHERE seq = 1", 2),
+    ],
+)
+def test_a_record_changed_or_removed_behind_our_back_breaks_the_chain_there(
+    database: Database, damage: str, seq: int
+) -> None:
+    with database.transaction() as session:
+        for number in range(1, 7):
+            audit.record(session, SYSTEM, "thing.make", f"thing:{number}", None, {"share": 0.1, "name": "größer"})
+    with database.transaction() as session:
+        assert audit.verify(session) is None
+        session.execute(text("ALTER TABLE audit DISABLE TRIGGER USER"))
+        session.execute(text(damage))
+        assert audit.verify(session) == seq
+
+
+def test_records_written_at_the_same_time_form_one_chain(database: Database) -> None:
+    def write(number: int) -> None:
+        with database.transaction() as session:
+            audit.record(session, SYSTEM, "thing.make", f"thing:{number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(60)))
+    with database.transaction() as session:
+        assert session.scalar(text("SELECT max(seq) = 60 AND count(*) = 60 FROM audit"))
+        assert audit.verify(session) is None

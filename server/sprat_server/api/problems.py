@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from sprat_shared.errors import (
     AccessDenied,
@@ -84,7 +85,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(OperationalError, _database_away)
     app.add_exception_handler(PoolTimeout, _database_away)
-    app.add_exception_handler(Exception, _bug)
 
 
 async def _sprat_error(_request: Request, error: Exception) -> JSONResponse:
@@ -131,10 +131,11 @@ async def _database_away(_request: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _bug(_request: Request, error: Exception) -> JSONResponse:
-    _log.error("request.failed", exc_info=error)
-    return problem(
+async def bug(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer for an application that failed; a bare ASGI application."""
+    answer = problem(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "the server made a mistake; its log says more under this request's id (X-Request-Id)",
         "server.bug",
     )
+    await answer(scope, receive, send)

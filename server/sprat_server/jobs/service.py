@@ -105,4 +105,4 @@ def cancel(session: Session, job_id: UUID) -> Job:
 
 def counts(session: Session) -> dict[str, int]:
     """Return how many jobs are in each state."""
-    return dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+    return dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())

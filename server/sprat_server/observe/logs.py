@@ -8,6 +8,7 @@ import structlog
 from structlog.typing import Processor
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_TRACEBACKS: Final = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)  # locals may be secrets
 _NOISY: Final = ("alembic", "procrastinate", "httpx", "asyncio", "uvicorn", "securesystemslib", "tuf")
 
 
@@ -28,9 +29,12 @@ def configure(*, log_format: str, log_level: str, **context: Any) -> None:
     ]
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(sort_keys=True, default=str)]
+        else [
+            structlog.processors.ExceptionRenderer(_TRACEBACKS),
+            structlog.processors.JSONRenderer(sort_keys=True, default=str),
+        ]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -18,10 +18,15 @@ _log = structlog.get_logger(__name__)
 
 
 class ObservedRequests:
-    """Gives each request an id (the caller's `X-Request-Id` where it is plain, else a new one) and records it."""
+    """Gives each request an id (the caller's `X-Request-Id` where it is plain, else a new one) and records it.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Args:
+        app: what answers.
+        failed: answers for `app` when an exception comes out of it before an answer has begun.
+    """
+
+    def __init__(self, app: ASGIApp, *, failed: ASGIApp) -> None:
+        self._app, self._failed = app, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request through; anything else (lifespan) untouched."""
@@ -30,11 +35,11 @@ class ObservedRequests:
             return
         request_id = _given_id(scope) or str(new_id())
         started_s = time.perf_counter()
-        seen: dict[str, Any] = {"status": 500, "bytes": 0}
+        seen: dict[str, Any] = {"status": 500, "bytes": 0, "begun": False}
 
         async def observed_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                seen["status"] = message["status"]
+                seen["status"], seen["begun"] = message["status"], True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             elif message["type"] == "http.response.body":
                 seen["bytes"] += len(message.get("body", b""))
@@ -43,6 +48,11 @@ class ObservedRequests:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, observed_send)
+            except Exception:
+                _log.exception("request.failed")
+                if seen["begun"]:
+                    raise  # the connection is cut: half an answer must not look whole
+                await self._failed(scope, receive, observed_send)
             finally:
                 _record(scope, seen["status"], seen["bytes"], time.perf_counter() - started_s)
 
@@ -79,7 +89,7 @@ def _record(scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
         method=method,
         path=scope["path"],
         route=route,
-        status=status,
+        status=int(status),
         sent_bytes=sent_bytes,
         ms=round(seconds * 1000, 1),
         actor=None if actor is None else str(actor),
