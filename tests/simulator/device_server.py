@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from signed_repository import SignedRepository
 
 
-
 from sprat_shared.apply import apply_update
 from sprat_shared.encode import encode_delta, encode_full
 from sprat_shared.ids import digest_text, new_id

@@ -69,7 +69,9 @@ def graph(*, bfloat16: bool = False, doubled: bool = False) -> bytes:
         helper.make_node("Gemm", ["inputs", "first.weight", "first.bias"], ["hidden"]),
         helper.make_node("Relu", ["hidden"], ["active"]),
         helper.make_node("Gemm", ["active", "second.weight", "second.bias"], ["raw"], alpha=1.0),
-        helper.make_node("Add", ["raw", "raw"], ["logits"]) if doubled else helper.make_node("Identity", ["raw"], ["logits"]),
+        helper.make_node("Add", ["raw", "raw"], ["logits"])
+        if doubled
+        else helper.make_node("Identity", ["raw"], ["logits"]),
     ]
     model = helper.make_model(
         helper.make_graph(

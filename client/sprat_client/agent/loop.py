@@ -72,7 +72,7 @@ class Agent:
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
         self._collect_due = True
         self._stopped = threading.Event()
-        self._endpoint = HttpEndpoint(self._shop.servings, settings.port)
+        self._endpoint = None if settings.port is None else HttpEndpoint(self._shop.servings, settings.port)
 
     def _open(self, rebuilder: Rebuilder | None, runtime: Runtime | None) -> Workshop:
         folder, settings = self._settings.folder, self._settings
@@ -100,25 +100,27 @@ class Agent:
             self._shop.outbox.put(body)
         if self._shop.journal.unsent:
             self._shop.journal.forget_unsent()
-        url = self._endpoint.start()
-        write_json(self._disk, folder / "endpoint.json", {"url": url, "pid": os.getpid()})
+        if self._endpoint is not None:
+            self._endpoint.start()
+            write_json(self._disk, folder / "endpoint.json", {"url": self.url, "pid": os.getpid()})
         for machine in self._machines.values():
             machine.start()
-        _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": url})
+        _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": self.url})
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._endpoint.stop()
+        if self._endpoint is not None:
+            self._endpoint.stop()
         remove(self._disk, self._settings.folder / "endpoint.json")
         self._shop.link.close()
         self._lock.__exit__(kind, bad, trace)
 
     @property
     def url(self) -> str:
-        """Where local applications reach the models."""
-        return self._endpoint.url
+        """Where local applications reach the models; empty where no endpoint was asked for."""
+        return "" if self._endpoint is None else self._endpoint.url
 
     @property
     def settled(self) -> list[Settled]:

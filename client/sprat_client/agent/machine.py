@@ -23,6 +23,7 @@ from sprat_shared.protocol.report import Outcome, Report
 
 _log = logging.getLogger(__name__)
 _DETAIL_LENGTH: Final = 1000
+_SUPERSEDED: Final = "assignment.superseded"
 _BEFORE_TRIAL: Final = frozenset({State.FETCHING, State.VERIFYING, State.REBUILDING, State.VALIDATING})
 
 
@@ -134,7 +135,7 @@ class ModelMachine:
             work = replace(record.work, wish=replace(record.pending, path=record.work.wish.path))
             self._shop.journal.store(self.model, replace(record, pending=None, work=work))
         elif record.state is State.TRIAL:
-            self._go_back("assignment.superseded", "a newer assignment arrived during the trial", Event.SUPERSEDED)
+            self._go_back(_SUPERSEDED, "a newer assignment arrived during the trial", Event.SUPERSEDED)
         else:
             _log.info("superseded", extra={"model": self.model, "release": record.work.wish.release})
             self._enter(Event.SUPERSEDED, None)
@@ -266,7 +267,9 @@ class ModelMachine:
             else:
                 self.shelf.point(Slots(active=slots.previous, previous=None))
         self._serve_active()
-        self._enter(Event.DONE, None, outcome=Outcome.RETURNED if work.reason is None else Outcome.ROLLED_BACK)
+        outcome = Outcome.RETURNED if work.reason is None else Outcome.ROLLED_BACK
+        superseded = work.reason is not None and work.reason[0] == _SUPERSEDED  # the server knows: it did it
+        self._enter(Event.DONE, None, outcome=None if superseded else outcome)
         return_memory()
 
     # transitions -------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class AgentSettings:
         holdouts: labelled samples by model name; a file, or a folder of files.
         hooks: folder of executables named like states; None: no hooks.
         hook_timeout_s: before a hook is killed.
-        port: of the loopback endpoint; 0: any free one.
+        port: of the loopback endpoint; 0: any free one; None: no endpoint, only `Agent.infer`.
         poll_interval_s: overrides the server's.
         trial_requests: served without an error, a release is healthy after so many requests,
         trial_s: or after so long, seconds.
@@ -72,7 +72,7 @@ class AgentSettings:
     holdouts: Mapping[str, Path] = field(default_factory=dict)
     hooks: Path | None = None
     hook_timeout_s: float = 60.0
-    port: int = 0
+    port: int | None = 0
     poll_interval_s: float | None = None
     trial_requests: int = 100
     trial_s: float = 5.0

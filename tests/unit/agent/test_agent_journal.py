@@ -46,9 +46,9 @@ WORK = Work(
     validated="paired",
     received_bytes=99,
 )
-RECORD = ModelRecord(
-    state=State.TRIAL, highest_assignment=7, pending=WISH, work=WORK, resumes=1, trial_cuts=2
-).refuse(6, 2, "validation.worse")
+RECORD = ModelRecord(state=State.TRIAL, highest_assignment=7, pending=WISH, work=WORK, resumes=1, trial_cuts=2).refuse(
+    6, 2, "validation.worse"
+)
 
 
 def report(sequence: int) -> Report:
@@ -123,7 +123,13 @@ def test_only_the_newest_refusals_are_kept() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 1, "sequence": 0, "unsent": [], "models": {"a": {"state": "?"}}}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"format": 1}',
+        b'{"format": 1, "sequence": 0, "unsent": [], "models": {"a": {"state": "?"}}}',
+    ],
 )
 def test_a_damaged_journal_is_refused_by_name(content: bytes) -> None:
     disk = CrashingDisk(PATH.parent)

@@ -183,7 +183,9 @@ def test_secrets_are_readable_by_their_owner_only(device: Identity, tmp_path: Pa
     assert Identity.load(tmp_path / "device") == device
 
 
-@pytest.mark.parametrize("url", ["http://example.org", "http://10.0.0.1:80", "ftp://localhost", "localhost:80", "http://"])
+@pytest.mark.parametrize(
+    "url", ["http://example.org", "http://10.0.0.1:80", "ftp://localhost", "localhost:80", "http://"]
+)
 def test_plain_http_to_another_machine_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput, match="--server"):
         check_server_url(url, insecure=False)
