@@ -17,7 +17,7 @@ from sprat_shared.wire.tensors import Array, TensorSpec
 from sprat_shared.wire.update import STEPS, Dense, Lossless, LowRank, Record
 
 EXACT_RANK: Final = 1040  # 1040 * 127 * 127 <= 2**24
-_CHUNK: Final = 1 << 20  # values worked on at a time: scratch memory stays small beside the tensor
+_BLOCK: Final = 1 << 16  # values worked on at a time: they stay in the processor's cache
 Floats = npt.NDArray[np.float32]
 
 
@@ -36,38 +36,42 @@ def rebuild_tensor(base: Array, spec: TensorSpec, records: Sequence[Record]) -> 
     if not sums:
         return decode_planes(spec, base, records[-1].frame) if records else base  # type: ignore[union-attr]
     out = np.empty(spec.shape, spec.storage)
-    rows, columns = spec.matrix or (1, spec.size)
+    rows, columns = (spec.matrix or (0, 0)) if any(isinstance(record, LowRank) for record in sums) else (1, spec.size)
     old, new = base.reshape(rows, columns), out.reshape(rows, columns)
-    terms = [_Term(record, rows, columns) for record in sums]
-    step = max(1, _CHUNK // max(1, columns))
-    for at in range(0, rows, step):
-        part = slice(at, min(rows, at + step))
-        acc = widen(old[part], spec.dtype)
-        for term in terms:
-            acc = acc + term.rows(part)
-        new[part] = narrow(acc, spec.dtype)
+    width = min(columns, _BLOCK)
+    height = max(1, _BLOCK // max(1, width))
+    for left in range(0, columns, max(1, width)):
+        across = slice(left, min(columns, left + width))
+        terms = [_Term(record, rows, columns, across) for record in sums]
+        for top in range(0, rows, height):
+            down = slice(top, min(rows, top + height))
+            values = widen(old[down, across], spec.dtype)
+            for term in terms:
+                values += term.rows(down)
+            new[down, across] = narrow(values, spec.dtype)
     if isinstance(last := records[-1], Lossless):
         return decode_planes(spec, out, last.frame)
     return out
 
 
 class _Term:
-    """What one record adds, as rows of the matrix view."""
+    """What one record adds to some columns of the matrix view, a block of rows at a time."""
 
-    def __init__(self, record: LowRank | Dense, rows: int, columns: int) -> None:
-        self._record, self._step = record, STEPS[record.scale]
+    def __init__(self, record: LowRank | Dense, rows: int, columns: int, across: slice) -> None:
+        self._step = STEPS[record.scale]
         if isinstance(record, Dense):
-            self._q = record.q.reshape(rows, columns)
+            self._q = record.q.reshape(rows, columns)[:, across]
         else:
-            self._v = record.v.astype(np.float32)
+            self._u, self._v = record.u, record.v[:, across].astype(np.float32)
+        self._is_dense = isinstance(record, Dense)
 
-    def rows(self, part: slice) -> Floats:
-        if isinstance(self._record, Dense):
-            product = self._q[part].astype(np.float32)
+    def rows(self, down: slice) -> Floats:
+        if self._is_dense:
+            product = self._q[down].astype(np.float32)
         else:
-            product = integer_product(self._record.u[part].astype(np.float32), self._v)
-        added: Floats = product * self._step
-        return added
+            product = integer_product(self._u[down].astype(np.float32), self._v)
+        product *= self._step
+        return product
 
 
 def integer_product(u: Floats, v: Floats) -> Floats:
@@ -79,11 +83,14 @@ def integer_product(u: Floats, v: Floats) -> Floats:
     """
     rank = u.shape[1]
     if rank <= EXACT_RANK:
-        return np.asarray(u @ v + np.float32(0.0), dtype=np.float32)
-    total = np.zeros((u.shape[0], v.shape[1]), np.float64)
-    for at in range(0, rank, EXACT_RANK):
-        total += u[:, at : at + EXACT_RANK] @ v[at : at + EXACT_RANK]
-    return total.astype(np.float32) + np.float32(0.0)
+        product: Floats = u @ v
+    else:
+        total = np.zeros((u.shape[0], v.shape[1]), np.float64)
+        for at in range(0, rank, EXACT_RANK):
+            total += u[:, at : at + EXACT_RANK] @ v[at : at + EXACT_RANK]
+        product = total.astype(np.float32)
+    product += np.float32(0.0)
+    return product
 
 
 def widen(array: Array, dtype: str) -> Floats:

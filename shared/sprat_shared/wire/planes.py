@@ -40,13 +40,10 @@ def decode_planes(spec: TensorSpec, old: Array, frame: bytes | memoryview) -> Ar
         MalformedUpdate: the frame does not unpack to exactly the tensor's bytes.
     """
     width = spec.storage.itemsize
-    try:
-        with zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(bytes(frame)) as reader:
-            plain = reader.read(spec.nbytes + 1)
-    except zstandard.ZstdError as bad:
-        raise MalformedUpdate(f"tensor {spec.name!r}: its frame does not unpack ({bad})") from None
-    if len(plain) != spec.nbytes:
-        raise MalformedUpdate(f"tensor {spec.name!r}: its frame gives {len(plain)} bytes, it has {spec.nbytes}")
+    said = stated_bytes(frame, f"tensor {spec.name!r}: its frame")
+    if said != spec.nbytes:
+        raise MalformedUpdate(f"tensor {spec.name!r}: its frame gives {said} bytes, it has {spec.nbytes}")
+    plain = unpack_frame(frame, f"tensor {spec.name!r}: its frame")
     planes = np.frombuffer(plain, np.uint8).reshape(width, spec.size)
     out = np.empty(spec.shape, spec.storage)
     flat = out.reshape(-1).view(f"<u{width}")
@@ -54,6 +51,37 @@ def decode_planes(spec: TensorSpec, old: Array, frame: bytes | memoryview) -> Ar
         folded = np.ascontiguousarray(planes[:, at : at + _CHUNK].T).view(f"<u{width}").reshape(-1)
         flat[at : at + _CHUNK] = _unordered(spec, _ordered(spec, _bits(old, at)) + _unfold(folded))
     return out
+
+
+def stated_bytes(frame: bytes | memoryview, subject: str) -> int:
+    """Return how many bytes a zstd frame says that it unpacks to, at least 1; nothing is unpacked.
+
+    Args:
+        frame: the whole frame.
+        subject: begins the sentence of an error.
+
+    Raises:
+        MalformedUpdate: it is no zstd frame, says no size, or asks for a window above 8 MiB.
+    """
+    try:
+        said = zstandard.get_frame_parameters(frame)
+    except zstandard.ZstdError as bad:
+        raise MalformedUpdate(f"{subject} is no zstd frame ({bad})") from None
+    if said.content_size in {0, zstandard.CONTENTSIZE_UNKNOWN} or said.window_size > _WINDOW or said.dict_id:
+        raise MalformedUpdate(f"{subject} must state its size and keep to a window of {_WINDOW} bytes, no dictionary")
+    return int(said.content_size)
+
+
+def unpack_frame(frame: bytes | memoryview, subject: str) -> bytes:
+    """Return what one zstd frame holds; check `stated_bytes` first, that much memory is taken.
+
+    Raises:
+        MalformedUpdate: it is cut, corrupted, or followed by further bytes.
+    """
+    try:
+        return zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as bad:
+        raise MalformedUpdate(f"{subject} does not unpack ({bad})") from None
 
 
 def _bits(array: Array, at: int) -> Bits:

@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import struct
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -66,7 +67,7 @@ class SafetensorsFile:
     def _aliases(self) -> dict[str, str]:
         try:
             aliases = json.loads(self.metadata.get(ALIASES_KEY, "{}"))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             aliases = None
         if not isinstance(aliases, dict) or not all(isinstance(name, str) for name in aliases.values()):
             raise InvalidInput(f"{self._path}: metadata {ALIASES_KEY} must map tensor names to tensor names")
@@ -106,8 +107,10 @@ class SafetensorsFile:
         return flat.reshape(spec.shape)
 
     def sha256(self, index: int) -> bytes:
-        """Return the SHA-256 of the tensor's raw bytes."""
-        return tensor_sha256(self.read(index))
+        """Return the SHA-256 of the tensor's raw bytes; its pages are not kept in memory."""
+        digest = tensor_sha256(self.read(index))
+        self.release_pages()
+        return digest
 
     def release_pages(self) -> None:
         """Let the kernel drop what was read so far: memory stays flat while a large file is walked through."""
@@ -127,11 +130,19 @@ class SafetensorsFile:
         self.close()
 
 
-def safetensors_header(table: TensorTable) -> bytes:
-    """Return length and header of the canonical file for `table`: names in table order, padded to 8 bytes."""
+def safetensors_header(table: TensorTable, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return length and header of the canonical file for `table`: names in table order, padded to 8 bytes.
+
+    Args:
+        table: the tensors.
+        metadata: further entries of `__metadata__`, such as the `format` that some loaders want.
+    """
     header: dict[str, Any] = {}
+    entries = {key: value for key, value in (metadata or {}).items() if key != ALIASES_KEY}
     if table.aliases:
-        header["__metadata__"] = {ALIASES_KEY: json.dumps(table.aliases, separators=(",", ":"))}
+        entries[ALIASES_KEY] = json.dumps(table.aliases, separators=(",", ":"))
+    if entries:
+        header["__metadata__"] = dict(sorted(entries.items()))
     at = 0
     for spec in table:
         header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, at + spec.nbytes]}

@@ -35,6 +35,15 @@ ALIAS_MARK: Final = b"\xff\xff"  # no name is that long, so an alias entry canno
 Array = npt.NDArray[Any]
 
 
+def _check_name(name: str) -> None:
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidInput(f"tensor {name[:80]!r}: its name is not Unicode text") from None
+    if not 1 <= length <= MAX_NAME_BYTES:
+        raise InvalidInput(f"tensor {name[:80]!r}: a name takes 1 to {MAX_NAME_BYTES} bytes")
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name, type and shape of one tensor.
@@ -52,8 +61,7 @@ class TensorSpec:
     def __post_init__(self) -> None:
         if self.dtype not in _STORAGE:
             raise InvalidInput(f"tensor {self.name!r}: dtype {self.dtype!r:.40} is not one of {', '.join(DTYPES)}")
-        if not 1 <= len(self.name.encode()) <= MAX_NAME_BYTES:
-            raise InvalidInput(f"tensor {self.name[:80]!r}: a name takes 1 to {MAX_NAME_BYTES} bytes")
+        _check_name(self.name)
         if len(self.shape) > MAX_DIMS or any(not 0 <= d < 2**48 for d in self.shape):
             raise InvalidInput(f"tensor {self.name!r}: shape {self.shape} is impossible")
         if self.nbytes > MAX_TENSOR_BYTES:
@@ -96,6 +104,8 @@ class TensorTable(Sequence[TensorSpec]):
         self._index = {spec.name: i for i, spec in enumerate(self.specs)}
         if len(self._index) != len(self.specs):
             raise InvalidInput("two tensors have the same name; names must be unique")
+        for alias in aliases or {}:
+            _check_name(alias)
         self.aliases = dict(sorted((aliases or {}).items(), key=lambda pair: pair[0].encode()))
         for alias, target in self.aliases.items():
             if alias in self._index or target not in self._index:

@@ -21,6 +21,7 @@ import zstandard
 from sprat_shared.errors import InvalidInput, LimitExceeded, MalformedUpdate, WireVersionUnsupported
 from sprat_shared.ids import digest_text, parse_digest
 from sprat_shared.wire.integers import MAX_LOG2_LANES, Family, IntegerDecoder, IntegerEncoder
+from sprat_shared.wire.planes import stated_bytes, unpack_frame
 from sprat_shared.wire.tensors import ALIAS_MARK, DTYPES, REBUILDABLE, TensorSpec, TensorTable, describe
 
 VERSION: Final = 1
@@ -28,6 +29,7 @@ MAGIC: Final = b"SPR"
 BASE_BYTES: Final = 8
 SCALES: Final = 256
 MAX_TERMS: Final = 8
+MAX_TABLE_BYTES: Final = 1 << 26
 _HEAD: Final = struct.Struct("<3sBBB8s")
 _FIRST_SCALE: Final = 128
 _LOW_RANK, _DENSE, _LOSSLESS = 0, 1, 2
@@ -57,7 +59,7 @@ class Limits:
         max_bytes: of all tensors together.
     """
 
-    max_tensors: int = 1 << 20
+    max_tensors: int = 1 << 16
     max_bytes: int = 64 << 30
 
 
@@ -205,6 +207,8 @@ def _check_order(table: TensorTable, records: Sequence[Record]) -> None:
         if terms > MAX_TERMS:
             raise InvalidInput(f"tensor {table[last].name!r}: more than {MAX_TERMS} records")
         if isinstance(record, Lossless):
+            if not table[record.index].size:
+                raise InvalidInput(f"tensor {table[record.index].name!r} has no values that a record could change")
             closed = record.index
         else:
             _check_fit(table[record.index], record)
@@ -293,6 +297,8 @@ class UpdateReader:
             spec: TensorSpec = self.table[at]
             kind = take(Family.KIND)
             if kind == _LOSSLESS:
+                if not spec.size:
+                    raise MalformedUpdate(f"tensor {spec.name!r} has no values that a record could change")
                 closed = at
                 yield Lossless(at, self._frame(take(Family.LENGTH)))
                 continue
@@ -367,26 +373,21 @@ def _read_leb128(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _unpack_table(frame: memoryview, limits: Limits) -> TensorTable:
-    bound = min(limits.max_tensors * 1300, 1 << 28)
-    try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 23).stream_reader(bytes(frame)) as reader:
-            plain = reader.read(bound + 1)
-    except zstandard.ZstdError as bad:
-        raise MalformedUpdate(f"the tensor table does not unpack ({bad})") from None
-    if len(plain) > bound:
-        raise LimitExceeded(f"the tensor table takes more than {bound} bytes")
-    cursor = io.BytesIO(plain)
+    if (size := stated_bytes(frame, "the tensor table")) > MAX_TABLE_BYTES:
+        raise LimitExceeded(f"the tensor table takes {size} bytes, at most {MAX_TABLE_BYTES} are read")
+    cursor = io.BytesIO(unpack_frame(frame, "the tensor table"))
     try:
         (count,) = struct.unpack("<I", cursor.read(4))
         if count > limits.max_tensors:
             raise LimitExceeded(f"the update declares {count} tensors, at most {limits.max_tensors} are read")
         specs = [_read_spec(cursor) for _ in range(count)]
-        table = TensorTable(specs, dict(_read_aliases(cursor)))
+        aliases = list(_read_aliases(cursor))
+        table = TensorTable(specs, dict(aliases))
     except (struct.error, UnicodeDecodeError, IndexError, InvalidInput) as bad:
         raise MalformedUpdate(f"the tensor table cannot be read ({bad})") from None
     if table.nbytes > limits.max_bytes:
         raise LimitExceeded(f"the update declares {table.nbytes} bytes of tensors, at most {limits.max_bytes} are read")
-    if list(table) != specs:
+    if list(table) != specs or list(table.aliases.items()) != aliases:
         raise MalformedUpdate("the tensor table is not sorted by name")
     return table
 
