@@ -96,18 +96,19 @@ def _trainable(ctx: JobContext, base: BaseRelease, weights: TensorSource) -> Tra
 
 def _teacher_plan(args: Mapping[str, Any]) -> TeacherPlan:
     plan = TeacherPlan(seed=int(args.get("seed") or 0))
-    return plan if args.get("max_epochs") is None else replace(plan, epochs=min(plan.epochs, args["max_epochs"]))
+    most = args.get("max_epochs")
+    return plan if most is None else replace(plan, epochs=min(plan.epochs, most), min_steps=0)
 
 
 def _search_plan(args: Mapping[str, Any]) -> SearchPlan:
     default = SearchPlan()
-    epochs, candidates = args.get("max_epochs"), args.get("max_candidates")
-    return SearchPlan(
+    plan = SearchPlan(
         keep=float(args.get("keep") or default.keep),
         seed=int(args.get("seed") or 0),
-        epochs=default.epochs if epochs is None else min(default.epochs, epochs),
-        max_candidates=candidates or default.max_candidates,
+        max_candidates=args.get("max_candidates") or default.max_candidates,
     )
+    most = args.get("max_epochs")
+    return plan if most is None else replace(plan, epochs=min(plan.epochs, most), min_steps=0)
 
 
 def _samples(samples: LabelledSamples, split: Split, example: Example) -> Samples:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from sprat_server.training.data import Samples
 from sprat_server.training.recipes import Trainable
-from sprat_server.training.teacher import Progress, batches
+from sprat_server.training.teacher import Progress, batches, epochs_for
 from sprat_shared.wire.tensors import TensorTable
 from sprat_shared.wire.update import STEPS, Dense, LowRank, nearest_scale
 
@@ -36,12 +36,13 @@ class FactorPlan:
     Attributes:
         rank: upper bound of each matrix's rank; components that end at zero are not sent.
         price: weight of the sum of magnitudes (in grid steps) in the loss.
-        epochs: passes over the train split.
+        epochs: passes over the train split; more, where it is so small that they are fewer than `min_steps`.
         batch: samples a step.
         learning_rate: peak of the one-cycle schedule (Adam), in grid steps.
         distillation: share of the teacher's part in the loss; the rest is the recipe's own loss.
         temperature: of the distillation.
         seed: of the order.
+        min_steps: see epochs.
     """
 
     rank: int
@@ -52,6 +53,7 @@ class FactorPlan:
     distillation: float = 0.7
     temperature: float = 3.0
     seed: int = 0
+    min_steps: int = 600
 
 
 def _round(x: Tensor) -> Tensor:
@@ -177,12 +179,13 @@ class GridStudent:
         """
         plan, latents = self._plan, self._latents()
         optimizer = torch.optim.Adam(latents, lr=plan.learning_rate)
-        steps = plan.epochs * math.ceil(len(train) / plan.batch)
+        epochs = epochs_for(len(train), plan.batch, plan.epochs, plan.min_steps)
+        steps = epochs * math.ceil(len(train) / plan.batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.learning_rate, total_steps=max(steps, 2))
         order = torch.Generator().manual_seed(plan.seed)
         module = self._trainable.module.eval()
-        for epoch in range(plan.epochs):
-            progress(epoch / plan.epochs, f"epoch {epoch + 1} of {plan.epochs}")
+        for epoch in range(epochs):
+            progress(epoch / epochs, f"epoch {epoch + 1} of {epochs}")
             for batch in batches(len(train), plan.batch, order):
                 optimizer.zero_grad()
                 outputs = functional_call(module, self.weights(), (train.inputs[batch],))

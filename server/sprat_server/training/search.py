@@ -54,9 +54,10 @@ class SearchPlan:
     Attributes:
         keep: share of the full retrain's gain on the validation split that the decoded release must have.
         max_candidates: so many are trained at most.
-        epochs: of each candidate.
+        epochs: of each candidate; more on a small train split (`FactorPlan.min_steps`).
         batch: samples a step.
         seed: of the order of samples.
+        min_steps: of each candidate.
     """
 
     keep: float = 0.95
@@ -64,6 +65,7 @@ class SearchPlan:
     epochs: int = 16
     batch: int = 64
     seed: int = 0
+    min_steps: int = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +237,12 @@ class _Search:
         data = self._checkpoints.candidate(name)
         if data is None:
             plan = FactorPlan(
-                rank=rank, price=price, epochs=self._plan.epochs, batch=self._plan.batch, seed=self._plan.seed
+                rank=rank,
+                price=price,
+                epochs=self._plan.epochs,
+                batch=self._plan.batch,
+                seed=self._plan.seed,
+                min_steps=self._plan.min_steps,
             )
             student = GridStudent(
                 self._trainable,

@@ -32,11 +32,12 @@ class TeacherPlan:
     """How the full retrain runs.
 
     Attributes:
-        epochs: passes over the train split.
+        epochs: passes over the train split; more, where it is so small that they are fewer than `min_steps`.
         batch: samples a step.
         learning_rate: peak of the one-cycle schedule (AdamW); lowered tenfold, twice, while it does not help.
         weight_decay: decoupled, of AdamW.
         seed: of order and dropout.
+        min_steps: see epochs.
     """
 
     epochs: int = 10
@@ -44,6 +45,7 @@ class TeacherPlan:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     seed: int = 0
+    min_steps: int = 300
 
 
 def train_teacher(trainable: Trainable, data: TrainingData, plan: TeacherPlan, progress: Progress) -> dict[str, Tensor]:
@@ -83,20 +85,26 @@ def _fit(trainable: Trainable, train: Samples, plan: TeacherPlan, rate: float, p
     if not trained:
         raise InvalidInput("every parameter of the recipe's module is frozen; there is nothing to train")
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=plan.weight_decay)
-    steps = plan.epochs * math.ceil(len(train) / plan.batch)
+    epochs = epochs_for(len(train), plan.batch, plan.epochs, plan.min_steps)
+    steps = epochs * math.ceil(len(train) / plan.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=max(steps, 2))
     order = torch.Generator().manual_seed(plan.seed)
     with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
         torch.manual_seed(plan.seed)
         module.train()
-        for epoch in range(plan.epochs):
-            progress(epoch / plan.epochs, f"full retrain, epoch {epoch + 1} of {plan.epochs}")
+        for epoch in range(epochs):
+            progress(epoch / epochs, f"full retrain, epoch {epoch + 1} of {epochs}")
             for batch in batches(len(train), plan.batch, order):
                 optimizer.zero_grad()
                 trainable.loss(module(train.inputs[batch]), train.labels[batch]).backward()
                 optimizer.step()
                 schedule.step()
-    progress(1.0, f"full retrain, {plan.epochs} epochs done")
+    progress(1.0, f"full retrain, {epochs} epochs done")
+
+
+def epochs_for(samples: int, batch: int, epochs: int, min_steps: int) -> int:
+    """Return `epochs`, or as many as give `min_steps` steps."""
+    return max(epochs, math.ceil(min_steps / math.ceil(samples / batch)))
 
 
 def batches(samples: int, size: int, order: torch.Generator) -> Iterator[Tensor]:

@@ -1,0 +1,151 @@
+"""The search: fewest bytes that keep the target on the validation split; it goes on, stops, and falls back."""
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Drifted, samples
+
+from sprat_server.training import search as search_module
+from sprat_server.training.data import DataMismatch, Samples, TrainingData, check_fit
+from sprat_server.training.evaluate import HeldBack, Share, TestSamples, recovered, report
+from sprat_server.training.search import Checkpoints, Retrained, SearchPlan, retrain
+from sprat_server.training.teacher import NothingToLearn, TeacherPlan
+
+TEACHER = TeacherPlan(epochs=4, learning_rate=1e-2, min_steps=0)
+
+
+class Cancelled(Exception):
+    pass
+
+
+def silent(_fraction: float, _message: str) -> None: ...
+
+
+def run(drifted: Drifted, *, keep: float = 0.8, checkpoints: Checkpoints | None = None, progress=silent) -> Retrained:
+    plan = SearchPlan(keep=keep, max_candidates=3, epochs=6, min_steps=0)
+    return retrain(
+        drifted.trainable,
+        drifted.base,
+        drifted.data,
+        teacher=TEACHER,
+        search=plan,
+        progress=progress,
+        checkpoints=checkpoints,
+    )
+
+
+def test_the_smallest_candidate_that_keeps_the_target_is_chosen(drifted: Drifted) -> None:
+    done = run(drifted)
+    enough = [tried for tried in done.curve if tried.keeps]
+    assert done.chosen == min(enough, key=lambda tried: tried.update_bytes)
+    assert done.chosen.update_bytes == len(done.updated.data)
+    assert done.chosen.share >= 0.8
+
+
+def test_the_accuracy_that_is_reported_is_the_decoded_releases(drifted: Drifted) -> None:
+    done = run(drifted)
+    test = samples(200, 3)
+    held_back = HeldBack(lambda: TestSamples(test.inputs, test.labels, range(1000, 1200)))
+    told = report(drifted.trainable, held_back, base=done.base, teacher=done.teacher, released=done.released)
+    drifted.trainable.module.load_state_dict(done.released)
+    with torch.no_grad():
+        answers = drifted.trainable.module.eval()(test.inputs).argmax(1)
+    assert told["accuracy_released"] == pytest.approx(float((answers == test.labels).float().mean()))
+    gain = told["accuracy_retrained"] - told["accuracy_base"]
+    assert told["recovered_gain"] == pytest.approx((told["accuracy_released"] - told["accuracy_base"]) / gain)
+    assert told["test_indices"] == list(range(1000, 1200))
+
+
+def test_training_code_has_no_way_to_receive_the_test_split() -> None:
+    assert [field.name for field in fields(TrainingData)] == ["train", "validation"]
+    taken = {p.annotation for p in inspect.signature(retrain).parameters.values()}
+    assert TrainingData in taken
+    assert not taken & {HeldBack, TestSamples, Samples}
+    assert not any(kind in vars(search_module).values() for kind in (HeldBack, TestSamples))
+
+
+def test_nobody_opens_the_test_split_before_training_has_ended(drifted: Drifted) -> None:
+    opened = []
+    held_back = HeldBack(lambda: opened.append(True) or TestSamples(*vars_of(samples(50, 4)), range(50)))
+    done = run(drifted, progress=lambda _f, _m: not opened or pytest.fail("the test split was opened while training"))
+    report(drifted.trainable, held_back, base=done.base, teacher=done.teacher, released=done.released)
+    assert opened == [True]
+
+
+def vars_of(given: Samples) -> tuple[torch.Tensor, torch.Tensor]:
+    return given.inputs, given.labels
+
+
+def test_a_second_attempt_goes_on_from_what_the_first_finished(drifted: Drifted, tmp_path: Path) -> None:
+    first = run(drifted, checkpoints=Checkpoints(tmp_path))
+    told: list[str] = []
+    again = run(drifted, checkpoints=Checkpoints(tmp_path), progress=lambda _f, m: told.append(m))
+    assert told == []
+    assert again.updated.data == first.updated.data
+    assert again.updated.digest == first.updated.digest
+
+
+def test_the_same_seed_gives_the_same_update_whether_or_not_it_was_interrupted(
+    drifted: Drifted, tmp_path: Path
+) -> None:
+    calls = iter(range(1000))
+
+    def stop_in_the_second_candidate(fraction: float, _message: str) -> None:
+        if fraction > 0.6:
+            raise Cancelled(next(calls))
+
+    with pytest.raises(Cancelled):
+        run(drifted, checkpoints=Checkpoints(tmp_path), progress=stop_in_the_second_candidate)
+    assert (tmp_path / "teacher.pt").exists()
+    assert run(drifted, checkpoints=Checkpoints(tmp_path)).updated.digest == run(drifted).updated.digest
+
+
+def test_progress_only_rises(drifted: Drifted) -> None:
+    told: list[float] = []
+    run(drifted, progress=lambda fraction, _m: told.append(fraction))
+    assert told == sorted(told)
+    assert 0 <= told[0] <= told[-1] <= 1
+
+
+def test_where_no_rung_keeps_the_target_the_full_retrain_is_sent(
+    drifted: Drifted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "LADDER", ((1, 1.0), (1, 0.5)))
+    monkeypatch.setattr(search_module, "_START", 0)
+    done = run(drifted, keep=1.0)
+    assert done.chosen.method in {"post-hoc", "lossless"}
+    assert done.chosen.share == pytest.approx(1, abs=0.02)
+
+
+def test_labels_without_a_pattern_give_an_error_instead_of_a_release(drifted: Drifted) -> None:
+    train, validation = drifted.data.train, drifted.data.validation
+    shuffled = torch.randint(0, 4, train.labels.shape, generator=torch.Generator().manual_seed(0))
+    own = drifted.trainable.module(validation.inputs).argmax(1)
+    drifted.data = TrainingData(Samples(train.inputs, shuffled), Samples(validation.inputs, own))
+    with pytest.raises(NothingToLearn, match=r"the base has 1\.0000 already; there is nothing to send"):
+        run(drifted)
+
+
+def test_a_label_beyond_the_outputs_or_another_input_shape_is_refused(drifted: Drifted) -> None:
+    inputs = drifted.data.train.inputs[:1]
+    check_fit(drifted.trainable, inputs, largest=3)
+    with pytest.raises(DataMismatch, match=r"label 4 is beyond the model's 4 outputs \(labels 0 to 3\)"):
+        check_fit(drifted.trainable, inputs, largest=4)
+    with pytest.raises(DataMismatch, match=r"cannot take inputs of shape \[3, 8, 8\]"):
+        check_fit(drifted.trainable, torch.zeros(1, 3, 8, 8), largest=3)
+
+
+def test_the_share_of_the_gain_comes_with_its_error_and_small_samples_must_show_more() -> None:
+    base, teacher = np.zeros(400), np.ones(400)
+    state = np.r_[np.ones(384), np.zeros(16)]
+    share = recovered(base, teacher, state)
+    assert share.value == pytest.approx(0.96)
+    assert share.error == pytest.approx(np.sqrt(0.96 * 0.04 / 400))
+    assert share.keeps(0.95)
+    assert not share.keeps(0.955)
+    assert Share(0.976, error=0.5).keeps(0.95)
+    assert not Share(0.974, error=0.5).keeps(0.95)
