@@ -44,10 +44,6 @@ $(READY): pyproject.toml
 demo: $(READY) ## Show one update going the whole way: server, three agents, a bad link, a bad release (under 4 minutes)
 	@PYTHONPATH=examples $(BIN)/python -m demo
 
-.PHONY: demo
-demo: $(READY) ## Bring a fleet of three from drift to recovery on loopback, and see a bad release refused
-	@PYTHONPATH=examples $(BIN)/python -m demo
-
 .PHONY: lint
 lint: $(READY) ## Check style, types and import contracts (under a minute)
 	$(BIN)/ruff check --quiet
