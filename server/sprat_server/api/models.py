@@ -38,7 +38,7 @@ def list_models(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[Mode
     """List models, newest first."""
     rows, following = take_page(session, select(Model), key=Model.id, parse=UUID, cursor=page.cursor, limit=page.limit)
     newest = select(Release.model_id, func.max(Release.number)).group_by(Release.model_id)
-    latest = dict(session.execute(newest.where(Release.model_id.in_([model.id for model in rows]))).tuples().all())
+    latest = dict(session.execute(newest.where(Release.model_id.in_([model.id for model in rows]))).all())
     return Page(items=[ModelView.of(model, latest.get(model.id)) for model in rows], next=following)
 
 

@@ -189,9 +189,7 @@ def assign(session: Session, model_id: UUID, wishes: Mapping[UUID, int | None], 
             .values(assignment_counter=Device.assignment_counter + 1)
             .returning(Device.id, Device.assignment_counter)
             .execution_options(synchronize_session=False)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     session.execute(
         insert(Assignment),

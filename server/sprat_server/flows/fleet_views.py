@@ -15,7 +15,7 @@ def models_on(session: Session, device_ids: Sequence[UUID]) -> dict[UUID, list[D
     """Return for each device its models, by name: what it should run and what it said it runs."""
     wishes = {(a.device_id, a.model_id): a for a in fleet.current_assignments(session, device_ids=device_ids)}
     held = fleet.slots(session, device_ids=device_ids)
-    names = dict(session.execute(select(Model.id, Model.name)).tuples().all())
+    names = dict(session.execute(select(Model.id, Model.name)).all())
     shown: dict[UUID, list[DeviceModelView]] = {device_id: [] for device_id in device_ids}
     for device_id, model_id in sorted(set(wishes) | set(held), key=lambda pair: names[pair[1]]):
         pair = (device_id, model_id)

@@ -190,7 +190,7 @@ def view(session: Session, rollout: Rollout) -> RolloutView:
     """Return a rollout as it is shown."""
     waves, parts = rollouts.waves_of(session, rollout), rollouts.devices_of(session, rollout)
     named = select(Device.id, Device.name).where(Device.id.in_([part.device_id for part in parts]))
-    names = dict(session.execute(named).tuples().all())
+    names = dict(session.execute(named).all())
     return RolloutView.of(rollout, _model_of(session, rollout).name, waves, parts, names)
 
 

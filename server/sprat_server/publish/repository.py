@@ -241,7 +241,7 @@ def newest_versions(session: Session) -> dict[str, int]:
         .where(SignedMetadata.repository == IMAGE_REPOSITORY)
         .group_by(SignedMetadata.role)
     )
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 def read_metadata(session: Session, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
@@ -255,7 +255,7 @@ def read_metadata(session: Session, wanted: Iterable[tuple[str, int]]) -> dict[t
             tuple_(SignedMetadata.role, SignedMetadata.version).in_(pairs),
         )
     )
-    return {(role, version): body for role, version, body in rows.tuples()}
+    return {(role, version): body for role, version, body in rows}
 
 
 def root_bytes(session: Session) -> bytes:
