@@ -1,5 +1,7 @@
 """Bring a database to the schema of this sprat: the numbered, linear migrations of `migrations/`, through Alembic."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -77,22 +79,21 @@ def upgrade(engine: Engine, revision: str = "head") -> tuple[str | None, str | N
                 raise SchemaMismatch(
                     f"the database is at {before}, which this sprat does not know; use the newer sprat that made it"
                 )
-        try:
+        with _giving_up():
             command.upgrade(alembic_config(connection), revision)
-        except OperationalError as e:
-            raise TryLater(
-                f"the database did not let the migration through ({e.orig}); nothing of the failed step was kept: "
-                "end long transactions and run it again",
-                code="database.busy",
-            ) from e
         return before, current_revision(connection)
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    """Undo the migrations after `revision`, each in a transaction of its own. What their tables held is lost."""
+    """Undo the migrations after `revision`, each in a transaction of its own. What their tables held is lost.
+
+    Raises:
+        TryLater: as `upgrade`.
+    """
     with engine.connect() as connection:
         _prepare(connection)
-        command.downgrade(alembic_config(connection), revision)
+        with _giving_up():
+            command.downgrade(alembic_config(connection), revision)
 
 
 def require_newest(engine: Engine) -> None:
@@ -108,6 +109,18 @@ def require_newest(engine: Engine) -> None:
             f"the database is at {current or 'no schema'}, this sprat needs {newest_revision()}: "
             "run `sprat-server db upgrade`, or use the sprat that fits the database"
         )
+
+
+@contextmanager
+def _giving_up() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as e:
+        raise TryLater(
+            f"the database did not let the migration through ({e.orig}); nothing of the failed step was kept: "
+            "end long transactions and run it again",
+            code="database.busy",
+        ) from e
 
 
 def _prepare(connection: Connection) -> str | None:
