@@ -95,4 +95,4 @@ def rollout_line(rollout: "RolloutView") -> str:
         for wave in rollout["waves"]
     )
     reason = f"  ({rollout['reason']})" if rollout["reason"] else ""
-    return f"{rollout['model']}@{rollout['release']} {rollout['state']}: {waves}{reason}"
+    return f"{rollout['model']}@{rollout['release']} {rollout['state']}; {waves}{reason}"
