@@ -46,10 +46,10 @@ demo: $(READY) ## Show one update going the whole way: server, three agents, a b
 
 .PHONY: lint
 lint: $(READY) ## Check style, types and import contracts (under a minute)
-	$(BIN)/ruff check --quiet
-	$(BIN)/ruff format --check --quiet
-	$(BIN)/mypy --no-error-summary
-	$(BIN)/lint-imports --no-logo
+	@failed=; for check in "ruff check --quiet" "ruff format --check --quiet" "mypy" "lint-imports --no-logo"; do \
+	  echo "$$check"; $(BIN)/$$check || failed="$$failed [$$check]"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "make lint: red:$$failed" >&2; exit 1; fi
 
 .PHONY: test
 test: $(READY) ## Run every test, with a seeded sample of the long kinds
