@@ -7,7 +7,7 @@ from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -208,15 +208,14 @@ def current_assignments(
     session: Session, *, device_ids: Iterable[UUID] | None = None, model_id: UUID | None = None
 ) -> list[Assignment]:
     """Return the newest assignment of each device and model, of some devices or one model."""
-    query = (
-        select(Assignment)
-        .distinct(Assignment.device_id, Assignment.model_id)
-        .order_by(Assignment.device_id, Assignment.model_id, Assignment.counter.desc())
+    newest = select(Assignment.device_id, func.max(Assignment.counter)).group_by(
+        Assignment.device_id, Assignment.model_id
     )
     if device_ids is not None:
-        query = query.where(Assignment.device_id.in_(list(device_ids)))
+        newest = newest.where(Assignment.device_id.in_(list(device_ids)))
     if model_id is not None:
-        query = query.where(Assignment.model_id == model_id)
+        newest = newest.where(Assignment.model_id == model_id)
+    query = select(Assignment).where(tuple_(Assignment.device_id, Assignment.counter).in_(newest))
     return list(session.scalars(query))
 
 
