@@ -28,7 +28,7 @@ class _File:
         if self.synced == self.data:
             return self
         kept = self.synced or b""
-        tail = self.data[len(kept) :] if self.data.startswith(kept) else self.data
+        tail = self.data.removeprefix(kept)
         torn = (kept if self.data.startswith(kept) else b"") + tail[: len(tail) // 2]
         return _File(torn, torn, self.mode)
 

@@ -21,7 +21,6 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from signed_repository import SignedRepository
 
-
 from sprat_shared.apply import apply_update
 from sprat_shared.encode import encode_delta, encode_full
 from sprat_shared.ids import digest_text, new_id
@@ -52,11 +51,11 @@ class MemorySink:
     def begin(self, table: TensorTable) -> None:
         self.table = table
 
-    def keep(self, index: int, sha256: bytes) -> None:
+    def keep(self, index: int, _sha256: bytes) -> None:
         assert self._base is not None
         self.arrays[index] = self._base.read(index)
 
-    def put(self, index: int, array: np.ndarray[Any, Any], sha256: bytes) -> None:
+    def put(self, index: int, array: np.ndarray[Any, Any], _sha256: bytes) -> None:
         self.arrays[index] = array.copy()
 
     def weights(self) -> dict[str, tuple[str, np.ndarray[Any, Any]]]:
@@ -300,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
 
-    def _answer(self, body: bytes) -> None:
+    def _answer(self, body: bytes) -> None:  # noqa: PLR0911  # one return for each route
         server, path = self.behind, self.path
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         with server.lock:

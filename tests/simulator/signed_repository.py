@@ -1,4 +1,4 @@
-"""An image repository in memory that behaves like the real one: signed by python-tuf, versioned, consistent snapshots."""
+"""An image repository in memory that behaves like the real one: signed by python-tuf, consistent snapshots."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta

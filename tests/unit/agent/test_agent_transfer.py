@@ -137,7 +137,7 @@ def test_waits_are_drawn_from_a_range_that_doubles_up_to_a_bound() -> None:
     assert backoff.next_s(LinkDown("cut")) == 0.5
 
 
-def test_an_idle_poll_is_answered_304(server: DeviceServer, link: Link, tmp_path: Path) -> None:
+def test_an_idle_poll_is_answered_304(link: Link, tmp_path: Path) -> None:
     trust = TrustStore(tmp_path / "device" / "trust" / "image", PosixDisk())
     first = link.poll(trust.held())
     assert first is not None
@@ -147,9 +147,7 @@ def test_an_idle_poll_is_answered_304(server: DeviceServer, link: Link, tmp_path
     assert link.poll(trust.held()) is None
 
 
-def test_the_answer_to_a_poll_brings_only_metadata_that_are_new(
-    server: DeviceServer, link: Link, tmp_path: Path
-) -> None:
+def test_the_answer_to_a_poll_brings_only_metadata_that_are_new(link: Link, tmp_path: Path) -> None:
     trust = TrustStore(tmp_path / "device" / "trust" / "image", PosixDisk())
     first = link.poll(trust.held())
     assert first is not None

@@ -36,7 +36,7 @@ class TableModel:
 class Broken(TableModel):
     """A model that fails."""
 
-    def run(self, values: Mapping[str, Array]) -> list[Array]:
+    def run(self, _values: Mapping[str, Array]) -> list[Array]:
         raise InferenceFailed("no such kernel")
 
 
@@ -72,7 +72,7 @@ def test_a_model_trained_on_permuted_labels_is_refused(count: int) -> None:
 
 def test_a_good_update_is_kept_and_its_evidence_counts_both_sides() -> None:
     holdout = holdout_of(300)
-    old = TableModel(answers_with(holdout.labels, range(0, 60)))
+    old = TableModel(answers_with(holdout.labels, range(60)))
     new = TableModel(answers_with(holdout.labels, range(50, 70)))
     result = validate(new, old, holdout, SETTINGS)
     assert (result.mode, result.evidence.only_old, result.evidence.only_new) == ("paired", 10, 50)
