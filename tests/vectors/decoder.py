@@ -298,7 +298,8 @@ def from_float32(values: np.ndarray[Any, Any], dtype: str) -> bytes:
     bits = values.view(np.uint32).astype(np.uint64)
     half, odd = bits & 0xFFFF, (bits >> 16) & 1
     up = (half > 0x8000) | ((half == 0x8000) & (odd == 1))
-    return ((bits >> 16) + up).astype("<u2").tobytes()
+    rounded: bytes = ((bits >> 16) + up).astype("<u2").tobytes()
+    return rounded
 
 
 def unlossless(tensor: Tensor, frame: bytes) -> bytes:

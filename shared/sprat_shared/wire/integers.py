@@ -17,11 +17,14 @@ import numpy.typing as npt
 from sprat_shared.errors import MalformedUpdate
 
 Ints = npt.NDArray[np.int64]
+Lanes = npt.NDArray[np.int16]
+Words = npt.NDArray[np.uint16]
 MAX_LOG2_LANES: Final = 12
 _START: Final = 1 << 16  # every lane's state before the first and after the last bit; states stay below 2**32
 _ODDS_BITS: Final = 12
 _ODDS: Final = 1 << _ODDS_BITS
 _EVEN: Final = _ODDS // 2
+_EARLY: Final = "the integers end early; the file is cut or corrupted"
 _KEPT: Final = 64  # what a model's counts are cut down to when a new tensor begins: a hint, not a verdict
 
 
@@ -49,7 +52,7 @@ class _Models:
     """
 
     def __init__(self, lanes: int) -> None:
-        self._limit = 1024 + 16 * lanes
+        self.limit = 1024 + 16 * lanes
         self.counts = {family: [[1, 1] for _ in range(2 * family.bits + 1)] for family in Family}
 
     def odds(self, family: Family, row: int) -> int:
@@ -62,7 +65,7 @@ class _Models:
         count = self.counts[family][row]
         count[0] += 2 * zeros
         count[1] += 2 * ones
-        _halve(count, self._limit)
+        _halve(count, self.limit)
 
     def forget(self, family: Family) -> None:
         """Keep a hint of what was learned: a new tensor begins."""
@@ -85,9 +88,7 @@ class IntegerEncoder:
     def __init__(self, log2_lanes: int) -> None:
         self._lanes = 1 << log2_lanes
         self._models = _Models(self._lanes)
-        self._steps: list[
-            tuple[Ints, Ints, Ints]
-        ] = []  # many lanes: which, start and width of the range of one bit each
+        self._steps: list[tuple[Lanes, Words, Words]] = []  # many lanes: which, start and width of each bit's range
         self._ranges: list[tuple[int, int]] = []  # one lane: start and width of the range of each bit
 
     def put(self, family: Family, values: npt.NDArray[Any] | Sequence[int]) -> None:
@@ -128,53 +129,50 @@ class IntegerEncoder:
                 bit(magnitude >> place & 1)
 
     def _put_step(self, family: Family, values: Ints, magnitudes: Ints) -> None:
-        lengths = np.frexp(magnitudes.astype(np.float64))[1].astype(np.int64)  # bit length, exact below 2**53
-        lanes = np.arange(values.size)
+        lengths = np.frexp(magnitudes.astype(np.float64))[1]  # bit length, exact below 2**53
+        lanes = np.arange(values.size, dtype=np.int16)
         for level in range(family.bits):
             above = lengths[lanes] > level
-            self._bit(lanes, above, family, np.full(lanes.size, level))
+            self._bit(lanes, above, family, level)
             lanes = lanes[above]
             if not lanes.size:
                 break
         if family.signed:
-            lanes = np.flatnonzero(lengths)
+            lanes = np.flatnonzero(lengths).astype(np.int16)
             self._bit(lanes, values[lanes] < 0)
         for place in range(int(lengths.max(initial=0)) - 2, -1, -1):
-            lanes = np.flatnonzero(lengths >= place + 2)
-            bits = (magnitudes[lanes] >> place & 1).astype(bool)
-            first = lengths[lanes] == place + 2
-            self._bit(lanes[first], bits[first], family, family.bits + lengths[lanes][first])
-            self._bit(lanes[~first], bits[~first])
+            first = np.flatnonzero(lengths == place + 2).astype(np.int16)
+            self._bit(first, magnitudes[first] >> place & 1 == 1, family, family.bits + place + 2)
+            others = np.flatnonzero(lengths > place + 2).astype(np.int16)
+            self._bit(others, magnitudes[others] >> place & 1 == 1)
 
-    def _bit(
-        self, lanes: Ints, bits: npt.NDArray[np.bool_], family: Family | None = None, rows: Ints | None = None
-    ) -> None:
+    def _bit(self, lanes: Lanes, bits: npt.NDArray[np.bool_], family: Family | None = None, row: int = 0) -> None:
+        """Keep one bit of each of these lanes, under one model, or at even odds where no family is given."""
         if not lanes.size:
             return
-        odds = np.full(lanes.size, _EVEN)
-        if family is not None and rows is not None:
-            for row in np.unique(rows):
-                here = rows == row
-                odds[here] = self._models.odds(family, int(row))
-                ones = int(bits[here].sum())
-                self._models.learn(family, int(row), int(here.sum()) - ones, ones)
-        self._steps.append((lanes, np.where(bits, odds, 0), np.where(bits, _ODDS - odds, odds)))
+        odds = _EVEN
+        if family is not None:
+            odds = self._models.odds(family, row)
+            ones = int(np.count_nonzero(bits))
+            self._models.learn(family, row, lanes.size - ones, ones)
+        start, width = np.where(bits, odds, 0), np.where(bits, _ODDS - odds, odds)
+        self._steps.append((lanes, start.astype(np.uint16), width.astype(np.uint16)))
 
     def finish(self) -> bytes:
         """Return the stream: each lane's first state (two words, low first), then the words in reading order."""
         if self._lanes == 1:
             return self._finish_scalar()
         states = np.full(self._lanes, _START, dtype=np.int64)
-        words: list[npt.NDArray[np.int64]] = []
-        for lanes, start, width in reversed(self._steps):
-            state = states[lanes]
+        words: list[Words] = []
+        for lanes, start, narrow in reversed(self._steps):
+            state, width = states[lanes], narrow.astype(np.int64)
             full = state >= width << (32 - _ODDS_BITS)
-            words.append((state[full] & 0xFFFF)[::-1])
+            words.append((state[full] & 0xFFFF)[::-1].astype(np.uint16))
             state[full] >>= 16
             states[lanes] = (state // width << _ODDS_BITS) + state % width + start
-        body = np.concatenate([np.empty(0, np.int64), *words])[::-1]
+        body = np.concatenate([np.empty(0, np.uint16), *words])[::-1]
         head = np.stack([states & 0xFFFF, states >> 16], axis=1).reshape(-1)
-        return np.concatenate([head, body]).astype("<u2").tobytes()
+        return np.concatenate([head.astype(np.uint16), body]).astype("<u2").tobytes()
 
     def _finish_scalar(self) -> bytes:
         state, words = _START, []
@@ -202,12 +200,17 @@ class IntegerDecoder:
         self._models = _Models(self._lanes)
         if len(stream) < 4 * self._lanes or len(stream) % 2:
             raise MalformedUpdate(f"{len(stream)} bytes cannot hold the integers of {self._lanes} lanes")
-        words = np.frombuffer(stream, dtype="<u2")
-        head = words[: 2 * self._lanes].astype(np.int64).reshape(-1, 2)
+        words: Words = np.frombuffer(stream, dtype="<u2").astype(np.uint16, copy=False)
+        head = words[: 2 * self._lanes].astype(np.uint32).reshape(-1, 2)
         self._states = head[:, 0] | head[:, 1] << 16
         if (self._states < _START).any():
             raise MalformedUpdate("a lane starts in a state that no encoder leaves")
         self._words, self._at = words, 2 * self._lanes
+
+    @property
+    def bytes_read(self) -> int:
+        """Return how many bytes of the stream were read so far, the lanes' first states included."""
+        return 2 * self._at
 
     def take_one(self, family: Family) -> int:
         """Return one integer."""
@@ -234,83 +237,85 @@ class IntegerDecoder:
 
     def _take_scalar(self, family: Family, count: int) -> Ints:  # one lane: plain integers are faster than numpy
         values = np.empty(count, dtype=np.int64)
-        state, words, at = int(self._states[0]), self._words, self._at
-        models, kind = self._models, family
-        available = len(words)
+        state, words, at = int(self._states[0]), self._words.data, self._at
+        counts, limit = self._models.counts[family], self._models.limit
+        available, bits, signed = len(words), family.bits, family.signed
 
-        def bit(odds: int) -> int:
+        def next_bit(odds: int) -> bool:
             nonlocal state, at
             low = state & (_ODDS - 1)
             one = low >= odds
-            width, start = (_ODDS - odds, odds) if one else (odds, 0)
-            state = width * (state >> _ODDS_BITS) + low - start
+            state = (_ODDS - odds) * (state >> _ODDS_BITS) + low - odds if one else odds * (state >> _ODDS_BITS) + low
             if state < _START:
                 if at >= available:
-                    raise MalformedUpdate("the integers end early; the file is cut or corrupted")
-                state = state << 16 | int(words[at])
+                    raise MalformedUpdate(_EARLY)
+                state = state << 16 | words[at]
                 at += 1
             return one
 
-        def learned(row: int) -> int:
-            seen = bit(models.odds(family, row))
-            models.learn(family, row, 1 - seen, seen)
-            return seen
+        def learned(row: int) -> bool:  # `_Models.odds` and `learn`, without their calls
+            pair = counts[row]
+            zeros, ones = pair
+            one = next_bit(1 + (_ODDS - 2) * zeros // (zeros + ones))
+            pair[one] += 2
+            if zeros + ones + 2 > limit:
+                _halve(pair, limit)
+            return one
 
         for i in range(count):
             length = 0
-            while length < kind.bits and learned(length):
+            while length < bits and learned(length):
                 length += 1
-            sign = -1 if length and kind.signed and bit(_EVEN) else 1
-            magnitude = 1 if length else 0
-            for place in range(length - 1):
-                magnitude = magnitude << 1 | (bit(_EVEN) if place else learned(kind.bits + length))
-            values[i] = sign * magnitude
+            if not length:
+                values[i] = 0
+                continue
+            negative = signed and next_bit(_EVEN)
+            magnitude = 2 | learned(bits + length) if length > 1 else 1
+            for _ in range(length - 2):
+                magnitude = magnitude << 1 | next_bit(_EVEN)
+            values[i] = -magnitude if negative else magnitude
         self._states[0], self._at = state, at
         return values
 
     def _take_step(self, family: Family, count: int) -> Ints:
-        kind = family
         lengths = np.zeros(count, dtype=np.int64)
         lanes = np.arange(count)
-        for level in range(kind.bits):
-            lanes = lanes[self._bits(lanes, family, np.full(lanes.size, level))]
+        for level in range(family.bits):
+            lanes = lanes[self._bits(lanes, family, level)]
             if not lanes.size:
                 break
-            lengths[lanes] += 1
-        negative = np.zeros(count, dtype=bool)
-        if kind.signed:
+            lengths[lanes] = level + 1
+        signs = np.ones(count, dtype=np.int64)
+        if family.signed:
             lanes = np.flatnonzero(lengths)
-            negative[lanes] = self._bits(lanes)
+            signs[lanes] -= 2 * self._bits(lanes)
         values = (lengths > 0).astype(np.int64)
         for place in range(int(lengths.max(initial=0)) - 2, -1, -1):
-            lanes = np.flatnonzero(lengths >= place + 2)
-            first = lengths[lanes] == place + 2
-            bits = np.empty(lanes.size, dtype=bool)
-            bits[first] = self._bits(lanes[first], family, kind.bits + lengths[lanes][first])
-            bits[~first] = self._bits(lanes[~first])
-            values[lanes] = values[lanes] << 1 | bits
-        return np.where(negative, -values, values)
+            first = np.flatnonzero(lengths == place + 2)
+            values[first] = 2 | self._bits(first, family, family.bits + place + 2)
+            others = np.flatnonzero(lengths > place + 2)
+            values[others] = values[others] << 1 | self._bits(others)
+        return values * signs
 
-    def _bits(self, lanes: Ints, family: Family | None = None, rows: Ints | None = None) -> npt.NDArray[np.bool_]:
+    def _bits(self, lanes: Ints, family: Family | None = None, row: int = 0) -> npt.NDArray[np.bool_]:
+        """Return one bit of each of these lanes, under one model, or at even odds where no family is given."""
         if not lanes.size:
             return np.zeros(0, dtype=bool)
-        odds = np.full(lanes.size, _EVEN)
-        used = [] if rows is None else np.unique(rows).tolist()
-        for row in used:
-            odds[rows == row] = self._models.odds(family, row)  # type: ignore[arg-type]  # rows come with a family
+        odds = _EVEN if family is None else self._models.odds(family, row)
         state = self._states[lanes]
         low = state & (_ODDS - 1)
         bits: npt.NDArray[np.bool_] = low >= odds
-        state = np.where(bits, _ODDS - odds, odds) * (state >> _ODDS_BITS) + low - np.where(bits, odds, 0)
-        empty = state < _START
-        needed = int(empty.sum())
-        if self._at + needed > len(self._words):
-            raise MalformedUpdate("the integers end early; the file is cut or corrupted")
-        state[empty] = state[empty] << 16 | self._words[self._at : self._at + needed].astype(np.int64)
-        self._at += needed
+        state >>= _ODDS_BITS
+        state *= np.where(bits, np.uint32(_ODDS - odds), np.uint32(odds))
+        state += low
+        state -= np.where(bits, np.uint32(odds), np.uint32(0))
+        empty = np.flatnonzero(state < _START)
+        if self._at + empty.size > len(self._words):
+            raise MalformedUpdate(_EARLY)
+        state[empty] = state[empty] << 16 | self._words[self._at : self._at + empty.size]
+        self._at += empty.size
         self._states[lanes] = state
-        for row in used:
-            here = rows == row
-            ones = int(bits[here].sum())
-            self._models.learn(family, row, int(here.sum()) - ones, ones)  # type: ignore[arg-type]
+        if family is not None:
+            ones = int(np.count_nonzero(bits))
+            self._models.learn(family, row, bits.size - ones, ones)
         return bits

@@ -272,11 +272,17 @@ class UpdateReader:
             raise MalformedUpdate(f"the integers take {length} bytes, {len(data) - at} are there; the file is cut")
         self._integers = IntegerDecoder(data[at : at + length], self.header.log2_lanes)
         self._frames = data[at + length :]
+        self.integer_bytes = length
         if Flag.FULL in self.header.flags:
             frame = self._frame(self._integers.take_one(Family.LENGTH))
             self.table: TensorTable | None = _unpack_table(frame, self._limits)
         else:
             self.table = base_table
+
+    @property
+    def integer_bytes_read(self) -> int:
+        """Return how many bytes of the integer stream were read so far; what a record took is known within a few."""
+        return self._integers.bytes_read
 
     def records(self) -> Iterator[Record]:
         """Yield the records in order, then check that the file ends where they do. Can be iterated once.
