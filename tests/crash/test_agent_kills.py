@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import tiny_models
+import tiny_onnx
 from device_server import ENROLMENT_TOKEN, DeviceServer
 
 from sprat_client.agent.durable import PosixDisk
@@ -59,7 +59,7 @@ class Rig:
             hook = self.hooks / state.value
             hook.write_text(HOOK.format(folder=folder))
             hook.chmod(0o755)
-        inputs, labels = tiny_models.samples(server.models[MODEL][1].weights, 64)
+        inputs, labels = tiny_onnx.samples(server.models[MODEL][1].weights, 64)
         np.savez(folder / "holdout.npz", inputs=inputs, labels=labels)
         enrol(self.device, PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="gate-7")
         self.log = folder / "agent.log"
@@ -166,10 +166,10 @@ def alive(pid: int) -> bool:
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     server = DeviceServer()
-    base = tiny_models.weights(1)
+    base = tiny_onnx.weights(1)
     server.add_release(MODEL, base)
     for number in range(2, KILLS_PER_STATE + 2):
-        server.add_release(MODEL, tiny_models.nudged(base, number), base=number - 1)
+        server.add_release(MODEL, tiny_onnx.nudged(base, number), base=number - 1)
     with server.running() as url:
         rig = Rig(tmp_path, url, server)
         try:

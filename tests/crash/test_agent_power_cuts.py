@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
+import tiny_onnx
 from crashing_disk import Call, CrashingDisk, Names, RecordingDisk
 from device_server import ENROLMENT_TOKEN, DeviceServer
 
@@ -25,7 +25,7 @@ from sprat_shared.errors import NotFound, SpratError
 pytestmark = pytest.mark.crash
 MODEL, OLD, NEW, NEXT = "tiny", 1, 2, 3
 TAKE_THE_NEXT_EVERY = 9  # cuts; taking a release costs more than booting
-INPUTS, _ = tiny_models.samples(tiny_models.weights(1), 8)
+INPUTS, _ = tiny_onnx.samples(tiny_onnx.weights(1), 8)
 
 
 def rebuilder_on(disk: Disk) -> Rebuilder:
@@ -59,10 +59,10 @@ class Install:
 def install(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Install]:
     folder = tmp_path_factory.mktemp("install")
     server = DeviceServer()
-    base = tiny_models.weights(1)
+    base = tiny_onnx.weights(1)
     server.add_release(MODEL, base)
-    server.add_release(MODEL, tiny_models.nudged(base, 2), base=OLD)
-    server.add_release(MODEL, tiny_models.nudged(base, 3), base=NEW)
+    server.add_release(MODEL, tiny_onnx.nudged(base, 2), base=OLD)
+    server.add_release(MODEL, tiny_onnx.nudged(base, 3), base=NEW)
     with server.running() as url:
         device = folder / "device"
         enrol(device, PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="gate-7")
@@ -87,7 +87,7 @@ def release_of(agent: Agent, server: DeviceServer) -> int | None:
     except NotFound:
         return None
     release = server.models[MODEL][answer.release]
-    np.testing.assert_allclose(answer.outputs["logits"], tiny_models.logits(release.weights, INPUTS), rtol=1e-4)
+    np.testing.assert_allclose(answer.outputs["logits"], tiny_onnx.logits(release.weights, INPUTS), rtol=1e-4)
     serving = agent._shop.servings.of(MODEL)
     assert serving.digest() == release.digest
     return answer.release

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-import tiny_models
+import tiny_onnx
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from signed_repository import SignedRepository
@@ -135,7 +135,7 @@ class DeviceServer:
         """
         with self.lock:
             releases = self.models.setdefault(model, {})
-            number, graph = len(releases) + 1, graph or tiny_models.graph()
+            number, graph = len(releases) + 1, graph or tiny_onnx.graph()
             update = None
             if base is not None:
                 old = ArrayTensors(releases[base].weights)

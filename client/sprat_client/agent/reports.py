@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sprat_client.agent.durable import Disk, is_temporary, make_folder, remove, write_json
 from sprat_client.agent.transfer import Link, ServerRefused
-from sprat_shared.errors import InvalidInput
+from sprat_shared.errors import AccessDenied, InvalidInput, NotFound, Unauthenticated
 from sprat_shared.protocol.report import Report, parse_signature
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Outbox:
 
         Raises:
             LinkDown: try again later; what was delivered is gone from the outbox.
+            Unauthenticated: the server does not know the device; everything waits.
         """
         delivered = 0
         for path in self.waiting():
@@ -55,7 +56,9 @@ class Outbox:
                 body, signature = kept["body"].encode(), parse_signature(kept["signature"])
                 link.report(body, signature)
                 delivered += 1
-            except (ServerRefused, InvalidInput, ValueError, KeyError) as bad:
+            except Unauthenticated:
+                raise  # the device is not known just now: its reports wait
+            except (ServerRefused, AccessDenied, NotFound, InvalidInput, ValueError, KeyError) as bad:
                 _log.warning("report dropped", extra={"report": path.name, "reason": str(bad)})
             remove(self._disk, path)
         return delivered

@@ -20,7 +20,15 @@ from sprat_client.agent.identity import Identity
 from sprat_client.agent.settings import LinkSettings
 from sprat_client.agent.store import file_sha256
 from sprat_client.agent.version import VERSION
-from sprat_shared.errors import AccessDenied, DigestMismatch, InvalidInput, NotFound, SpratError, TryLater
+from sprat_shared.errors import (
+    AccessDenied,
+    DigestMismatch,
+    InvalidInput,
+    NotFound,
+    SpratError,
+    TryLater,
+    Unauthenticated,
+)
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
 from sprat_shared.protocol.poll import (
     HAVE_HEADER,
@@ -324,7 +332,9 @@ def _check_status(response: httpx.Response) -> None:
     said = f"{response.request.method} {response.request.url.path}: {status} {_problem(response)}"
     if status in _LATER:
         raise LinkDown(said, wait_s=_retry_after_s(response.headers.get("Retry-After")), code="link.server-busy")
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+    if status == HTTPStatus.UNAUTHORIZED:
+        raise Unauthenticated(said)
+    if status == HTTPStatus.FORBIDDEN:
         raise AccessDenied(said)
     if status == HTTPStatus.NOT_FOUND:
         raise NotFound(said)
