@@ -13,7 +13,7 @@ import pkgutil
 import signal
 import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Final
 from uuid import UUID
 
@@ -58,12 +58,13 @@ def load_tasks() -> list[str]:
     return names
 
 
-def run_worker(settings: Settings, *, parent_fd: int | None = None) -> None:
+def run_worker(settings: Settings, *, parent_fd: int | None = None, load: Callable[[], list[str]] = load_tasks) -> None:
     """Work until told to stop.
 
     Args:
         settings: of the server.
         parent_fd: the read end of a pipe whose other end the parent holds: when the parent dies, so does the worker.
+        load: imports the modules whose tasks this worker has; returns their names.
 
     Raises:
         InvalidInput: no database URL is set.
@@ -74,7 +75,7 @@ def run_worker(settings: Settings, *, parent_fd: int | None = None) -> None:
     limit_threads(os.environ)
     if parent_fd is not None:
         threading.Thread(target=_end_with_parent, args=(parent_fd,), daemon=True).start()
-    _log.info("worker.tasks", modules=load_tasks())
+    _log.info("worker.tasks", modules=load())
     database = Database(settings.database_url, pool_size=4, statement_timeout_s=None)
     try:
         require_newest(database.engine)
@@ -107,7 +108,7 @@ async def _work(runner: Runner, database: Database, settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stop, work, runner, settings.worker_stop_grace_s)
-        reaper = asyncio.create_task(_take_up(runner, settings.worker_heartbeat_s))
+        reaper = asyncio.create_task(_look_after(runner, settings.worker_heartbeat_s))
         try:
             await work
         except asyncio.CancelledError:
@@ -144,10 +145,12 @@ def _end_with_parent(parent_fd: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _take_up(runner: Runner, every_s: float) -> None:
+async def _look_after(runner: Runner, every_s: float) -> None:
     while True:
         try:
-            await asyncio.to_thread(runner.take_up_abandoned)
+            await asyncio.to_thread(runner.say_alive)
+            if not runner.stopping.is_set():
+                await asyncio.to_thread(runner.take_up_abandoned)
         except (SQLAlchemyError, ConnectorException) as e:
             _log.warning("worker.cannot-look-for-abandoned-jobs", error=str(e))
         await asyncio.sleep(every_s)

@@ -35,6 +35,10 @@ _ABANDONED: Final = text(
     "   worker.id IS NULL OR worker.last_heartbeat < now() - make_interval(secs => :silent_s)))"
     " ORDER BY job.id FOR UPDATE OF job SKIP LOCKED"
 )
+_ALIVE: Final = text(
+    "UPDATE procrastinate_workers SET last_heartbeat = now()"
+    " WHERE id IN (SELECT worker_id FROM procrastinate_jobs WHERE id = ANY(:queue_ids))"
+)
 _END_QUEUED: Final = text(
     "UPDATE procrastinate_jobs SET status = 'failed', abort_requested = false"
     " WHERE id = :queue_id AND status IN ('todo', 'doing')"
@@ -52,7 +56,7 @@ class Runner:
 
     def __init__(self, *, database: Database, blobs: Blobs, settings: Settings) -> None:
         self._database, self._blobs, self._settings = database, blobs, settings
-        self._running: dict[UUID, int] = {}  # job -> attempt
+        self._running: dict[UUID, tuple[int, int]] = {}  # job -> attempt, id in the queue
         self.stopping = Event()
         """Set it to have running tasks stop at their next check and their jobs done again by another worker."""
 
@@ -65,7 +69,7 @@ class Runner:
         if begun is None:
             return
         ctx, kind, args = begun
-        self._running[job_id] = ctx.attempt
+        self._running[job_id] = ctx.attempt, queue_id
         try:
             with structlog.contextvars.bound_contextvars(job=str(job_id), kind=kind, attempt=ctx.attempt):
                 self._attempt(ctx, kind, args)
@@ -87,9 +91,16 @@ class Runner:
                 self._again(session, job, setback=f"the worker of attempt {job.attempt} is gone")
         return found
 
+    def say_alive(self) -> None:
+        """Renew the heartbeat of what runs here: the queue's own stops when its worker is told to stop."""
+        queue_ids = [queue_id for _, queue_id in list(self._running.values())]
+        if queue_ids:
+            with self._database.transaction() as session:
+                session.execute(_ALIVE, {"queue_ids": queue_ids})
+
     def give_back(self) -> None:
         """Queue again what still runs here, at once: this process is about to end."""
-        for job_id, attempt in list(self._running.items()):
+        for job_id, (attempt, _) in list(self._running.items()):
             with self._database.transaction() as session:
                 job = _owned(session, job_id, attempt)
                 if job is not None:
