@@ -200,7 +200,9 @@ class IntegerDecoder:
         self._models = _Models(self._lanes)
         if len(stream) < 4 * self._lanes or len(stream) % 2:
             raise MalformedUpdate(f"{len(stream)} bytes cannot hold the integers of {self._lanes} lanes")
-        words: Words = np.frombuffer(stream, dtype="<u2").astype(np.uint16, copy=False)
+        words: Words = np.frombuffer(stream, dtype="<u2").astype(
+            np.uint16
+        )  # a copy: `stream` may lie at an odd address
         head = words[: 2 * self._lanes].astype(np.uint32).reshape(-1, 2)
         self._states = head[:, 0] | head[:, 1] << 16
         if (self._states < _START).any():
@@ -287,13 +289,13 @@ class IntegerDecoder:
             lengths[lanes] = level + 1
         signs = np.ones(count, dtype=np.int64)
         if family.signed:
-            lanes = np.flatnonzero(lengths)
+            lanes = lengths.nonzero()[0]
             signs[lanes] -= 2 * self._bits(lanes)
         values = (lengths > 0).astype(np.int64)
         for place in range(int(lengths.max(initial=0)) - 2, -1, -1):
-            first = np.flatnonzero(lengths == place + 2)
+            first = (lengths == place + 2).nonzero()[0]
             values[first] = 2 | self._bits(first, family, family.bits + place + 2)
-            others = np.flatnonzero(lengths > place + 2)
+            others = (lengths > place + 2).nonzero()[0]
             values[others] = values[others] << 1 | self._bits(others)
         return values * signs
 
@@ -309,7 +311,7 @@ class IntegerDecoder:
         state *= np.where(bits, np.uint32(_ODDS - odds), np.uint32(odds))
         state += low
         state -= np.where(bits, np.uint32(odds), np.uint32(0))
-        empty = np.flatnonzero(state < _START)
+        empty = (state < _START).nonzero()[0]
         if self._at + empty.size > len(self._words):
             raise MalformedUpdate(_EARLY)
         state[empty] = state[empty] << 16 | self._words[self._at : self._at + empty.size]

@@ -93,21 +93,28 @@ def _bits(array: Array, at: int) -> Bits:
 def _ordered(spec: TensorSpec, bits: Bits) -> Bits:
     if spec.dtype not in _FLOATS:
         return bits
-    top = bits.dtype.type(1 << (8 * bits.dtype.itemsize - 1))
-    return np.where(bits & top, ~bits, bits | top)
+    return bits ^ (_sign(bits) | _top(bits))  # all bits of a negative number, the top bit of others
 
 
 def _unordered(spec: TensorSpec, ordered: Bits) -> Bits:
     if spec.dtype not in _FLOATS:
         return ordered
-    top = ordered.dtype.type(1 << (8 * ordered.dtype.itemsize - 1))
-    return np.where(ordered & top, ordered ^ top, ~ordered)
+    return ordered ^ (~_sign(ordered) | _top(ordered))
+
+
+def _sign(bits: Bits) -> Bits:
+    """Return all ones where the top bit is set, else zero."""
+    width = bits.dtype.itemsize
+    return (bits.view(f"<i{width}") >> (8 * width - 1)).view(bits.dtype)
+
+
+def _top(bits: Bits) -> np.unsignedinteger:
+    return bits.dtype.type(1 << (8 * bits.dtype.itemsize - 1))
 
 
 def _fold(difference: Bits) -> Bits:
     """Map 0, -1, 1, -2 and so on to 0, 1, 2, 3 and so on."""
-    sign = difference.view(f"<i{difference.dtype.itemsize}") >> (8 * difference.dtype.itemsize - 1)
-    return (difference << difference.dtype.type(1)) ^ sign.view(difference.dtype)
+    return (difference << difference.dtype.type(1)) ^ _sign(difference)
 
 
 def _unfold(folded: Bits) -> Bits:

@@ -193,8 +193,8 @@ def _integers_in(record: Record) -> int:
 
 
 def _lanes_for(integers: int) -> int:
-    """Return log2 of the lanes: one until 2**17 integers, then one for every 2,048 of them (4 bytes each)."""
-    return 0 if integers < 1 << 17 else min(MAX_LOG2_LANES, (integers >> 11).bit_length() - 1)
+    """Return log2 of the lanes: one until 2**17 integers, then one (4 bytes) for every 512 to 1,024 of them."""
+    return 0 if integers < 1 << 17 else min(MAX_LOG2_LANES, (integers >> 9).bit_length() - 1)
 
 
 def _check_order(table: TensorTable, records: Sequence[Record]) -> None:
