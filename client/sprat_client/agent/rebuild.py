@@ -116,12 +116,9 @@ def rebuild(store: TensorStore, base: Manifest | None, steps: Sequence[RebuildSt
         source.check_all()
     for step in steps:
         sink = _StoreSink(store)
-        with step.payload.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as payload:
-            view = memoryview(payload)
-            try:
-                apply_update(view, source, sink, expected=step.weights)
-            finally:
-                view.release()
+        with step.payload.open("rb") as file:
+            payload = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with its last view
+        apply_update(memoryview(payload), source, sink, expected=step.weights)
         store.settle()
         source = StoredTensors(sink.table, [sink.sha256s[index] for index in range(len(sink.table))], store)
     if source is None:
