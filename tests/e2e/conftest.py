@@ -1,4 +1,4 @@
-"""A server and devices as real processes on loopback, for one test module."""
+"""A server and devices as real processes on loopback, shared by the tests that one process runs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from demo.server import Server
 from demo.shell import Shell
 
 HERE = Path(__file__).parent
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 
 
 @dataclass
@@ -62,7 +62,7 @@ class House:
             yield made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("house")
     more = {"SPRAT_POLL_INTERVAL_S": "1"}
