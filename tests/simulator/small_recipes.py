@@ -42,17 +42,16 @@ class Tied(nn.Module):
         return logits
 
 
-class Folded(nn.Module):
-    """Uses a plain Python copy of its own weight, which no update can reach."""
+class Unused(nn.Module):
+    """Has a parameter that no output depends on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kept = nn.Linear(4, 4)
-        self.shadow = nn.Parameter(torch.ones(4))
+        self.spare = nn.Parameter(torch.ones(4))
 
     def forward(self, values: Tensor) -> Tensor:
-        factor = torch.tensor([1.0, 1.0, 1.0, 1.0])
-        logits: Tensor = self.kept(values) * factor
+        logits: Tensor = self.kept(values)
         return logits
 
 
@@ -83,8 +82,8 @@ def build_tied(_config: Mapping[str, Any]) -> nn.Module:
     return Tied()
 
 
-def build_folded(_config: Mapping[str, Any]) -> nn.Module:
-    return Folded()
+def build_unused(_config: Mapping[str, Any]) -> nn.Module:
+    return Unused()
 
 
 def build_own_loss(config: Mapping[str, Any]) -> OwnLoss:

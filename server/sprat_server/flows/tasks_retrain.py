@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from sqlalchemy.exc import OperationalError
 from torch import Tensor
 
 from sprat_server.flows.publishing import publish_release
 from sprat_server.flows.release_files import MAX_GRAPH_BYTES, BaseRelease, keep_files, weights_of
-from sprat_server.jobs.tasks import JobCancelled, JobContext, task
+from sprat_server.jobs.tasks import JobContext, JobInterrupted, JobLost, task
 from sprat_server.registry import service as registry
 from sprat_server.registry.samples import LabelledSamples, Split, read_samples
 from sprat_server.training import graphs, recipes
@@ -23,7 +24,7 @@ from sprat_server.training.recipes import Trainable
 from sprat_server.training.search import Checkpoints, Retrained, SearchPlan, retrain
 from sprat_server.training.states import check_finite, load_weights
 from sprat_server.training.teacher import TeacherPlan
-from sprat_shared.errors import InvalidInput
+from sprat_shared.errors import TryLater
 from sprat_shared.wire.tensors import TensorSource
 
 
@@ -52,8 +53,10 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         with weights_of(ctx.blobs, base.weights_blob) as weights, ctx.blobs.local(args["dataset"]) as dataset:
             done, quality = _train(ctx, args, base, weights=weights, dataset=dataset, scratch=scratch)
             result = _publish(ctx, args, base, done, quality)
-    except (JobCancelled, InvalidInput):
-        shutil.rmtree(scratch, ignore_errors=True)  # these end the job; anything else may be tried again from here
+    except (JobLost, JobInterrupted, TryLater, OperationalError):
+        raise  # the job goes on elsewhere or later, from what is finished
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
         raise
     shutil.rmtree(scratch, ignore_errors=True)
     return result
@@ -64,8 +67,8 @@ def _train(
 ) -> tuple[Retrained, dict[str, Any]]:
     trainable, example = _trainable(ctx, base, weights), Example.of(base.example)
     samples = read_samples(dataset)
-    check_fit(trainable, _tensor(samples.inputs[samples.indices("train")[:1]], example), largest=samples.classes - 1)
     data = TrainingData(_samples(samples, "train", example), _samples(samples, "validation", example))
+    check_fit(trainable, data.train.inputs[:2], data.train.labels[:2], largest=samples.classes - 1)
     done = retrain(
         trainable,
         weights,

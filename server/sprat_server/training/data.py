@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sprat_server.training.recipes import Trainable
+from sprat_server.training.recipes import RecipeBroken, Trainable
 from sprat_shared.errors import InvalidInput
 
 
@@ -34,16 +34,18 @@ class TrainingData:
     validation: Samples
 
 
-def check_fit(trainable: Trainable, inputs: Tensor, *, largest: int) -> None:
-    """Run one sample through the module and compare shapes and labels with what comes out.
+def check_fit(trainable: Trainable, inputs: Tensor, labels: Tensor, *, largest: int) -> None:
+    """Run a few samples through module, loss and metric, and compare shapes and labels with what comes out.
 
     Args:
         trainable: its module in evaluation mode.
-        inputs: (1, ...).
+        inputs: (n, ...).
+        labels: (n,) int64.
         largest: the largest label of the dataset.
 
     Raises:
         DataMismatch: the module cannot take the inputs, or a label is beyond its outputs.
+        RecipeBroken: the recipe's own loss or metric fails, or gives another shape than it should.
     """
     try:
         with torch.no_grad():
@@ -51,6 +53,7 @@ def check_fit(trainable: Trainable, inputs: Tensor, *, largest: int) -> None:
     except (RuntimeError, ValueError, IndexError, TypeError) as e:
         raise DataMismatch(f"the model cannot take inputs of shape {list(inputs.shape[1:])}: {e}") from e
     if not trainable.classifies:
+        _check_own(trainable, outputs, labels)
         return
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:  # noqa: PLR2004 - (batch, classes)
         shown = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -60,3 +63,14 @@ def check_fit(trainable: Trainable, inputs: Tensor, *, largest: int) -> None:
             f"label {largest} is beyond the model's {outputs.shape[1]} outputs (labels 0 to {outputs.shape[1] - 1}); "
             "relabel the dataset or register a model with a larger head"
         )
+
+
+def _check_own(trainable: Trainable, outputs: Tensor, labels: Tensor) -> None:
+    for name, function, shape in (("loss", trainable.loss, ()), ("metric", trainable.metric, tuple(labels.shape))):
+        try:
+            given = function(outputs, labels)
+        except Exception as e:  # whatever the user's code raises is an error of the recipe, not of the worker
+            raise RecipeBroken(f"the recipe's {name} failed: {type(e).__name__}: {e}") from e
+        if not isinstance(given, Tensor) or tuple(given.shape) != shape:
+            shown = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise RecipeBroken(f"the recipe's {name} gives {shown}; a tensor of shape {list(shape)} is needed")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call
 
-from sprat_server.training.graphs import Graph, GraphRefused, bind, name_batch_axis, with_probes
+from sprat_server.training.graphs import Graph, GraphRefused, bind, missing, name_batch_axis, with_probes
 from sprat_server.training.states import to_source, to_torch
 from sprat_shared.errors import InvalidInput
 from sprat_shared.wire.tensors import Array, TensorSource
@@ -117,7 +117,8 @@ def export(module: nn.Module, source: TensorSource, example: Example) -> Exporte
         raise ExportFailed("torch's exporter gave no program")
     model: onnx.ModelProto = program.model_proto
     name_batch_axis(model)
-    return Exported(bind(model, source.table), bind(with_probes(model), source.table))
+    unused = [name for name in missing(model, source.table) if not _matters(widened, source, example, name)]
+    return Exported(bind(model, source.table, unused), bind(with_probes(model), source.table, unused))
 
 
 def verify(module: nn.Module, source: TensorSource, graph: Graph, example: Example) -> None:
@@ -221,12 +222,23 @@ def _follows(module: nn.Module, source: TensorSource, graph: Graph, example: Exa
     return True
 
 
+def _matters(module: nn.Module, source: TensorSource, example: Example, name: str) -> bool:
+    """Say whether the module's outputs depend on a tensor."""
+    inputs = torch.from_numpy(example.inputs(_BATCHES[0]))
+    kinds = {key: tensor.dtype for key, tensor in module.state_dict().items()}
+    tensors = {key: tensor.to(kinds[key]) for key, tensor in to_torch(source).items()}
+    changed = _perturbed(tensors, (source.table.index_of(name),))
+    with torch.no_grad():
+        before, after = (_flatten(functional_call(module, state, (inputs,))) for state in (tensors, changed))
+    return not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def _bound_names(source: TensorSource, graph: Graph) -> list[str]:
     return [source.table.specs[index].name for index in graph.bound]
 
 
 def _perturbed(tensors: Mapping[str, Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
-    """Return the tensors with some floating ones changed by about 5 %, signs kept (variances stay positive)."""
+    """Return the tensors with some floating ones changed by about 5 %, upwards (variances stay positive)."""
     generator = torch.Generator().manual_seed(1)
     changed = dict(tensors)
     names = sorted(tensors, key=str.encode)

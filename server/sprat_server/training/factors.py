@@ -27,6 +27,7 @@ from sprat_shared.wire.update import STEPS, Dense, LowRank, nearest_scale
 LIMIT: Final = 127
 _COARSE: Final = 2.0  # steps per standard deviation at the start: about ternary
 _MATRIX: Final = 2
+_WHOLE_SVD: Final = 512  # above this the leading directions are found at random (Halko et al., arXiv 0909.4061)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class FactorPlan:
 
     rank: int
     price: float
-    epochs: int = 16
+    epochs: int = 24
     batch: int = 64
     learning_rate: float = 0.03
     distillation: float = 0.7
@@ -192,7 +193,9 @@ class GridStudent:
                 loss = self._loss(outputs, train.labels[batch], targets[batch])
                 magnitude = torch.stack([latent.abs().sum() for latent in latents]).sum()
                 (loss + plan.price * magnitude).backward()
-                optimizer.step()
+                gradients = [latent.grad for latent in latents if latent.grad is not None]
+                if torch.nn.utils.get_total_norm(gradients).isfinite():  # else the step would end everything
+                    optimizer.step()
                 schedule.step()
                 with torch.no_grad():
                     for latent in latents:
@@ -226,7 +229,13 @@ def teacher_outputs(trainable: Trainable, teacher: Mapping[str, Tensor], train: 
 
 def _start_matrix(wanted: Tensor, rank: int) -> _Matrix | None:
     """Start from the leading singular directions of the teacher's change, about ternary on the grid."""
-    left, values, right = torch.linalg.svd(wanted, full_matrices=False)
+    if min(wanted.shape) > _WHOLE_SVD:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            left, values, right = torch.svd_lowrank(wanted, q=rank + 8, niter=4)
+        right = right.T
+    else:
+        left, values, right = torch.linalg.svd(wanted, full_matrices=False)
     u, v = left[:, :rank] * values[:rank].sqrt(), values[:rank].sqrt()[:, None] * right[:rank]
     unit_u, unit_v = _COARSE * _rms(u), _COARSE * _rms(v)
     if unit_u * unit_v == 0:

@@ -5,7 +5,7 @@ location `t/<index>`, offset 0, with its length; shape and other small constants
 declared as float, because onnxruntime's CPU kernels refuse bfloat16; the device writes a float32 copy of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -38,6 +38,7 @@ _ONNX_TYPES: Final[Mapping[str, int]] = {
     "U8": TensorProto.UINT8,
     "BOOL": TensorProto.BOOL,
 }
+_FLOAT_CODES: Final = frozenset({"F32", "F16", "BF16", "F64"})
 _FLOATS: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 
 
@@ -75,12 +76,13 @@ def parse(data: bytes) -> onnx.ModelProto:
     return model
 
 
-def bind(model: onnx.ModelProto, table: TensorTable) -> Graph:
+def bind(model: onnx.ModelProto, table: TensorTable, unused: Collection[str] = ()) -> Graph:
     """Take the weights out of a graph and point its initialisers at `t/<index>`.
 
     Args:
         model: is not changed.
         table: the tensors of the release; an initialiser may also bear a tied tensor's further name.
+        unused: tensors that the outputs are known not to depend on; the graph may do without them.
 
     Raises:
         GraphRefused: initialisers and tensors do not match by name, shape and dtype; all that do not are named.
@@ -109,12 +111,18 @@ def bind(model: onnx.ModelProto, table: TensorTable) -> Graph:
     problems += [
         f"{spec.name} is in the weights, but the graph has no initialiser of that name"
         for index, spec in enumerate(table)
-        if index not in bound and spec.size and spec.dtype in {"F32", "F16", "BF16", "F64"}
+        if index not in bound and spec.size and spec.dtype in _FLOAT_CODES and spec.name not in unused
     ]
     if problems:
         raise GraphRefused("graph and weights do not match: " + "; ".join(problems[:20]))
     _strip(bound_model)
     return Graph(bound_model.SerializeToString(deterministic=True), bound)
+
+
+def missing(model: onnx.ModelProto, table: TensorTable) -> list[str]:
+    """Return the floating-point tensors of the table that the graph has no initialiser for."""
+    present = {table.aliases.get(initialiser.name, initialiser.name) for initialiser in model.graph.initializer}
+    return [spec.name for spec in table if spec.size and spec.dtype in _FLOAT_CODES and spec.name not in present]
 
 
 def stored(data: bytes) -> Graph:

@@ -7,9 +7,11 @@ hoc, at last without loss. What was trained is kept in a checkpoint folder, so t
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Final
 
 import torch
@@ -24,6 +26,7 @@ from sprat_server.training.norms import shifted_norms
 from sprat_server.training.recipes import Trainable
 from sprat_server.training.states import to_source, to_torch
 from sprat_server.training.teacher import Progress, TeacherPlan, train_teacher
+from sprat_shared.errors import UpdateRejected
 from sprat_shared.wire.tensors import TensorSource
 
 _log: Final = logging.getLogger(__name__)
@@ -62,7 +65,7 @@ class SearchPlan:
 
     keep: float = 0.95
     max_candidates: int = 5
-    epochs: int = 16
+    epochs: int = 24
     batch: int = 64
     seed: int = 0
     min_steps: int = 600
@@ -105,7 +108,7 @@ class Retrained:
 class Checkpoints:
     """What a retrain has finished, in a folder of its own; None keeps nothing.
 
-    Files are written beside their name and renamed, so one that is there is whole.
+    Files are written beside their name and renamed. One that a power cut tore is as if it were not there.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -117,26 +120,36 @@ class Checkpoints:
         """Return the state of the full retrain if an earlier attempt finished it."""
         if self._folder is None or not (path := self._folder / "teacher.pt").exists():
             return None
-        state: dict[str, Tensor] = torch.load(path, weights_only=True)
+        try:
+            state: dict[str, Tensor] = torch.load(path, weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError, OSError) as e:
+            _log.warning("the full retrain of an earlier attempt cannot be read; it is done again: %s", e)
+            return None
         return state
 
     def keep_teacher(self, state: Mapping[str, Tensor]) -> None:
         """Keep the full retrain's state."""
         if self._folder is not None:
-            torch.save(dict(state), self._folder / "teacher.tmp")
-            (self._folder / "teacher.tmp").replace(self._folder / "teacher.pt")
+            beside = self._folder / f"teacher.{os.getpid()}"
+            torch.save(dict(state), beside)
+            beside.replace(self._folder / "teacher.pt")
 
-    def candidate(self, name: str) -> bytes | None:
-        """Return the update file of a candidate if an earlier attempt finished it."""
+    def candidate(self, name: str, base: TensorSource) -> Updated | None:
+        """Return a candidate if an earlier attempt finished it."""
         if self._folder is None or not (path := self._folder / f"{name}.update").exists():
             return None
-        return path.read_bytes()
+        try:
+            return updates.decode(path.read_bytes(), base)
+        except (UpdateRejected, OSError) as e:
+            _log.warning("candidate %s of an earlier attempt cannot be read; it is done again: %s", name, e)
+            return None
 
     def keep_candidate(self, name: str, data: bytes) -> None:
         """Keep the update file of a candidate."""
         if self._folder is not None:
-            (self._folder / f"{name}.tmp").write_bytes(data)
-            (self._folder / f"{name}.tmp").replace(self._folder / f"{name}.update")
+            beside = self._folder / f"{name}.{os.getpid()}"
+            beside.write_bytes(data)
+            beside.replace(self._folder / f"{name}.update")
 
 
 def retrain(
@@ -234,8 +247,8 @@ class _Search:
     def _try_rung(self, rung: int, count: int) -> bool:
         rank, price = LADDER[rung]
         name = f"factors-{rung}"
-        data = self._checkpoints.candidate(name)
-        if data is None:
+        updated = self._checkpoints.candidate(name, self._source)
+        if updated is None:
             plan = FactorPlan(
                 rank=rank,
                 price=price,
@@ -260,8 +273,6 @@ class _Search:
             )
             updated = updates.from_records(self._source, student.records())
             self._checkpoints.keep_candidate(name, updated.data)
-        else:
-            updated = updates.decode(data, self._source)
         return self._judge("factors", rank, price, updated)
 
     def _post_hoc(self) -> None:

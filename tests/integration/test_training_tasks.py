@@ -1,0 +1,263 @@
+"""Register, retrain, release: asked for over HTTP, carried out by the worker's runner, on a real PostgreSQL."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+import torch
+from fastapi import FastAPI
+from http_calls import Api
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "simulator"))
+
+import small_recipes
+
+from sprat_server.db.blobs import Blobs
+from sprat_server.jobs.models import Job
+from sprat_server.jobs.runner import Runner
+from sprat_server.publish import repository
+from sprat_server.settings import Settings
+from sprat_server.training import search
+from sprat_server.training.graphs import stored
+from sprat_server.training.states import module_tensors, to_source
+from sprat_server.worker import load_tasks
+from sprat_shared.apply import TensorSink, apply_update
+from sprat_shared.wire.safetensors import SafetensorsFile, write_safetensors
+from sprat_shared.wire.tensors import Array, TensorSource, TensorTable, digest_of
+
+EXAMPLE = {"shape": [1, 1, 8, 8], "dtype": "F32"}
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings of a server that may run the tests' recipes."""
+    return Settings(database_url=database_url, data_dir=tmp_path / "data", recipe_packages=("small_recipes",))
+
+
+@pytest.fixture
+def worker(app: FastAPI, settings: Settings, blobs: Blobs) -> Runner:
+    """What a worker process runs jobs with."""
+    load_tasks()
+    with app.state.database.transaction() as session:
+        repository.ensure_repository(session, settings)
+    return Runner(database=app.state.database, blobs=blobs, settings=settings)
+
+
+def carried_out(worker: Runner, api: Api, path: str, **body: Any) -> dict[str, Any]:
+    """Ask for a job, have the worker do it, and return how it ended."""
+    answer = api.post(f"/api/v1{path}", json=body)
+    assert answer.status_code == 202, answer.text
+    return finished(worker, api, UUID(answer.json()["job"]["id"]))
+
+
+def finished(worker: Runner, api: Api, job: UUID) -> dict[str, Any]:
+    with worker._database.transaction() as session:
+        queue_id = session.get_one(Job, job).queue_id
+    worker.run(job, queue_id)
+    ended: dict[str, Any] = api.get(f"/api/v1/jobs/{job}").json()
+    return ended
+
+
+def weights_blob(blobs: Blobs, source: TensorSource, folder: Path) -> str:
+    path = folder / "given.safetensors"
+    write_safetensors(path, source)
+    return blobs.put_file(path).digest
+
+
+def source_of(module: torch.nn.Module) -> TensorSource:
+    return to_source(module_tensors(module))
+
+
+def dataset(worker: Runner, api: Api, blobs: Blobs, *, seed: int = 1, name: str = "dim", **arrays: Any) -> str:
+    inputs, labels = small_recipes.images(900, seed, dim=1.0, turn=0.55)
+    packed = io.BytesIO()
+    np.savez(packed, **({"inputs": inputs, "labels": labels} | arrays))
+    ended = carried_out(worker, api, "/datasets", name=name, blob=blobs.put_bytes(packed.getvalue()).digest)
+    assert ended["state"] == "succeeded", ended
+    digest: str = ended["result"]["digest"]
+    return digest
+
+
+def registered(worker: Runner, api: Api, blobs: Blobs, folder: Path, **changed: Any) -> dict[str, Any]:
+    body = {
+        "name": "quadrants",
+        "recipe": {"factory": "small_recipes:build", "config": {}},
+        "weights": weights_blob(blobs, source_of(small_recipes.trained()), folder),
+        "example": EXAMPLE,
+    }
+    return carried_out(worker, api, "/models", **(body | changed))
+
+
+class Rebuilt(TensorSink):
+    """What a device would have."""
+
+    def __init__(self, base: TensorSource | None) -> None:
+        self.base, self.tensors = base, dict[int, Array]()
+
+    def begin(self, table: TensorTable) -> None:
+        self.table = table
+
+    def keep(self, index: int, sha256: bytes) -> None:  # noqa: ARG002 - the port's signature
+        assert self.base is not None
+        self.tensors[index] = self.base.read(index)
+
+    def put(self, index: int, array: Array, sha256: bytes) -> None:  # noqa: ARG002 - the port's signature
+        self.tensors[index] = array.copy()
+
+
+def test_a_retrained_release_is_what_a_device_rebuilds_from_its_update(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    assert registered(worker, admin, blobs, tmp_path)["state"] == "succeeded"
+    job = carried_out(
+        worker, admin, "/models/quadrants/retrain", dataset=dataset(worker, admin, blobs), keep=0.8, seed=3
+    )
+    assert job["state"] == "succeeded", job
+    told = job["result"]
+    assert told["accuracy_retrained"] > told["accuracy_base"]
+    assert told["recovered_gain"] > 0.6
+    assert len(told["test_indices"]) == 135
+
+    first, second = (admin.get(f"/api/v1/models/quadrants/releases/{n}").json() for n in (1, 2))
+    assert second["origin"] == "retrained"
+    assert second["graph"] == first["graph"]
+    small = next(update for update in second["updates"] if update["base"] == 1)
+    assert small["bytes"] == told["update_bytes"] < second["model_bytes"] / 10
+    full = next(update for update in second["updates"] if update["base"] is None)
+    with (
+        blobs.local(first["weights_blob"]) as old_path,
+        blobs.local(second["weights_blob"]) as new_path,
+        SafetensorsFile(old_path) as old,
+        SafetensorsFile(new_path) as new,
+    ):
+        assert digest_of(new) == second["weights"]
+        for base, update in ((old, small), (None, full)):
+            sink = Rebuilt(base)
+            apply_update(blobs.read(update["blob"], max_bytes=1 << 20), base, sink, expected=second["weights"])
+            assert all(np.array_equal(sink.tensors[i], new.read(i)) for i in range(len(new.table)))
+    assert not list((worker._settings.data_dir / "work").iterdir())
+
+
+def test_registration_keeps_a_graph_without_weights_and_a_probe_graph(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    result = registered(worker, admin, blobs, tmp_path)["result"]
+    assert result["release"] == 1
+    graph = stored(blobs.read(result["graph"], max_bytes=1 << 20))
+    assert len(graph.bound) == 9
+    assert len(graph.data) < 8000
+    assert admin.get("/api/v1/models/quadrants").json()["latest"] == 1
+
+
+def test_a_model_from_onnx_alone_takes_weights_from_elsewhere_but_is_not_retrained(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    graph = registered(worker, admin, blobs, tmp_path)["result"]["graph"]
+    job = registered(worker, admin, blobs, tmp_path, name="bare", recipe=None, graph=graph, example=None)
+    assert job["state"] == "succeeded", job
+    better = weights_blob(blobs, source_of(small_recipes.trained(seed=4)), tmp_path)
+    exact = carried_out(worker, admin, "/models/bare/releases", weights=better, lossless=True)
+    assert exact["state"] == "succeeded", exact
+    assert exact["result"]["weights"] == digest_of(source_of(small_recipes.trained(seed=4)))
+    again = carried_out(worker, admin, "/models/bare/releases", weights=better, lossless=True, base=1)
+    assert again["error"]["code"] == "release.exists"
+    close = carried_out(worker, admin, "/models/bare/releases", weights=better, base=1)
+    assert close["result"]["update_bytes"] < exact["result"]["update_bytes"]
+    asked = admin.post("/api/v1/models/bare/retrain", json={"dataset": dataset(worker, admin, blobs)})
+    assert asked.json()["code"] == "model.not-retrainable"
+
+
+def test_weights_that_are_not_the_modules_are_refused_and_named(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    wide = weights_blob(blobs, source_of(small_recipes.Small(hidden=25)), tmp_path)
+    job = registered(worker, admin, blobs, tmp_path, weights=wide)
+    assert job["state"] == "failed"
+    assert job["error"]["code"] == "weights.mismatch"
+    assert "tell.weight is F32[4, 25] where the module has F32[4, 24]" in job["error"]["message"]
+    broken = small_recipes.Small()
+    with torch.no_grad():
+        broken.tell.bias[1] = float("nan")
+    job = registered(worker, admin, blobs, tmp_path, weights=weights_blob(blobs, source_of(broken), tmp_path))
+    assert job["error"] == {
+        "code": "weights.not-finite",
+        "message": "NaN or Inf in tell.bias; the weights are refused",
+    }
+    assert admin.get("/api/v1/models").json()["items"] == []
+
+
+def test_a_recipe_from_a_package_that_is_not_allowed_fails_the_job(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    job = registered(worker, admin, blobs, tmp_path, recipe={"factory": "os:getcwd", "config": {}})
+    assert job["error"]["code"] == "recipe.not-allowed"
+    job = registered(worker, admin, blobs, tmp_path, recipe={"factory": "small_recipes:build_error", "config": {}})
+    assert job["error"]["code"] == "recipe.broken"
+    job = registered(worker, admin, blobs, tmp_path, example=None)
+    assert "give its shape with the batch axis" in job["error"]["message"]
+
+
+def test_labels_beyond_the_outputs_and_data_that_teach_nothing_fail_by_name(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    registered(worker, admin, blobs, tmp_path)
+    _, labels = small_recipes.images(900, 1)
+    beyond = dataset(worker, admin, blobs, labels=labels + 1)
+    job = carried_out(worker, admin, "/models/quadrants/retrain", dataset=beyond)
+    assert job["error"]["code"] == "dataset.mismatch"
+    assert "label 4 is beyond the model's 4 outputs" in job["error"]["message"]
+    inputs, _ = small_recipes.images(900, 5)
+    answers = small_recipes.trained()(torch.from_numpy(inputs)).argmax(1).numpy()
+    perfect = dataset(worker, admin, blobs, inputs=inputs, labels=answers)
+    job = carried_out(worker, admin, "/models/quadrants/retrain", dataset=perfect, max_epochs=1)
+    assert job["error"]["code"] == "retrain.no-gain"
+    assert not list((worker._settings.data_dir / "work").iterdir())
+
+
+def test_a_retrain_stops_soon_after_it_is_cancelled_and_leaves_nothing(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(worker, admin, blobs, tmp_path)
+    asked = {"dataset": dataset(worker, admin, blobs), "max_epochs": 2}
+    answer = admin.post("/api/v1/models/quadrants/retrain", json=asked)
+    job = UUID(answer.json()["job"]["id"])
+    walk, begun = search._Search._walk, []
+
+    def cancelled_while_it_walks(self: Any) -> None:
+        begun.append(admin.post(f"/api/v1/jobs/{job}/cancel").status_code)
+        walk(self)
+
+    monkeypatch.setattr(search._Search, "_walk", cancelled_while_it_walks)
+    ended = finished(worker, admin, job)
+    assert begun == [200]
+    assert ended["state"] == "cancelled"
+    assert 0.2 < ended["progress"]["fraction"] < 0.5
+    assert admin.get("/api/v1/models/quadrants").json()["latest"] == 1
+    assert not list((worker._settings.data_dir / "work").iterdir())
+
+
+def test_tied_weights_stay_tied_through_registration_and_release(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    module = small_recipes.Tied()
+    both = to_source({"embed.weight": module.embed.weight, "out.weight": module.out.weight.clone()})
+    job = registered(
+        worker,
+        admin,
+        blobs,
+        tmp_path,
+        recipe={"factory": "small_recipes:build_tied", "config": {}},
+        weights=weights_blob(blobs, both, tmp_path),
+        example={"shape": [1, 4], "dtype": "I64"},
+    )
+    assert job["state"] == "succeeded", job
+    assert job["result"]["model_bytes"] == 6 * 8 * 4
+    other = to_source({"out.weight": module.out.weight + 0.5})
+    job = carried_out(
+        worker, admin, "/models/quadrants/releases", weights=weights_blob(blobs, other, tmp_path), lossless=True
+    )
+    assert job["state"] == "succeeded", job
