@@ -58,6 +58,17 @@ test: $(READY) ## Run every test, with a seeded sample of the long kinds
 .PHONY: check
 check: lint test ## lint, then test
 
+.PHONY: crash
+crash: $(READY) ## Kill agents and cut power, ten times as often as `make test` does (SPRAT_CRASH_TIMES=10)
+	SPRAT_CRASH_TIMES=$${SPRAT_CRASH_TIMES:-10} $(BIN)/python -m pytest -m crash -n $(TEST_PROCESSES) --timeout 7200
+
+.PHONY: bench
+bench: $(READY) ## Run every benchmark; tables on the screen, JSON in .bench
+	@mkdir -p .bench
+	@for file in benchmarks/*.py; do \
+	  echo "$$file"; $(BIN)/python "$$file" --json ".bench/$$(basename "$$file" .py).json"; \
+	done
+
 .PHONY: docs
 docs: $(READY) ## Write docs/cli.md and docs/errors.md out of the code
 	$(BIN)/python docs/generate.py

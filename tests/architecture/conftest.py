@@ -1,4 +1,4 @@
-"""The built wheel, and a bare environment that it is installed into; the simulators are found by their names."""
+"""The built wheel, and a bare environment that it is installed into."""
 
 import re
 import sys
@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 from bare_environment import ROOT, install_from_here, needed_by, run
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "simulator"))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import tiny_models
+import tiny_onnx
 from bare_environment import bare_environment_variables, run
 from device_server import ENROLMENT_TOKEN, DeviceServer
 
@@ -20,8 +20,8 @@ MODEL = "tiny"
 def server() -> DeviceServer:
     """A server with a release and an update of it."""
     made = DeviceServer()
-    base = made.add_release(MODEL, tiny_models.weights(1))
-    made.add_release(MODEL, tiny_models.nudged(base.weights, 2), base=1)
+    base = made.add_release(MODEL, tiny_onnx.weights(1))
+    made.add_release(MODEL, tiny_onnx.nudged(base.weights, 2), base=1)
     return made
 
 
@@ -29,7 +29,7 @@ def server() -> DeviceServer:
 def agent(bare: Path, server: DeviceServer, tmp_path: Path) -> Iterator[Path]:
     """The folder of a running agent, enrolled, with a holdout."""
     folder, holdout = tmp_path / "agent", tmp_path / "holdout.npz"
-    inputs, labels = tiny_models.samples(server.models[MODEL][1].weights, 60)
+    inputs, labels = tiny_onnx.samples(server.models[MODEL][1].weights, 60)
     np.savez(holdout, inputs=inputs, labels=labels)
     command = (bare / "sprat-agent",)
     with server.running() as url:

@@ -28,7 +28,8 @@ from sprat_client.agent.states import State
 
 pytestmark = pytest.mark.crash
 MODEL = "tiny"
-KILLS_PER_STATE, RANDOM_KILLS = 5, 30
+MANY = int(os.environ.get("SPRAT_CRASH_TIMES", "1"))  # `make crash` has it higher
+KILLS_PER_STATE, RANDOM_KILLS = 5 * MANY, 30 * MANY
 SEED = 20
 HOOK = """#!/bin/sh
 grep -qx "$SPRAT_STATE" {folder}/armed 2>/dev/null || exit 0
