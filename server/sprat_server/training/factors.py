@@ -26,6 +26,7 @@ from sprat_shared.wire.update import STEPS, Dense, LowRank, nearest_scale
 
 LIMIT: Final = 127
 _COARSE: Final = 2.0  # steps per standard deviation at the start: about ternary
+_STATISTIC_STEPS: Final = 8.0  # steps per root mean square of the change of a norm's statistics
 _MATRIX: Final = 2
 _WHOLE_SVD: Final = 512  # above this the leading directions are found at random (Halko et al., arXiv 0909.4061)
 
@@ -87,13 +88,14 @@ class _Matrix:
 
 @dataclass(slots=True)
 class _Values:
-    """Real numbers behind the quantised change q of every element, in steps."""
+    """Real numbers behind the quantised change q of every element, in steps; statistics are not trained."""
 
     q: Tensor
     scale: int
+    trained: bool = True
 
     def latents(self) -> list[Tensor]:
-        return [self.q]
+        return [self.q] if self.trained else []
 
     def change(self, like: Tensor) -> Tensor:
         return (_round(self.q) * float(STEPS[self.scale])).view_as(like)
@@ -136,7 +138,10 @@ class GridStudent:
         learned = {name for name, p in trainable.module.named_parameters(remove_duplicate=False) if p.requires_grad}
         for name in self._index:
             if name in learned or name in norms:
-                part = self._start(name, norms.get(name))
+                measured = None if name in learned else norms.get(name)
+                part = (
+                    self._start(name, norms.get(name)) if measured is None else _statistics(self._base[name], measured)
+                )
                 if part is not None:
                     self._parts[name] = part
         for latent in self._latents():
@@ -179,6 +184,8 @@ class GridStudent:
             progress: told after each epoch; raises to cancel.
         """
         plan, latents = self._plan, self._latents()
+        if not latents:
+            return
         optimizer = torch.optim.Adam(latents, lr=plan.learning_rate)
         epochs = epochs_for(len(train), plan.batch, plan.epochs, plan.min_steps)
         steps = epochs * math.ceil(len(train) / plan.batch)
@@ -244,6 +251,18 @@ def _start_matrix(wanted: Tensor, rank: int) -> _Matrix | None:
     return _Matrix(
         u=(u / unit_u).clamp(-LIMIT, LIMIT).contiguous(), v=(v / unit_v).clamp(-LIMIT, LIMIT).contiguous(), scale=scale
     )
+
+
+def _statistics(base: Tensor, measured: Tensor) -> _Values | None:
+    """Quantise a norm's own statistics, which have no scale and bias to go into; what was positive stays so."""
+    change = measured - base
+    if not (size := _rms(change)):
+        return None
+    scale = nearest_scale(size / _STATISTIC_STEPS)
+    step = float(STEPS[scale])
+    q = (change / step).round().clamp(-(2**20), 2**20)
+    lowest = torch.where((base > 0) & (measured > 0), ((torch.minimum(base, measured) / 2 - base) / step).ceil(), q)
+    return _Values(q=torch.maximum(q, lowest), scale=scale, trained=False)
 
 
 def _matrix_shape(tensor: Tensor) -> tuple[int, int]:

@@ -120,6 +120,24 @@ def test_re_estimated_norms_are_the_same_function_as_new_running_statistics(drif
     assert torch.allclose(wanted, got, atol=1e-5)
 
 
+def test_a_norm_without_scale_and_bias_sends_its_statistics_and_variances_stay_positive(drifted: Drifted) -> None:
+    module = drifted.trainable.module
+    module.norm = torch.nn.BatchNorm2d(8, affine=False)
+    module.norm.running_var.fill_(30.0)  # far above what is seen: the new one is close to zero
+    source = to_source(module_tensors(module))
+    base = to_torch(source)
+    teacher = train_teacher(drifted.trainable, drifted.data, TEACHER, silent)
+    norms = shifted_norms(module, base, drifted.data.train)
+    assert set(norms) == {"norm.running_mean", "norm.running_var"}
+    student = GridStudent(drifted.trainable, base=base, teacher=teacher, norms=norms, table=source.table, plan=PLAN)
+    student.train(drifted.data.train, teacher_outputs(drifted.trainable, teacher, drifted.data.train), silent)
+    decoded = to_torch(updates.from_records(source, student.records()).weights)
+    assert (decoded["norm.running_var"] > 0).all()
+    for name, wanted in norms.items():
+        step = (wanted - base[name]).square().mean().sqrt() / 4
+        assert ((decoded[name] - wanted).abs() <= step).all(), name
+
+
 def test_bfloat16_weights_are_trained_as_the_device_will_round_them(drifted: Drifted) -> None:
     module = drifted.trainable.module
     half = to_source({n: t.bfloat16() if t.is_floating_point() else t for n, t in module_tensors(module).items()})
