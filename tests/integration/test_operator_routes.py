@@ -233,3 +233,26 @@ def test_a_commit_that_fails_answers_500_and_changes_nothing(operator: Api, view
 def test_two_routes_that_publish_nothing_need_a_viewer_only(viewer: Api) -> None:
     for path in ("models", "datasets", "rollouts", "devices"):
         assert made(viewer.get(f"/api/v1/{path}")) == {"items": [], "next": None}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/v1/enrolment-tokens", b'{"group": "a\\u0000b"}'),
+        ("/api/v1/enrolment-tokens", b'{"group": "a\\ud800b"}'),
+        ("/api/v1/rollouts", b'{"model": "mnist", "release": 99999999999999999999, "waves": ["1"]}'),
+        ("/api/v1/rollouts", b'{"model": "a\\u0000b", "release": 1, "waves": ["1"]}'),
+    ],
+)
+def test_a_value_that_no_database_takes_is_the_callers_mistake(
+    app: FastAPI, admin: Api, path: str, body: bytes
+) -> None:
+    published(app)
+    answer = admin.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "request.invalid")
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "-1", "x"])
+def test_a_release_number_that_cannot_be_is_not_the_servers_mistake(app: FastAPI, viewer: Api, number: str) -> None:
+    published(app)
+    assert viewer.get(f"/api/v1/models/mnist/releases/{number}").status_code in {404, 422}

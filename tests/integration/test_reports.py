@@ -118,7 +118,9 @@ def test_a_report_about_an_assignment_of_another_model_is_refused(app: FastAPI, 
     assert answer.json()["code"] == "report.assignment"
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'{"kind": "other"}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[1]", b'{"kind": "other"}', b'{"kind": "\\u0000"}', b'{"a": "\\ud800"}']
+)
 def test_a_report_that_cannot_be_read_says_what_is_wrong(device: TestDevice, body: bytes) -> None:
     headers = {"Sprat-Signature": format_signature(device.key.sign(body))}
     answer = device.api.post("/device/v1/reports", content=body, headers=headers)

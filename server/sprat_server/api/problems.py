@@ -8,7 +8,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -85,6 +85,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(OperationalError, _database_away)
     app.add_exception_handler(PoolTimeout, _database_away)
+    app.add_exception_handler(DataError, _not_storable)
+    app.add_exception_handler(UnicodeEncodeError, _not_storable)
 
 
 async def _sprat_error(_request: Request, error: Exception) -> JSONResponse:
@@ -119,6 +121,13 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     }
     code, detail = codes.get(HTTPStatus(error.status_code), ("request.invalid", error.detail))
     return problem(error.status_code, detail, code, headers=error.headers)
+
+
+async def _not_storable(_request: Request, error: Exception) -> JSONResponse:
+    """A NUL in a text, half of a surrogate pair, a number beyond 64 bits: valid JSON, and no value of the database."""
+    reason = str(error.orig if isinstance(error, DataError) else error).partition("\n")[0]
+    detail = f"a value of the request cannot be stored ({reason}); change it"
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, "request.invalid")
 
 
 async def _database_away(_request: Request, error: Exception) -> JSONResponse:

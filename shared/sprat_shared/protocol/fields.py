@@ -33,9 +33,14 @@ class Fields:
     def parse(cls, body: bytes, where: str) -> "Fields":
         """Read JSON bytes."""
         try:
-            return cls(json.loads(body), where)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as bad:
+            value = json.loads(body)
+            again = json.dumps(value, ensure_ascii=False)
+            again.encode()
+        except (UnicodeError, json.JSONDecodeError, RecursionError) as bad:
             raise InvalidInput(f"{where}: not JSON ({bad})") from None
+        if "\\u0000" in again:
+            raise InvalidInput(f"{where}: a text holds a NUL character, which no database takes")
+        return cls(value, where)
 
     def _get(self, name: str, kind: type | tuple[type, ...], said: str) -> Any:
         value = self._value.get(name)
