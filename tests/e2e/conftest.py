@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ class House:
     folder: Path
     server: Server
     shell: Shell
-    models: dict[str, int] = field(default_factory=dict)
 
     def register(self, model: str) -> None:
         """Register the tiny network from ONNX, with worn weights, as release 1."""
@@ -62,11 +61,16 @@ class House:
             yield made
 
 
+def make_server(folder: Path, port: int = 0) -> Server:
+    """A server on a folder; on its old one after a kill."""
+    more = {"SPRAT_POLL_INTERVAL_S": "1"}
+    return Server(folder, recipe_packages="tiny_recipe", paths=(HERE,), port=port, more=more)
+
+
 @pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("house")
-    more = {"SPRAT_POLL_INTERVAL_S": "1"}
-    with Server(folder, recipe_packages="tiny_recipe", paths=(HERE,), more=more) as server:
+    with make_server(folder) as server:
         yield House(folder, server, Shell(server.url, server.admin_token))
 
 

@@ -5,9 +5,8 @@ import signal
 
 import pytest
 import tiny_models
-from conftest import PATIENCE_S, House, measured
+from conftest import PATIENCE_S, House, make_server, measured
 from demo.fault_proxy import FaultProxy
-from demo.server import Server
 from demo.shell import Shell
 
 pytestmark = pytest.mark.e2e
@@ -29,7 +28,7 @@ def test_a_server_killed_in_mid_rollout_goes_on_where_it_was(house: House) -> No
             os.kill(device.process.pid, signal.SIGCONT)
         assert devices[0].serves("gears") is not None  # devices serve on, with or without a server
 
-        again = Server(house.folder, recipe_packages="tiny_recipe", port=port, more={"SPRAT_POLL_INTERVAL_S": "1"})
+        again = make_server(house.folder, port)
         house.server.process = again.process
         again.start()
         assert not again.admin_token  # made once in the life of the data folder
@@ -61,7 +60,7 @@ def test_a_device_over_a_slow_link_that_is_cut_again_and_again_gets_there(house:
             said = devices[0].serves("belts", verify=True)
             assert said is not None
             assert said["digest"] == good["weights"]
-        assert link.log.cuts >= 8
+        assert link.log.cuts >= 5
 
 
 def test_stopped_agents_go_on_with_what_they_have_and_catch_up(house: House) -> None:
