@@ -1,0 +1,56 @@
+"""Releases of the second decoder, handed to sprat's own and back."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from decoder import Release, Tensor
+
+from sprat_shared.apply import apply_update
+from sprat_shared.wire.tensors import ArrayTensors, TensorSpec, TensorTable
+
+
+class Collected:
+    """Takes the tensors of a new release into memory (`apply.TensorSink`)."""
+
+    def __init__(self, base: Release | None) -> None:
+        self._base = base
+        self.release = Release([], [])
+
+    def begin(self, table: TensorTable) -> None:
+        self.release.aliases = list(table.aliases.items())
+        self._table = table
+
+    def keep(self, index: int, sha256: bytes) -> None:
+        assert self._base is not None
+        assert hashlib.sha256(self._base.tensors[index].data).digest() == sha256
+        self.release.tensors.append(self._base.tensors[index])
+
+    def put(self, index: int, array: np.ndarray[Any, Any], sha256: bytes) -> None:
+        spec = self._table[index]
+        assert hashlib.sha256(array.tobytes()).digest() == sha256
+        assert (array.shape, array.dtype) == (spec.shape, spec.storage)
+        self.release.tensors.append(Tensor(spec.name, spec.dtype, spec.shape, array.tobytes()))
+
+
+def source_of(release: Release) -> ArrayTensors:
+    """The tensors of a release as sprat reads them."""
+    arrays: Mapping[str, tuple[str, np.ndarray[Any, Any]]] = {
+        t.name: (t.dtype, np.frombuffer(t.data, TensorSpec(t.name, t.dtype, t.shape).storage).reshape(t.shape))
+        for t in release.tensors
+    }
+    return ArrayTensors(arrays, dict(release.aliases))
+
+
+def release_of(source: ArrayTensors) -> Release:
+    """The tensors of a source as the second decoder reads them."""
+    tensors = [Tensor(s.name, s.dtype, s.shape, source.read(i).tobytes()) for i, s in enumerate(source.table)]
+    return Release(tensors, list(source.table.aliases.items()))
+
+
+def apply(update: bytes, base: Release | None, expected: str | None = None) -> tuple[Release, str]:
+    """What sprat makes of an update: the release and the digest it reports."""
+    sink = Collected(base)
+    digest = apply_update(update, None if base is None else source_of(base), sink, expected=expected)
+    return sink.release, digest
