@@ -222,9 +222,7 @@ def _advance(session: Session, rollout: Rollout, cause: str = "") -> None:
     """Take the steps that are due. The caller holds the rollout's lock."""
     while True:
         waves = rollouts.waves_of(session, rollout)
-        devices = rollouts.devices_of(session, rollout)
-        step = next_step(RolloutState(rollout.state), rollouts.views(waves, devices))
-        match step:
+        match next_step(RolloutState(rollout.state), rollouts.views(session, rollout)):
             case Step.HOLD:
                 return
             case Step.HALT:
@@ -237,9 +235,9 @@ def _advance(session: Session, rollout: Rollout, cause: str = "") -> None:
             case Step.OPEN_WAVE:
                 wave = next(wave for wave in waves if wave.state == WaveState.WAITING)
                 rollouts.open_wave(session, wave)
-                _expose(session, rollout, [device for device in devices if device.ordinal == wave.ordinal])
+                _expose(session, rollout, rollouts.devices_of(session, rollout, ordinal=wave.ordinal))
             case Step.SUCCEED:
-                _succeed(session, rollout, {device.device_id for device in devices})
+                _succeed(session, rollout, rollouts.reached(session, rollout))
                 return
 
 
@@ -266,11 +264,7 @@ def _stop(session: Session, rollout: Rollout, state: RolloutState, reason: str) 
     for wave in rollouts.waves_of(session, rollout):
         if wave.state == WaveState.OPEN:
             rollouts.end_wave(session, wave, WaveState.HALTED)
-    exposed = {
-        device.device_id: device
-        for device in rollouts.devices_of(session, rollout)
-        if device.exposed_by is not None and device.returned_by is None
-    }
+    exposed = {device.device_id: device for device in rollouts.exposed_devices(session, rollout)}
     goes_back = {device_id: device.previous for device_id, device in exposed.items()}
     counters = fleet.assign(session, rollout.model_id, goes_back, "return")
     for device_id, counter in counters.items():

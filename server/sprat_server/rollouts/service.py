@@ -1,5 +1,6 @@
 """Read and move rollouts. What a move does to devices is for `flows.rollout`; callers own the transaction."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
@@ -105,26 +106,40 @@ def waves_of(session: Session, rollout: Rollout) -> list[Wave]:
     return list(session.scalars(select(Wave).where(Wave.rollout_id == rollout.id).order_by(Wave.ordinal)))
 
 
-def devices_of(session: Session, rollout: Rollout) -> list[RolloutDevice]:
-    """Return each device's part, first waves first."""
+def devices_of(session: Session, rollout: Rollout, *, ordinal: int | None = None) -> list[RolloutDevice]:
+    """Return each device's part, first waves first; only those of one wave where `ordinal` is given."""
+    query = select(RolloutDevice).where(RolloutDevice.rollout_id == rollout.id)
+    if ordinal is not None:
+        query = query.where(RolloutDevice.ordinal == ordinal)
+    return list(session.scalars(query.order_by(RolloutDevice.ordinal.nulls_last(), RolloutDevice.device_id)))
+
+
+def exposed_devices(session: Session, rollout: Rollout) -> list[RolloutDevice]:
+    """Return the parts of devices that were offered the release and were not assigned back."""
     return list(
         session.scalars(
-            select(RolloutDevice)
-            .where(RolloutDevice.rollout_id == rollout.id)
-            .order_by(RolloutDevice.ordinal.nulls_last(), RolloutDevice.device_id)
+            select(RolloutDevice).where(
+                RolloutDevice.rollout_id == rollout.id,
+                RolloutDevice.exposed_by.is_not(None),
+                RolloutDevice.returned_by.is_(None),
+            )
         )
     )
 
 
-def views(waves: Sequence[Wave], devices: Sequence[RolloutDevice]) -> list[WaveView]:
-    """Return the waves as the decision sees them."""
-    return [
-        WaveView(
-            WaveState(wave.state),
-            tuple(DeviceState(device.state) for device in devices if device.ordinal == wave.ordinal),
-        )
-        for wave in waves
-    ]
+def reached(session: Session, rollout: Rollout) -> set[UUID]:
+    """Return the devices that have a part in a rollout."""
+    return set(session.scalars(select(RolloutDevice.device_id).where(RolloutDevice.rollout_id == rollout.id)))
+
+
+def views(session: Session, rollout: Rollout) -> list[WaveView]:
+    """Return the waves as the decision sees them. One aggregate over the devices, however many there are."""
+    states: dict[int, set[DeviceState]] = defaultdict(set)
+    there = select(RolloutDevice.ordinal, RolloutDevice.state).where(RolloutDevice.rollout_id == rollout.id).distinct()
+    for ordinal, state in session.execute(there):
+        if ordinal is not None:
+            states[ordinal].add(DeviceState(state))
+    return [WaveView(WaveState(wave.state), frozenset(states[wave.ordinal])) for wave in waves_of(session, rollout)]
 
 
 def place(

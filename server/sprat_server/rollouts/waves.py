@@ -66,10 +66,10 @@ ALLOWED: Final[dict[str, frozenset[RolloutState]]] = {
 
 @dataclass(frozen=True, slots=True)
 class WaveView:
-    """One wave as the decision sees it: its state and those of its devices."""
+    """One wave as the decision sees it: its state, and the states that its devices are in (no matter how many)."""
 
     state: WaveState
-    devices: tuple[DeviceState, ...]
+    devices: Collection[DeviceState]
 
 
 def next_step(state: RolloutState, waves: Sequence[WaveView]) -> Step:
