@@ -8,42 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_onnx
 from crashing_disk import Call, CrashingDisk, Names, RecordingDisk
 from device_server import ENROLMENT_TOKEN, DeviceServer
+from one_device import MODEL, agent_on, release_of
 
-from sprat_client.agent.durable import Disk, PosixDisk
+from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.enrol import enrol
-from sprat_client.agent.loop import Agent
-from sprat_client.agent.rebuild import Rebuilder, rebuild
-from sprat_client.agent.settings import AgentSettings, ValidationSettings
-from sprat_client.agent.store import TensorStore
-from sprat_shared.errors import NotFound, SpratError
+from sprat_shared.errors import SpratError
 
 pytestmark = pytest.mark.crash
-MODEL, OLD, NEW, NEXT = "tiny", 1, 2, 3
+OLD, NEW, NEXT = 1, 2, 3
 TAKE_THE_NEXT_EVERY = 9  # cuts; taking a release costs more than booting
-INPUTS, _ = tiny_onnx.samples(tiny_onnx.weights(1), 8)
-
-
-def rebuilder_on(disk: Disk) -> Rebuilder:
-    """Return the rebuild in this process, so that its writes are recorded."""
-    return lambda store, base, steps: rebuild(TensorStore(store, disk), base, steps)
-
-
-def agent_on(folder: Path, disk: Disk | None = None) -> Agent:
-    disk = disk or PosixDisk()
-    settings = AgentSettings(
-        folder=folder,
-        port=None,
-        poll_interval_s=0.01,
-        trial_s=0.001,
-        validation=ValidationSettings(latency_runs=1),
-        space_margin_bytes=0,
-    )
-    return Agent(settings, disk=disk, rebuilder=rebuilder_on(disk))
 
 
 @dataclass
@@ -78,19 +55,6 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Install]:
             assert agent.run(once=True) == 0
             assert release_of(agent, server) == NEW
         yield Install(server, folder / "before", recording.calls)
-
-
-def release_of(agent: Agent, server: DeviceServer) -> int | None:
-    """Return the release that answers, having checked that its answers and its files are that release's."""
-    try:
-        answer = agent.infer(MODEL, INPUTS)
-    except NotFound:
-        return None
-    release = server.models[MODEL][answer.release]
-    np.testing.assert_allclose(answer.outputs["logits"], tiny_onnx.logits(release.weights, INPUTS), rtol=1e-4)
-    serving = agent._shop.servings.of(MODEL)
-    assert serving.digest() == release.digest
-    return answer.release
 
 
 def replayed(install: Install, calls: list[Call], names: Names) -> CrashingDisk:

@@ -92,6 +92,14 @@ class Agent:
         )
 
     def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _start(self) -> None:
         folder = self._settings.folder
         if (folder / "store").is_dir():
             with FolderLock(folder / "store" / "rebuild.lock", wait=True):
@@ -106,7 +114,6 @@ class Agent:
         for machine in self._machines.values():
             machine.start()
         _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": self.url})
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
@@ -152,6 +159,9 @@ class Agent:
             The exit code: 0 every assignment is fulfilled; 76 one was refused or went back; 1 one failed on this
             device; 75 with `once`, link or server were not ready.
         """
+        self._unsettled_poll = True
+        if once:
+            self._next_poll = 0.0
         while not self._stopped.is_set():
             wait_s = self.turn()
             if once and (code := self._once_done()) is not None:

@@ -153,7 +153,6 @@ def test_samples_that_cannot_be_used_fail_the_update_by_name(device: OneDevice) 
 def test_too_little_room_is_found_before_the_first_byte(device: OneDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     device.server.inline = False
     add(device)
-    monkeypatch.setattr(store, "free_bytes", lambda _: 10)
     monkeypatch.setattr(store.require_space, "__kwdefaults__", {"free": lambda _: 10})
     code, report = device.take(2)
     assert (code, report.outcome, report.error_code) == (1, Outcome.FAILED, "disk.no-space")
@@ -161,7 +160,7 @@ def test_too_little_room_is_found_before_the_first_byte(device: OneDevice, monke
     assert device.serves() == 1
 
 
-def test_a_rebuild_that_dies_fails_the_update(device: OneDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rebuild_that_dies_fails_the_update(device: OneDevice) -> None:
     add(device)
     device.server.assign(MODEL, 2)
     with device.agent() as agent:
@@ -264,17 +263,11 @@ def test_an_older_assignment_is_a_replay_and_ignored(device: OneDevice) -> None:
 def test_a_damaged_release_is_repaired_by_the_full_update(device: OneDevice) -> None:
     add(device)
     device.take(2)
-    weight = next(
-        path for path in (device.folder / "store").rglob("*") if path.is_file() and path.stat().st_size > 1000
-    )
-    for slot in ("active", "previous"):
-        assert read_status(device.folder)["models"][MODEL][slot] is not None
     for path in (device.folder / "models" / MODEL / "releases").rglob("t/1"):
         path.chmod(0o600)
         data = bytearray(path.read_bytes())
         data[17] ^= 4
         path.write_bytes(data)
-    assert weight.exists()
     with device.agent() as agent:
         assert release_of(agent, device.server) is None  # nothing damaged is served
         agent.run(once=True)
