@@ -110,8 +110,8 @@ class TrustStore:
         Raises:
             UntrustedUpdate: the bytes are not a root that signs itself.
         """
+        make_folder(self._disk, self._folder)  # durably, before the scratch folder beside it is made
         self._run(root, {}, None, [])
-        make_folder(self._disk, self._folder)
         write_file(self._disk, self._folder / "root.json", root)
 
     def held(self) -> list[tuple[HeldMetadata, bytes]]:
