@@ -1,0 +1,119 @@
+"""Strategies: tensors of every dtype and shape, two releases of them, and updates in between."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+
+from sprat_shared.apply import rebuild_tensor
+from sprat_shared.wire.planes import encode_planes
+from sprat_shared.wire.tensors import (
+    DTYPES,
+    REBUILDABLE,
+    Array,
+    ArrayTensors,
+    TensorSpec,
+    TensorTable,
+    digest_of,
+    tensor_sha256,
+    weights_digest,
+)
+from sprat_shared.wire.update import Dense, Lossless, LowRank, Record, encode_update
+
+SHAPES = st.one_of(
+    st.sampled_from([(), (0,), (1,), (1, 9), (9, 1), (0, 3), (3, 0)]),
+    st.lists(st.integers(1, 6), max_size=4).map(tuple),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base, what an update says, the file, and the digest of its result."""
+
+    base: ArrayTensors | None
+    table: TensorTable
+    records: list[Record]
+    data: bytes
+    expected: str
+
+
+@st.composite
+def arrays(draw: st.DrawFn, spec: TensorSpec) -> Array:
+    """Any bits for integers and lossless floats; booleans are 0 or 1."""
+    if spec.dtype == "BOOL":
+        return np.array(draw(st.lists(st.booleans(), min_size=spec.size, max_size=spec.size)), bool).reshape(spec.shape)
+    raw = draw(st.binary(min_size=spec.nbytes, max_size=spec.nbytes))
+    return np.frombuffer(raw, spec.storage).reshape(spec.shape)
+
+
+@st.composite
+def finite_arrays(draw: st.DrawFn, spec: TensorSpec) -> Array:
+    """Floats of moderate size, minus zero and subnormal numbers among them."""
+    top = {"F32": 0x4F000000, "F16": 0x5000, "BF16": 0x4F00}[spec.dtype]
+    sign = 1 << 8 * spec.storage.itemsize - 1
+    bits = st.builds(lambda size, negative: size | sign * negative, st.integers(0, top), st.booleans())
+    values = draw(st.lists(bits, min_size=spec.size, max_size=spec.size))
+    return np.array(values, f"<u{spec.storage.itemsize}").view(spec.storage).reshape(spec.shape)
+
+
+@st.composite
+def factors(draw: st.DrawFn, rows: int, columns: int) -> Array:
+    """Integers of -127 to 127."""
+    count = rows * columns
+    values = draw(st.lists(st.integers(-127, 127), min_size=count, max_size=count))
+    return np.array(values, np.int8).reshape(rows, columns)
+
+
+@st.composite
+def sums(draw: st.DrawFn, index: int, spec: TensorSpec) -> LowRank | Dense:
+    """A record of kind 0 or 1 that fits."""
+    scale = draw(st.integers(0, 200))
+    m, n = spec.matrix or (0, 0)
+    if min(m, n) and draw(st.booleans()):
+        rank = draw(st.integers(1, min(m, n)))
+        sizes = ((m, rank), (rank, n))
+        factor = st.integers(-127, 127)
+        u, v = (
+            np.array(draw(st.lists(factor, min_size=a * b, max_size=a * b)), np.int8).reshape(a, b) for a, b in sizes
+        )
+        return LowRank(index, scale, u, v)
+    q = draw(st.lists(st.integers(1 - 2**24, 2**24 - 1), min_size=spec.size, max_size=spec.size))
+    return Dense(index, scale, np.array(q, np.int32))
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> TensorTable:
+    names = draw(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), max_size=5, unique=True))
+    specs = [TensorSpec(name, draw(st.sampled_from(DTYPES)), draw(SHAPES)) for name in names]
+    aliases = {"tied to " + name: name for name in names if draw(st.integers(0, 4)) == 0}
+    return TensorTable(specs, aliases)
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, full: bool | None = None) -> Case:
+    """An update with any records; every tensor that sums change starts finite."""
+    table = draw(tables())
+    if full is None:
+        full = draw(st.booleans())
+    records, olds, sha256s = list[Record](), dict[str, tuple[str, Array]](), []
+    for index, spec in enumerate(table):
+        can_sum = spec.dtype in REBUILDABLE
+        old = draw(finite_arrays(spec) if can_sum else arrays(spec))
+        if full:
+            old = np.zeros(spec.shape, spec.storage)
+        olds[spec.name] = (spec.dtype, old)
+        mine: list[Record] = [draw(sums(index, spec)) for _ in range(draw(st.integers(0, 2)))] if can_sum else []
+        if spec.size and draw(st.booleans()):
+            new = draw(arrays(spec))
+            mine.append(Lossless(index, encode_planes(spec, rebuild_tensor(old, spec, mine), new, level=1)))
+        records += mine
+        sha256s.append(tensor_sha256(rebuild_tensor(old, spec, mine)))
+    base = None if full else ArrayTensors(olds, table.aliases)
+    expected = weights_digest(table, sha256s)
+    data = encode_update(
+        table,
+        records,
+        base_digest=None if base is None else digest_of(base),
+        result_digest=draw(st.sampled_from([None, expected])),
+    )
+    return Case(base, table, records, data, expected)
