@@ -81,7 +81,10 @@ class Upload:
         """
         if self._max_bytes is not None and self._length + len(data) > self._max_bytes:
             raise BlobTooLarge(f"the upload has more than {self._max_bytes} bytes, the most this server takes")
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as e:
+            raise TryLater(f"the upload cannot be written down: {e.strerror}", code="blob.store-failed") from e
         self._hash.update(data)
         self._length += len(data)
 
@@ -164,9 +167,9 @@ class Blobs:
         """Store the file at `path`, whose digest and length are `blob`'s. Storing what is stored costs nothing."""
         name = blob_path(blob.digest)
         try:
-            if obstore.head(self._store, name)["size"] == blob.length:
+            if self.length(blob.digest) == blob.length:
                 return
-        except (NotFoundError, FileNotFoundError):
+        except BlobUnknown:
             pass
         with self._translated(blob.digest):
             obstore.put(self._store, name, path)

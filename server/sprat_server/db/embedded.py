@@ -204,7 +204,8 @@ class EmbeddedPostgres:
         log_path = self.data_dir / "postgres.log"
         if log_path.exists() and log_path.stat().st_size > _LOG_MAX_BYTES:
             log_path.replace(self.data_dir / "postgres.log.1")
-        started_at = log_path.stat().st_size if log_path.exists() else 0
+        log_path.touch(mode=0o600)
+        started_at = log_path.stat().st_size
         with log_path.open("ab") as log, _handed_over(self.cluster, user) as (name, options):
             self._process = subprocess.Popen(  # noqa: S603 - our own binary
                 [
