@@ -63,7 +63,7 @@ def problem(
     Args:
         status: the HTTP status.
         detail: the sentence a person reads.
-        code: the public code; its page is `docs/errors.md#<code>`.
+        code: the public code.
         headers: of the answer.
         more: further members, e.g. `errors`.
     """

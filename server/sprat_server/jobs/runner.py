@@ -160,11 +160,10 @@ class Runner:
     ) -> None:
         with self._database.transaction() as session:
             job = _owned(session, ctx.job_id, ctx.attempt)
-            if job is None:
-                _log.info("job.ended-elsewhere")
-                return
-            _end(job, state, result=result, error=error)
-        _log.info("job.ended", state=state)
+            if job is not None:
+                _end(job, state, result=result, error=error)
+        # None: the task ended it itself (JobContext.complete), or another attempt has begun
+        _log.info("job.ended", outcome=state, by="runner" if job is not None else "task or another attempt")
 
     def _requeue(self, ctx: JobContext, *, setback: str | None) -> None:
         with self._database.transaction() as session:
