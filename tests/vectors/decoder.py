@@ -379,7 +379,7 @@ def begin(header: Header, base: Release | None, stream: IntegerStream, cursor: C
     """The release before the first record."""
     if header.flags & FULL:
         need(header.base == bytes(8), "a full update names a base")
-        return read_table(unzstd(cursor.take(stream.one("LENGTH")), 1 << 26))
+        return read_table(unzstd(cursor.take(stream.one("LENGTH")), 1 << 25))
     if base is None or header.base != base.digest()[:8]:
         raise Refused("it was made for another base")
     return Release([replace(tensor) for tensor in base.tensors], list(base.aliases))

@@ -29,7 +29,7 @@ MAGIC: Final = b"SPR"
 BASE_BYTES: Final = 8
 SCALES: Final = 256
 MAX_TERMS: Final = 8
-MAX_TABLE_BYTES: Final = 1 << 26
+MAX_TABLE_BYTES: Final = 1 << 25
 _HEAD: Final = struct.Struct("<3sBBB8s")
 _FIRST_SCALE: Final = 128
 _LOW_RANK, _DENSE, _LOSSLESS = 0, 1, 2
@@ -235,6 +235,8 @@ def _pack_table(table: TensorTable) -> bytes:
     plain = struct.pack("<I", len(table)) + b"".join(map(describe, table))
     for names in table.aliases.items():
         plain += ALIAS_MARK + b"".join(struct.pack("<H", len(name.encode())) + name.encode() for name in names)
+    if len(table) > Limits().max_tensors or len(plain) > MAX_TABLE_BYTES:
+        raise InvalidInput(f"a full update of {len(table)} tensors, {len(plain)} bytes of names, is more than is read")
     return zstandard.ZstdCompressor(level=19).compress(plain)
 
 

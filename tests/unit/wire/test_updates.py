@@ -238,7 +238,7 @@ def alias(*names: bytes) -> bytes:
         (b"\1\0\0\0" + described(b"a") + alias(b"c", b"a") + alias(b"b", b"a"), MalformedUpdate),
         (b"\1\0\0\0" + described(b"a") + alias(b"b", b"a") + alias(b"b", b"a"), MalformedUpdate),
         (b"\1\0\0", MalformedUpdate),
-        (bytes((1 << 26) + 1), LimitExceeded),
+        (bytes((1 << 25) + 1), LimitExceeded),
     ],
 )
 def test_a_table_that_says_too_much_or_makes_no_sense_is_refused(table: bytes, error: type[UpdateRejected]) -> None:
