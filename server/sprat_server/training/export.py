@@ -2,6 +2,9 @@
 
 import contextlib
 import logging
+import signal
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,19 +14,20 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call
 
+from sprat_server.training import graph_runner
 from sprat_server.training.graphs import Graph, GraphRefused, bind, missing, name_batch_axis, with_probes
 from sprat_server.training.states import to_source, to_torch
 from sprat_shared.errors import InvalidInput
-from sprat_shared.wire.tensors import Array, TensorSource
+from sprat_shared.wire.tensors import Array, TensorSource, raw_bytes
 
 _BATCHES: Final = (2, 3)  # two sizes show that the batch axis is dynamic
 _PERTURBATION: Final = 0.05
+_RUN_LIMIT_S: Final = 600
 _RELATIVE: Final = 1e-3
 _HALF_RELATIVE: Final = 2e-2
 _NUMPY: Final = {
@@ -147,33 +151,45 @@ def verify_runs(source: TensorSource, graph: Graph, example: Example) -> None:
     Raises:
         GraphRefused: it does not; the message has onnxruntime's reason.
     """
-    for batch in _BATCHES:
-        for position, output in enumerate(run(source, graph, example.inputs(batch))):
+    for outputs in run(source, graph, *(example.inputs(batch) for batch in _BATCHES)):
+        for position, output in enumerate(outputs):
             if output.dtype.kind == "f" and not np.isfinite(output).all():
                 raise GraphRefused(f"output {position} of the graph holds NaN or Inf on made-up inputs")
 
 
-def run(source: TensorSource, graph: Graph, inputs: Array) -> list[Array]:
-    """Run the graph as a device does: tensors as files `t/<index>` beside it. Returns the outputs.
+def run(source: TensorSource, graph: Graph, *batches: Array) -> list[list[Array]]:
+    """Run the graph as a device does, tensors as files `t/<index>` beside it, in a process of its own.
+
+    Args:
+        source: the tensors.
+        graph: what to run.
+        batches: inputs, each (batch, ...).
+
+    Returns:
+        The outputs of each batch.
 
     Raises:
-        GraphRefused: onnxruntime cannot load or run it; the message has its reason.
+        GraphRefused: onnxruntime cannot load or run it, or crashes over it; the message has its reason.
     """
     with tempfile.TemporaryDirectory(prefix="sprat-graph-") as name:
         folder = Path(name)
         (folder / "t").mkdir()
         for index in graph.bound:
-            (folder / "t" / str(index)).write_bytes(_as_read(source, index).tobytes())
-        (folder / "graph.onnx").write_bytes(graph.data)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
+            (folder / "t" / str(index)).write_bytes(raw_bytes(_as_read(source, index)))
+        (folder / graph_runner.GRAPH).write_bytes(graph.data)
+        graph_runner.write_arrays(folder / graph_runner.INPUTS, {f"b{i}": inputs for i, inputs in enumerate(batches)})
+        command = [sys.executable, "-m", graph_runner.__name__, name]
         try:
-            session = ort.InferenceSession(str(folder / "graph.onnx"), options, providers=["CPUExecutionProvider"])
-            outputs: list[Array] = session.run(None, {session.get_inputs()[0].name: inputs})
-        except Exception as e:  # onnxruntime's exceptions share no public base below Exception
-            raise GraphRefused(f"onnxruntime cannot run the graph: {_last_line(e)}") from e
-        return outputs
+            ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_RUN_LIMIT_S)  # noqa: S603 - our own module
+        except subprocess.TimeoutExpired:
+            raise GraphRefused(f"onnxruntime did not run the graph within {_RUN_LIMIT_S} seconds") from None
+        if ended.returncode < 0:
+            raise GraphRefused(f"onnxruntime crashes over this graph ({signal.Signals(-ended.returncode).name})")
+        if ended.returncode:
+            lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+            raise GraphRefused(f"onnxruntime cannot run the graph: {lines[-1]}")
+        with np.load(folder / graph_runner.OUTPUTS) as outputs:
+            return [[outputs[key] for key in outputs.files if key.startswith(f"b{i}o")] for i in range(len(batches))]
 
 
 def _as_read(source: TensorSource, index: int) -> Array:
@@ -194,11 +210,10 @@ def compare(module: nn.Module, source: TensorSource, graph: Graph, example: Exam
     tensors = to_torch(source)
     if not half:
         module, tensors = _widened(module), {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    for batch in _BATCHES:
-        inputs = example.inputs(batch)
+    batches = [example.inputs(batch) for batch in _BATCHES]
+    for inputs, got in zip(batches, run(source, graph, *batches), strict=True):
         with torch.no_grad():
             wanted = _flatten(functional_call(module.eval(), tensors, (torch.from_numpy(inputs),)))
-        got = run(source, graph, inputs)
         if len(got) != len(wanted):
             raise GraphRefused(f"the graph has {len(got)} outputs, the module {len(wanted)}")
         for position, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):

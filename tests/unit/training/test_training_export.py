@@ -1,5 +1,7 @@
 """Graphs without weights: names survive, tensors are files, and what differs is named."""
 
+from pathlib import Path
+
 import onnx
 import pytest
 import small_recipes
@@ -48,7 +50,7 @@ def test_the_graph_says_nothing_about_the_machine_that_made_it(small) -> None:
 def test_graph_and_module_agree_on_any_batch_and_follow_every_tensor(small) -> None:
     module, source, graph, _ = small
     verify(module, source, graph, IMAGES)
-    assert run(source, graph, IMAGES.inputs(7))[0].shape == (7, 4)
+    assert run(source, graph, IMAGES.inputs(7))[0][0].shape == (7, 4)
     assert graphs.stored(graph.data) == graph
 
 
@@ -57,7 +59,7 @@ def test_the_probe_graph_also_gives_the_activations_of_each_layer(small) -> None
     model = onnx.load_model_from_string(probe.data)
     names = [value.name for value in model.graph.output]
     assert names[1:] == ["probe:see", "probe:norm", "probe:think", "probe:tell"]
-    outputs = dict(zip(names, run(source, probe, IMAGES.inputs(2)), strict=True))
+    outputs = dict(zip(names, run(source, probe, IMAGES.inputs(2))[0], strict=True))
     with torch.no_grad():
         wanted = module.norm(module.see(torch.from_numpy(IMAGES.inputs(2))))
     assert torch.allclose(torch.from_numpy(outputs["probe:norm"]), wanted, atol=1e-4)
@@ -168,3 +170,19 @@ def test_an_example_has_a_batch_axis_and_a_known_dtype() -> None:
     ):
         with pytest.raises(InvalidInput, match="does not describe an input"):
             Example.of(wrong)
+
+
+def test_a_graph_that_onnxruntime_cannot_load_or_crashes_over_is_an_error_of_the_graph(
+    small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, source, graph, _ = small
+    model = onnx.load_model_from_string(graph.data)
+    model.graph.node[-1].op_type = "NoSuchOperator"
+    with pytest.raises(GraphRefused, match=r"onnxruntime cannot run the graph: .*NoSuchOperator"):
+        verify_runs(source, Graph(model.SerializeToString(), graph.bound), IMAGES)
+    crash = tmp_path / "python"
+    crash.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    crash.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(crash))
+    with pytest.raises(GraphRefused, match=r"onnxruntime crashes over this graph \(SIGSEGV\)"):
+        verify_runs(source, graph, IMAGES)
