@@ -45,7 +45,7 @@ def eventually(found: Callable[[], Any], what: str, timeout_s: float = 30.0) -> 
     while time.monotonic() < deadline:
         if value := found():
             return value
-        time.sleep(0.005)
+        time.sleep(0.01)
     raise AssertionError(f"not in {timeout_s} s: {what}")
 
 

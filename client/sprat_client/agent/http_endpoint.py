@@ -91,7 +91,7 @@ class _Application:
             case "GET", ["v1", "models", model]:
                 serving = self._servings.of(model)
                 verify = parse_qs(scope["query_string"].decode("ascii", "replace")).get("verify", ["0"])[-1] == "1"
-                digest = await self._in_worker(serving.digest) if verify else None
+                digest = await asyncio.to_thread(serving.digest) if verify else None
                 return _json(_describe(serving, digest))
             case "POST", ["v1", "models", model, "infer"]:
                 return await self._infer(model, scope, receive)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-import threading
+import random
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -71,7 +71,7 @@ class Agent:
         self._next_poll = self._next_delivery = 0.0
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
         self._collect_due = True
-        self._stopped = threading.Event()
+        self._stopped = self._shop.stopping
         self._endpoint = None if settings.port is None else HttpEndpoint(self._shop.servings, settings.port)
 
     def _open(self, rebuilder: Rebuilder | None, runtime: Runtime | None) -> Workshop:
@@ -201,7 +201,7 @@ class Agent:
             return
         self._backoff.reset()
         self._unsettled_poll = taken
-        self._next_poll = time.monotonic() + self._poll_interval_s
+        self._next_poll = time.monotonic() + self._poll_interval_s * random.uniform(0.9, 1.1)  # noqa: S311  # jitter
 
     def _take(self, answer: PollAnswer) -> bool:
         """Take an answer in whole; return whether it brought work."""

@@ -9,10 +9,10 @@ from sprat_client.agent import steps
 from sprat_client.agent.journal import ModelRecord, Work
 from sprat_client.agent.releases import Shelf, Slot, Slots
 from sprat_client.agent.serve import Serving
-from sprat_client.agent.states import Event, State, resume, step
+from sprat_client.agent.states import AFTER_POWER_CUT, Event, State, resume, step
 from sprat_client.agent.steps import Workshop, wished_release_id
 from sprat_client.agent.store import StoreCorrupted
-from sprat_client.agent.transfer import Backoff
+from sprat_client.agent.transfer import Backoff, LinkDown
 from sprat_client.agent.validate import ValidationRefused
 from sprat_client.agent.version import VERSION
 from sprat_client.runtime.onnxruntime_host import return_memory
@@ -24,6 +24,7 @@ from sprat_shared.protocol.report import Outcome, Report
 _log = logging.getLogger(__name__)
 _DETAIL_LENGTH: Final = 1000
 _SUPERSEDED: Final = "assignment.superseded"
+_AT_REST: Final = frozenset({State.IDLE, State.ROLLING_BACK})  # nothing new serves: there is nothing to reject
 _BEFORE_TRIAL: Final = frozenset({State.FETCHING, State.VERIFYING, State.REBUILDING, State.VALIDATING})
 
 
@@ -67,7 +68,7 @@ class ModelMachine:
     def start(self) -> None:
         """Serve the active release again, and count the restart if it came in the middle of something."""
         self._serve_active()
-        record = self.record
+        record = replace(self.record, state=AFTER_POWER_CUT[self.record.state])
         if record.state is State.TRIAL:
             record = replace(record, trial_cuts=record.trial_cuts + 1)
         elif record.state is not State.IDLE:
@@ -180,10 +181,15 @@ class ModelMachine:
             nonlocal received
             received += size
             self._backoff.reset()
+            if self._shop.stopping.is_set():
+                raise LinkDown("the agent is ending; the download goes on at the next start")
 
         work = self._work
+        if not work.steps:
+            work = replace(work, steps=steps.choose_steps(self._shop, self.shelf, work.wish))
+            self._shop.journal.store(self.model, replace(self.record, work=work))
         try:
-            work = steps.fetch(self._shop, self.shelf, work, count)
+            steps.fetch(self._shop, self.shelf, work, count)
         finally:
             if received:
                 work = replace(work, received_bytes=work.received_bytes + received)
@@ -318,8 +324,7 @@ class ModelMachine:
         """Return the record and the report of an assignment that ended."""
         wish = work.wish
         bad = bad or work.reason
-        slots = self.shelf.slots()
-        serving = None if slots.active is None else self.shelf.manifest(slots.active.release_id)
+        serving = self._shop.servings.get(self.model)
         if bad is not None:
             record = record.refuse(wish.assignment, wish.release, bad[0])
         self.settled.append(Settled(self.model, wish.release, outcome, None if bad is None else bad[0]))
@@ -330,8 +335,8 @@ class ModelMachine:
             assignment=wish.assignment,
             release=wish.release,
             outcome=outcome,
-            serving_release=None if slots.active is None else slots.active.release,
-            serving_weights=None if serving is None else self.shelf.digest_of_files(serving),
+            serving_release=None if serving is None else serving.slot.release,
+            serving_weights=None if serving is None else _digest_or_none(serving),
             error_code=None if bad is None else bad[0][:100],
             error_detail=None if bad is None else bad[1][:_DETAIL_LENGTH],
             evidence=work.evidence,
@@ -348,7 +353,7 @@ class ModelMachine:
 
     def _failed(self, bad: BaseException) -> float | None:
         """Deal with an error that is not of the link; return how long to wait where the work must be tried again."""
-        if self.record.state not in {State.IDLE, State.ROLLING_BACK}:
+        if self.record.state not in _AT_REST and not self._shop.stopping.is_set():
             self._reject(bad)
             return None
         self.failures += 1
@@ -431,9 +436,18 @@ class ModelMachine:
             if (serving := self._load_or_none(slot)) is not None:
                 serving.warm_up()
                 self._shop.servings.swap(self.model, serving)
-                if slot == slots.previous and self.record.state is State.IDLE:
+                if slot == slots.previous and self.record.state in _AT_REST:
                     self.shelf.point(Slots(active=slot, previous=None))
                 return
         self._shop.servings.swap(self.model, None)
-        if slots.active is not None and self.record.state is State.IDLE:
+        if slots.active is not None and self.record.state in _AT_REST:
             self.shelf.point(Slots())
+
+
+def _digest_or_none(serving: Serving) -> str | None:
+    """Return the digest of what serves, computed over its files; None where they cannot be read."""
+    try:
+        return serving.digest()
+    except StoreCorrupted as bad:
+        _log.error("what serves is damaged", extra={"model": serving.manifest.model, "detail": str(bad)})
+        return None

@@ -193,7 +193,9 @@ def _peak_bytes() -> int:
 
 
 def _die_with(parent: int) -> None:
-    """Let the kernel end this process when the agent ends: two rebuilds must not write at once."""
+    """Let the kernel end this process when the agent ends, and nothing else: two rebuilds must not write at once."""
+    for stop in (signal.SIGTERM, signal.SIGINT):  # a service's stop reaches the whole group; the agent decides
+        signal.signal(stop, signal.SIG_IGN)
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except (AttributeError, OSError):

@@ -5,8 +5,9 @@ Each can be done again from what is on the disk, so a power cut in the middle co
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
@@ -50,6 +51,7 @@ class Workshop:
         servings: what serves.
         hooks: the owner's executables.
         blobs: payloads of the last poll, by digest.
+        stopping: the agent was asked to end; long work is left for the next start.
     """
 
     settings: AgentSettings
@@ -65,6 +67,7 @@ class Workshop:
     servings: Servings
     hooks: Hooks
     blobs: dict[str, bytes] = field(default_factory=dict)
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
     def downloads(self) -> Path:
@@ -80,7 +83,7 @@ def wished_release_id(wish: Desired) -> str:
     return release_id(f"sha256:{wish.graph.rpartition('/')[2]}", wish.weights)
 
 
-def usable_base(shelf: Shelf) -> Manifest | None:
+def _usable_base(shelf: Shelf) -> Manifest | None:
     """Return the active release, if its files still have their bytes: what an update can start from."""
     active = shelf.slots().active
     if active is None:
@@ -113,8 +116,9 @@ def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
     return signed
 
 
-def choose_steps(shop: Workshop, wish: Desired, base: Manifest | None) -> tuple[str, ...]:
+def choose_steps(shop: Workshop, shelf: Shelf, wish: Desired) -> tuple[str, ...]:
     """Return the target paths to apply: the server's path where it starts from what is held, else the full update."""
+    base = _usable_base(shelf)
     if base is None or not wish.path:
         return (wish.full,)
     weights = base.weights
@@ -131,25 +135,23 @@ def choose_steps(shop: Workshop, wish: Desired, base: Manifest | None) -> tuple[
     return tuple(wish.path)
 
 
-def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], None]) -> Work:
-    """Bring everything that the update needs onto the disk; return the work with its steps.
+def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], None]) -> None:
+    """Bring everything that the update's steps need onto the disk.
 
     Raises:
         NoSpace: there is no room; nothing was fetched.
         UntrustedUpdate: it is not signed for.
         LinkDown: cut; call again later.
     """
-    base = usable_base(shelf)
-    steps = choose_steps(shop, work.wish, base)
-    signed = find_targets(shop, [*steps, work.wish.graph])
-    targets = [signed[path][0] for path in steps]
+    signed = find_targets(shop, [*work.steps, work.wish.graph])
+    targets = [signed[path][0] for path in work.steps]
     graph = signed[work.wish.graph][0]
-    _require_space(shop, targets, graph, base)
+    active = shelf.slots().active
+    _require_space(shop, targets, graph, None if active is None else shelf.manifest(active.release_id))
     for target in targets:
         _fetch_one(shop, target, received)
     if not shop.store.holds(graph.sha256, graph.length):
         _fetch_one(shop, graph, received)
-    return replace(work, steps=steps)
 
 
 def _require_space(

@@ -329,3 +329,54 @@ def test_bfloat16_weights_serve_as_float32_and_keep_their_digest(tmp_path: Path)
             for name, (code, array) in halves.items()
         }
         np.testing.assert_allclose(answer.outputs["logits"], tiny_onnx.logits(widened, INPUTS), rtol=1e-4)
+
+
+def test_two_models_are_kept_apart_and_share_the_store(device: OneDevice) -> None:
+    device.server.add_release("other", tiny_onnx.weights(1), graph=tiny_onnx.graph(doubled=True))
+    device.server.assign("other", 1)
+    add(device)
+    device.take(2)
+    with device.agent() as agent:
+        assert agent.infer("other", INPUTS).release == 1
+        assert agent.infer(MODEL, INPUTS).release == 2
+    other = next((device.folder / "models" / "other" / "releases").iterdir())
+    twins = [path.stat().st_ino for path in (device.folder / "models" / MODEL / "releases").rglob("t/1")]
+    assert (other / "t" / "1").stat().st_ino in twins
+
+
+def test_a_stop_in_the_middle_of_a_download_leaves_it_for_the_next_start(device: OneDevice) -> None:
+    device.server.inline = False
+    release = add(device)
+    device.server.assign(MODEL, 2)
+    with device.agent() as agent:
+        agent._poll()
+        agent.stop()
+        agent._machines[MODEL].advance()
+        assert agent._machines[MODEL].record.state == "fetching"
+    with device.agent() as agent:
+        assert agent.run(once=True) == 0
+        assert release_of(agent, device.server) == 2
+    assert release.update is not None
+    assert device.server.wait_for_report(2).received_bytes == len(release.update)
+
+
+def test_a_trial_whose_old_release_is_destroyed_ends_with_nothing_damaged_served(device: OneDevice) -> None:
+    add(device)
+    device.server.assign(MODEL, 2)
+    with device.agent(trial_s=60.0) as agent:
+        while agent._shop.servings.of(MODEL).slot.release == 1:
+            agent.turn()
+    for path in (device.folder / "models" / MODEL / "releases").rglob("t/1"):
+        path.chmod(0o600)
+        path.write_bytes(bytes(path.stat().st_size))
+    with device.agent(trial_s=60.0) as agent:
+        assert agent.run(once=True) == 76
+        assert release_of(agent, device.server) is None
+    report = device.server.wait_for_report(2)
+    assert (report.outcome, report.error_code, report.serving_release) == (
+        Outcome.ROLLED_BACK,
+        "store.corrupted",
+        None,
+    )
+    device.take(1)
+    assert device.serves() == 1
