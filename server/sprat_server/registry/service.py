@@ -225,16 +225,17 @@ def updates_of(session: Session, release: Release) -> list[UpdateFile]:
 def cheapest_path(updates: Sequence[UpdateFile], base: int | None, target: int) -> list[UpdateFile]:
     """Return the updates with the fewest bytes that lead from release `base` (None: from nothing) to `target`.
 
-    A direct update, a chain or the full one, whichever costs least; of equal costs the one with fewer steps.
-    Dijkstra over releases as nodes; a full update is an edge from nothing, and nothing is always at hand.
-    Empty when base is the target.
+    A direct update, a chain, or the full one alone, whichever costs least; of equal costs the one with fewer steps.
+    (An older full update and a chain from it would be one more way; devices that lack the base take no such detour.)
+    Dijkstra over releases as nodes. Empty when base is the target.
 
     Raises:
         NotFound: no update leads there.
     """
     edges: dict[int | None, list[UpdateFile]] = defaultdict(list)
     for update in updates:
-        edges[update.base_number].append(update)
+        if update.base_number is not None or update.number == target:
+            edges[update.base_number].append(update)
     best: dict[int, tuple[int, int]] = {}
     queue: list[_Reached] = [_Reached((0, 0), 0, None, [])]
     if base is not None:

@@ -32,9 +32,10 @@ def test_a_device_without_the_model_gets_the_full_update() -> None:
     assert way(LINEAGE, None, 1) == [(None, 1)]
 
 
-def test_a_device_without_the_model_takes_an_older_full_and_a_chain_where_that_is_less() -> None:
+def test_a_device_without_the_model_takes_no_detour_over_an_older_release() -> None:
     lineage = [update(None, 1, 100), update(None, 2, 500), update(1, 2, 10)]
-    assert way(lineage, None, 2) == [(None, 1), (1, 2)]
+    assert way(lineage, None, 2) == [(None, 2)]
+    assert way(lineage, 3, 2) == [(None, 2)]
 
 
 def test_a_chain_is_taken_where_there_is_no_direct_update() -> None:
@@ -84,9 +85,9 @@ def test_no_other_way_has_fewer_bytes(
         steps
         for length in range(1, 6)
         for steps in itertools.permutations(updates, length)
-        if steps[0].base_number in {None, base}
-        and all(a.number == b.base_number for a, b in itertools.pairwise(steps))
-        and steps[-1].number == target
+        if steps[0].base_number == base or (steps[0].base_number is None and length == 1)
+        if all(a.number == b.base_number for a, b in itertools.pairwise(steps))
+        if steps[-1].number == target and (base is not None or length == 1)
     ]
     costs = [sum(step.bytes for step in steps) for steps in ways] + ([0] if base == target else [])
     if costs:
