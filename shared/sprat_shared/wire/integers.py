@@ -280,44 +280,48 @@ class IntegerDecoder:
         return values
 
     def _take_step(self, family: Family, count: int) -> Ints:
+        counts = self._models.counts[family]
         lengths = np.zeros(count, dtype=np.int64)
         lanes = np.arange(count)
         for level in range(family.bits):
-            lanes = lanes[self._bits(lanes, family, level)]
+            lanes = lanes[self._bits(lanes, counts[level], lanes.size)]
             if not lanes.size:
                 break
             lengths[lanes] = level + 1
-        signs = np.ones(count, dtype=np.int64)
-        if family.signed:
-            lanes = lengths.nonzero()[0]
-            signs[lanes] -= 2 * self._bits(lanes)
         values = (lengths > 0).astype(np.int64)
+        signs = np.ones(count, dtype=np.int64)
+        if family.signed and (lanes := values.nonzero()[0]).size:
+            signs[lanes] -= 2 * self._bits(lanes, counts[0], 0)
         for place in range(int(lengths.max(initial=0)) - 2, -1, -1):
             first = (lengths == place + 2).nonzero()[0]
-            values[first] = 2 | self._bits(first, family, family.bits + place + 2)
             others = (lengths > place + 2).nonzero()[0]
-            values[others] = values[others] << 1 | self._bits(others)
+            lanes = np.concatenate([first, others])  # one step after the other: the words are read in this order
+            values[lanes] = values[lanes] << 1 | self._bits(lanes, counts[family.bits + place + 2], first.size)
         return values * signs
 
-    def _bits(self, lanes: Ints, family: Family | None = None, row: int = 0) -> npt.NDArray[np.bool_]:
-        """Return one bit of each of these lanes, under one model, or at even odds where no family is given."""
-        if not lanes.size:
-            return np.zeros(0, dtype=bool)
-        odds = _EVEN if family is None else self._models.odds(family, row)
+    def _bits(self, lanes: Ints, pair: list[int], learned: int) -> npt.NDArray[np.bool_]:
+        """Return one bit of each of these lanes: the first `learned` are under this model, the others at even odds."""
+        zeros, ones = pair
+        odds: int | npt.NDArray[np.uint32] = 1 + (_ODDS - 2) * zeros // (zeros + ones) if learned else _EVEN
+        if 0 < learned < lanes.size:
+            odds, given = np.full(lanes.size, _EVEN, np.uint32), odds
+            odds[:learned] = given
         state = self._states[lanes]
         low = state & (_ODDS - 1)
         bits: npt.NDArray[np.bool_] = low >= odds
-        state >>= _ODDS_BITS
-        state *= np.where(bits, np.uint32(_ODDS - odds), np.uint32(odds))
-        state += low
-        state -= np.where(bits, np.uint32(odds), np.uint32(0))
+        share = state >> _ODDS_BITS
+        share *= odds
+        state = np.where(bits, state - share - odds, share + low)  # (4096 - odds) * (x >> 12) + low - odds for a 1
         empty = (state < _START).nonzero()[0]
-        if self._at + empty.size > len(self._words):
-            raise MalformedUpdate(_EARLY)
-        state[empty] = state[empty] << 16 | self._words[self._at : self._at + empty.size]
-        self._at += empty.size
+        if empty.size:
+            if self._at + empty.size > len(self._words):
+                raise MalformedUpdate(_EARLY)
+            state[empty] = state[empty] << 16 | self._words[self._at : self._at + empty.size]
+            self._at += empty.size
         self._states[lanes] = state
-        if family is not None:
-            ones = int(np.count_nonzero(bits))
-            self._models.learn(family, row, bits.size - ones, ones)
+        if learned:
+            seen = int(np.count_nonzero(bits[:learned]))
+            pair[0] += 2 * (learned - seen)
+            pair[1] += 2 * seen
+            _halve(pair, self._models.limit)
         return bits
