@@ -1,6 +1,7 @@
 """The image repository: what is signed, that it is accepted by python-tuf's own client, and what is refused."""
 
 import stat
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -146,6 +147,30 @@ def test_a_foreign_key_is_refused(database: Database, settings: Settings) -> Non
     key_path(settings.keys_dir, "timestamp").write_bytes(CryptoSigner.generate_ed25519().private_bytes)
     with pytest.raises(KeysUnusable, match="not the key that devices trust"), database.transaction() as session:
         repository.ensure_repository(session, settings)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a key", CryptoSigner.generate_ecdsa().private_bytes])
+def test_a_file_that_is_no_ed25519_key_is_refused(database: Database, settings: Settings, content: bytes) -> None:
+    settings.keys_dir.mkdir(parents=True)
+    path = key_path(settings.keys_dir, "root")
+    path.write_bytes(content)
+    with pytest.raises(KeysUnusable, match=f"{path} (cannot be read|is not)"), database.transaction() as session:
+        repository.ensure_repository(session, settings)
+    assert path.read_bytes() == content, "what a person may still need is not overwritten"
+
+
+def test_two_processes_that_start_at_once_make_one_set_of_keys(database: Database, settings: Settings) -> None:
+    def start() -> None:
+        with database.transaction() as session:
+            repository.ensure_repository(session, settings)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert versions(database) == {"root": 1, "targets": 1, "snapshot": 1, "timestamp": 1}
+    start()
 
 
 def test_releases_go_on_without_the_root_key_and_a_new_model_asks_for_the_targets_key(
