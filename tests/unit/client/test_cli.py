@@ -136,3 +136,21 @@ def test_columns_stand_under_each_other() -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (4123, "4.12 kB"), (1_048_576, "1.05 MB")])
 def test_sizes_are_shown_with_units(count: int, text: str) -> None:
     assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            ("sprat-server", *words)
+            for words in ((), ("up",), ("serve",), ("worker",), ("db", "upgrade"), ("db", "token"))
+        ),
+        *(("sprat-agent", *words) for words in ((), ("enrol",), ("run",), ("status",), ("infer",))),
+    ],
+    ids=" ".join,
+)
+def test_the_other_programs_helps_have_an_example_too(words: tuple[str, ...]) -> None:
+    command = [str(Path(sys.executable).with_name(words[0])), *words[1:], "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "example:" in text.lower()
+    assert words[0] in text.lower().partition("example:")[2]
