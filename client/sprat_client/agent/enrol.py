@@ -6,7 +6,8 @@ import socket
 from pathlib import Path
 
 from sprat_client.agent.durable import Disk
-from sprat_client.agent.identity import FolderLock, Identity, check_server_url, make_key, public_bytes
+from sprat_client.agent.identity import Identity, check_server_url, make_key, public_bytes
+from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.settings import LinkSettings
 from sprat_client.agent.transfer import Link
 from sprat_client.agent.trust import TrustStore

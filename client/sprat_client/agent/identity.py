@@ -3,13 +3,9 @@
 agent.json and device.key are written once, by `enrol`, mode 0600. agent.json comes last: a folder with it is enrolled.
 """
 
-import fcntl
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -23,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from sprat_client.agent.durable import Disk, make_folder, write_file, write_json
-from sprat_shared.errors import Conflict, InvalidInput, NotFound
+from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.fields import Fields
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -131,34 +127,3 @@ def load_key(folder: Path) -> Ed25519PrivateKey:
 def public_bytes(key: Ed25519PrivateKey) -> bytes:
     """Return the raw 32 bytes of the public half."""
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-
-
-class FolderLock:
-    """Holds a file's lock for as long as the process lives; the kernel releases it even after SIGKILL.
-
-    Args:
-        path: of the lock file.
-        wait: wait for it instead of failing.
-
-    Raises:
-        Conflict: another process holds it.
-    """
-
-    def __init__(self, path: Path, *, wait: bool = False) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(self._descriptor)
-            raise Conflict(
-                f"{path.parent}: another sprat-agent runs on this folder; stop it, or give each agent its own --dir",
-                code="agent.folder-in-use",
-            ) from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._descriptor)

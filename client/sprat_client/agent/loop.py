@@ -11,8 +11,9 @@ from typing import Final, Self
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.http_endpoint import HttpEndpoint
-from sprat_client.agent.identity import FolderLock, Identity, load_key
+from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.journal import Journal
+from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.machine import ModelMachine, Settled
 from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
 from sprat_client.agent.reports import Outbox

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from sprat_client.agent.durable import Disk, PosixDisk
-from sprat_client.agent.identity import FolderLock
+from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.releases import Manifest, tensors_as_json, tensors_of_json
 from sprat_client.agent.store import StoredTensors, TensorStore, file_sha256
 from sprat_shared.apply import apply_update, check_arithmetic

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from sprat_client.agent.durable import PosixDisk
-from sprat_client.agent.identity import FolderLock, Identity
+from sprat_client.agent.identity import Identity
 from sprat_client.agent.journal import Journal, ModelRecord
+from sprat_client.agent.lock import is_locked
 from sprat_client.agent.releases import Shelf, Slot
 from sprat_client.agent.store import TensorStore
-from sprat_shared.errors import Conflict
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def read_status(folder: Path) -> dict[str, Any]:
         NotFound: the folder is not enrolled.
     """
     identity, disk = Identity.load(folder), PosixDisk()
-    running = _is_locked(folder)
+    running = is_locked(folder / "run.lock")
     store = TensorStore(folder / "store", disk)
     outbox = folder / "outbox"
     return {
@@ -58,11 +58,3 @@ def _endpoint(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError):
         return None
     return url
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with FolderLock(folder / "run.lock"):
-            return False
-    except Conflict:
-        return True
