@@ -70,6 +70,7 @@ class Agent:
         self._report_backoff = Backoff(settings.link)
         self._poll_interval_s = settings.poll_interval_s or self._identity.poll_interval_s
         self._next_poll = self._next_delivery = 0.0
+        self._name_held = True
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
         self._collect_due = True
         self._stopped = self._shop.stopping
@@ -189,10 +190,12 @@ class Agent:
         """Ask the server once, and take what it wishes."""
         shop = self._shop
         try:
-            answer = shop.link.poll(shop.trust.held())
+            answer = shop.link.poll(shop.trust.held() if self._name_held else [])
+            self._name_held = True
             taken = answer is not None and self._take(answer)
         except (SpratError, OSError) as bad:
             wait_s = self._backoff.next_s(bad)
+            self._name_held = not isinstance(bad, InvalidInput)  # the server may hold other files by these versions
             _log.warning(
                 "poll failed", extra={"code": getattr(bad, "code", "disk.failed"), "detail": str(bad), "wait_s": wait_s}
             )

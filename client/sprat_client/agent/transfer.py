@@ -202,10 +202,6 @@ class Link:
         """Say that the last answer was taken in whole: from now on only a newer one is of interest."""
         self._etag = self._unaccepted
 
-    def forget_poll(self) -> None:
-        """Ask for everything at the next poll."""
-        self._etag = None
-
     def metadata(self, name: str) -> Iterator[bytes]:
         """Yield a signed metadata file (`trust.MetadataSource`)."""
         with self._ask("GET", f"/tuf/image/{name}") as response:

@@ -380,3 +380,16 @@ def test_a_trial_whose_old_release_is_destroyed_ends_with_nothing_damaged_served
     )
     device.take(1)
     assert device.serves() == 1
+
+
+def test_a_server_that_was_restored_and_holds_other_metadata_is_asked_in_plain(
+    device: OneDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(device)
+    signed = device.server.repository.signed
+    for role in ("timestamp", "snapshot", "targets"):
+        newest = max(version for name, version in signed if name == role)
+        for version in range(1, newest + 1):
+            signed[role, version] = signed[role, version].replace(b"0", b"1")  # what a device's dictionary is not
+    assert device.take(2)[1].outcome is Outcome.COMMITTED
+    assert "poll failed" in caplog.text
