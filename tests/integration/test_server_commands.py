@@ -105,6 +105,18 @@ def up(data_dir: Path, tmp_path: Path) -> Iterator[Callable[[], Up]]:
         wait_for(lambda each=each: not each.workers(), "the end of the worker")
 
 
+@pytest.fixture(scope="module")
+def shared_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One running `sprat-server up` for tests that leave it running."""
+    folder = tmp_path_factory.mktemp("up")
+    running = Up(folder / "data", folder / "up.log")
+    yield running
+    running.process.terminate()
+    assert running.process.wait(60) == 0
+    assert running.process.stdout is not None
+    running.process.stdout.close()
+
+
 def run(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
     return subprocess.run(
@@ -166,21 +178,19 @@ def test_after_up_was_killed_its_worker_ends_and_the_next_up_serves_the_same_dat
     assert third.get("/api/v1/jobs", token).status_code == 200
 
 
-def test_a_second_up_on_the_same_folder_is_refused(up: Callable[[], Up]) -> None:
-    first = up()
-    done = run("up", "--data-dir", first.data_dir, "--port", "0", "--json")
+def test_a_second_up_on_the_same_folder_is_refused(shared_up: Up) -> None:
+    done = run("up", "--data-dir", shared_up.data_dir, "--port", "0", "--json")
     error = json.loads(done.stderr.splitlines()[-1])["error"]
     assert (done.returncode, error["code"]) == (73, "postgres.folder-in-use")
-    assert f"pid {first.process.pid}" in error["detail"]
-    assert first.get("/healthz").status_code == 200
+    assert f"pid {shared_up.process.pid}" in error["detail"]
+    assert shared_up.get("/healthz").status_code == 200
 
 
-def test_a_lost_token_is_replaced_beside_a_running_server(up: Callable[[], Up]) -> None:
-    running = up()
-    done = run("db", "token", "--name", "me", "--scope", "admin", "--data-dir", running.data_dir, "--json")
+def test_a_lost_token_is_replaced_beside_a_running_server(shared_up: Up) -> None:
+    done = run("db", "token", "--name", "me", "--scope", "admin", "--data-dir", shared_up.data_dir, "--json")
     token = json.loads(done.stdout)["token"]
-    assert running.get("/api/v1/tokens", token).status_code == 200
-    newest = running.get("/api/v1/audit", token).json()["items"][0]
+    assert shared_up.get("/api/v1/tokens", token).status_code == 200
+    newest = shared_up.get("/api/v1/audit", token).json()["items"][0]
     assert (newest["actor"], newest["action"], newest["after"]) == (
         "system:sprat",
         "token.create",
@@ -209,8 +219,8 @@ def test_what_cannot_work_is_refused_by_name_before_anything_starts(
     assert not (tmp_path / "data" / "postgres").exists()
 
 
-def test_a_port_that_is_taken_is_named(up: Callable[[], Up], tmp_path: Path) -> None:
-    port = up().url.rpartition(":")[2]
+def test_a_port_that_is_taken_is_named(shared_up: Up, tmp_path: Path) -> None:
+    port = shared_up.url.rpartition(":")[2]
     done = run("up", "--data-dir", tmp_path / "other", "--port", port)
     assert (done.returncode, "settings.port-taken" in done.stderr) == (73, True)
     assert not (tmp_path / "other").exists()
