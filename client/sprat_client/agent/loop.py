@@ -229,6 +229,7 @@ class Agent:
         taken = [self._wish(wish) for wish in answer.desired]
         if refused is None:
             shop.link.accept_poll()
+        self._name_held = refused is None
         return any(taken)
 
     def _wish(self, wish: Desired) -> bool:
