@@ -90,6 +90,7 @@ def sprat(folder: Path) -> Iterator[Callable[[], Sprat]]:
     for each in started:
         each.process.kill()
         each.process.wait()
+        shutil.rmtree(_socket_dir(each.url), ignore_errors=True)
         for pipe in (each.process.stdin, each.process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -81,7 +81,10 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 90) 
 def data_dir() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="sprat-test-"))
     yield folder / "data"
-    for pid in living(folder / "data" / "postgres"):
+    cluster = folder / "data" / "postgres"
+    if (cluster / "postmaster.pid").exists():
+        shutil.rmtree((cluster / "postmaster.pid").read_text().splitlines()[4], ignore_errors=True)
+    for pid in living(cluster):
         os.kill(pid, signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
