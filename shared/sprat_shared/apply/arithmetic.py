@@ -46,9 +46,10 @@ def rebuild_tensor(base: Array, spec: TensorSpec, records: Sequence[Record]) -> 
         for top in range(0, rows, height):
             down = slice(top, min(rows, top + height))
             values = widen(old[down, across], spec.dtype)
-            for term in terms:
-                values += term.rows(down)
-            new[down, across] = narrow(values, spec.dtype)
+            with np.errstate(over="ignore", invalid="ignore"):  # a writer promises finite results; a digest holds it
+                for term in terms:
+                    values += term.rows(down)
+                new[down, across] = narrow(values, spec.dtype)
     if isinstance(last := records[-1], Lossless):
         return decode_planes(spec, out, last.frame)
     return out
@@ -105,7 +106,7 @@ def narrow(values: Floats, dtype: str) -> Array:
     if dtype == "F32":
         return values
     if dtype == "F16":
-        with np.errstate(over="ignore"):  # beyond the range is infinity, which the encoder refuses
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond the range is infinity, which the encoder refuses
             return values.astype(np.float16)
     bits = values.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)

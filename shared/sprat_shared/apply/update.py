@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from sprat_shared.apply.arithmetic import rebuild_tensor
-from sprat_shared.errors import BaseMismatch, DigestMismatch, InvalidInput
+from sprat_shared.errors import BaseMismatch, DigestMismatch, InvalidInput, TryLater
 from sprat_shared.ids import parse_digest
 from sprat_shared.wire.tensors import Array, TensorSource, TensorSpec, TensorTable, tensor_sha256, weights_digest
 from sprat_shared.wire.update import BASE_BYTES, Flag, Limits, Record, UpdateReader
@@ -50,6 +50,7 @@ def apply_update(
         BaseMismatch: the file was made for other weights.
         DigestMismatch: the rebuilt weights are not the promised ones; drop what the sink took.
         MalformedUpdate, WireVersionUnsupported, LimitExceeded: see `UpdateReader`.
+        TryLater: there is too little memory.
         InvalidInput: neither the caller nor the file says what the result must be.
     """
     reader = UpdateReader(memoryview(data), base.table if base is not None else None, limits)
@@ -71,7 +72,13 @@ def apply_update(
         has = base_digest or weights_digest(source.table, held)
         if parse_digest(has)[:BASE_BYTES] != header.base:
             raise BaseMismatch(f"this update was made for weights {header.base.hex()}…, these are {has[7:23]}…")
-    actual = weights_digest(source.table, list(_rebuild(reader, source, sink, held)))
+    try:
+        actual = weights_digest(source.table, list(_rebuild(reader, source, sink, held)))
+    except MemoryError:
+        largest = max((spec.nbytes for spec in source.table), default=0)
+        raise TryLater(
+            f"memory ran out; rebuilding takes about three times the largest tensor of {largest} bytes"
+        ) from None
     if actual != promised:
         raise DigestMismatch(subject="rebuilt weights", expected=promised, actual=actual)
     return actual

@@ -35,3 +35,25 @@ def test_no_file_takes_more_than_64_mib_above_the_size_that_it_declares(rows: li
 
 def test_no_file_takes_long(rows: list[dict[str, Any]]) -> None:
     assert [row for row in rows if row["seconds"] > ALLOWED_SECONDS] == []
+
+
+SHORT = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+from memory_probe import Dropped
+from sprat_shared.apply import apply_update
+from sprat_shared.errors import TryLater
+from sprat_shared.wire.tensors import TensorSpec, TensorTable
+from sprat_shared.wire.update import encode_update
+data = encode_update(TensorTable([TensorSpec("w", "F32", (1 << 33,))]), [], base_digest=None)
+try:
+    apply_update(data, None, Dropped(), expected="sha256:" + "0" * 64)
+except TryLater as error:
+    print(error)
+"""
+
+
+def test_memory_that_does_not_suffice_is_said_and_not_held_against_the_update() -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROBE.parent)}
+    done = subprocess.run([sys.executable, "-c", SHORT], env=env, capture_output=True, text=True, check=False)
+    assert "memory ran out" in done.stdout, done.stderr

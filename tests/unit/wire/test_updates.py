@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from updates_at_random import Case, arrays, cases
 
-from sprat_shared.apply import apply_update
+from sprat_shared.apply import apply_update, rebuild_tensor
+from sprat_shared.apply.arithmetic import widen
 from sprat_shared.errors import (
     BaseMismatch,
     DigestMismatch,
@@ -316,3 +317,18 @@ def test_a_small_update_costs_twenty_bytes_beside_its_factors() -> None:
     table = TensorTable([TensorSpec("w", "F32", (100, 100))])
     data = encode_update(table, [LowRank(0, 96, *factors(100, 1, 100))], base_digest="sha256:" + "0" * 64)
     assert len(data) < 60
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_infinities_and_nan_of_a_base_raise_no_alarm_of_their_own(dtype: str) -> None:
+    bits = {
+        "F32": [0x7F800000, 0x7FC00000, 0x7F7FFFFF],
+        "F16": [0x7C00, 0x7D00, 0x7BFF],
+        "BF16": [0x7F80, 0x7FC0, 0x7F7F],
+    }
+    spec = TensorSpec("w", dtype, (3,))
+    base = np.array(bits[dtype], f"<u{spec.storage.itemsize}").view(spec.storage)
+    rebuilt = rebuild_tensor(base, spec, [Dense(0, 255, np.full(3, 2**24 - 1, np.int32))])
+    values = widen(rebuilt, dtype)
+    assert np.isinf(values[0])
+    assert np.isnan(values[1])
