@@ -38,6 +38,11 @@ class Shell:
             [program("sprat"), *words], env=self._env, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False
         )
 
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """Start `sprat words` and do not wait for it."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen([program("sprat"), *words], env=self._env, stdout=pipe, stderr=pipe, text=True)
+
     def all(self, *words: str, codes: Sequence[int] = (0,)) -> list[Any]:
         """Run `sprat words --json` and return its JSON lines.
 

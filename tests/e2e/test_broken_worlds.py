@@ -71,6 +71,13 @@ def test_stopped_agents_go_on_with_what_they_have_and_catch_up(house: House) -> 
         device.process.kill()
         house.release("lamps", tiny_models.truth())
         rollout = house.roll_out("lamps", 2, [device], "100%", "--start")
+        watcher = house.shell.begin("rollout", "status", rollout["id"], "--watch")
+        assert watcher.stderr is not None
+        assert "wave 1 (100%) open" in watcher.stderr.readline()
+        watcher.send_signal(signal.SIGINT)
+        _, said = watcher.communicate(timeout=PATIENCE_S)
+        assert watcher.returncode == 130
+        assert f"goes on: sprat rollout status {rollout['id']} --watch" in said
         device.process.start()
         assert house.shell.one("rollout", "status", rollout["id"], "--watch")["state"] == "succeeded"
         device.wait_for("lamps", 2, PATIENCE_S)

@@ -22,7 +22,8 @@ _EXIT_CODES = (
         for kind in sorted(errors.SpratError.__subclasses__(), key=lambda kind: kind.exit_code)
         if kind.__module__ == errors.__name__
     )
-    + "\n\n\b\nResults go to stdout, progress and errors to stderr.\n"
+    + "\n 78  the extra 'cli' is not installed\n130  interrupted; a job or rollout that was watched goes on"
+    "\n\n\b\nResults go to stdout, progress and errors to stderr.\n"
     "With --json every result is one JSON object a line, and so is an error."
     "\n\nExample: sprat login --server http://127.0.0.1:8470 && sprat model list"
 )

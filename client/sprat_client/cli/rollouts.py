@@ -7,7 +7,7 @@ import typer
 from sprat_client.cli.invocation import JsonFlag, connect
 from sprat_client.cli.output import emit, emit_table
 from sprat_client.cli.releases import split_release
-from sprat_client.cli.watching import bar, rollout_line
+from sprat_client.cli.watching import bar, leaves_going, rollout_line
 from sprat_shared.errors import SpratError
 
 if TYPE_CHECKING:
@@ -138,7 +138,11 @@ def _finish(client: "SpratClient", rollout: "RolloutView", *, watch: bool, as_js
         RolloutStopped: it was followed, and halted or was aborted.
     """
     if watch:
-        with bar(f"rollout {rollout['model']}@{rollout['release']}") as show:
+        see = f"sprat rollout status {rollout['id']} --watch"
+        with (
+            bar(f"rollout {rollout['model']}@{rollout['release']}") as show,
+            leaves_going(f"rollout {rollout['id']}", see),
+        ):
             for now in client.rollouts.follow(rollout["id"]):
                 rollout = now
                 done = sum(wave["state"] == "succeeded" for wave in now["waves"])

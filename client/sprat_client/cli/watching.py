@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sprat_client.api import JobView, RolloutView, SpratClient
 
 _LINE_EVERY_S: Final = 5.0
+_INTERRUPTED: Final = 130  # as shells say it: 128 + SIGINT
 
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job and end, without waiting for it.")]
 
@@ -44,6 +45,16 @@ def bar(what: str) -> Iterator[Callable[[float | None, str], None]]:
         yield update
 
 
+@contextmanager
+def leaves_going(what: str, see: str) -> Iterator[None]:
+    """Let Ctrl-C end the watching, and say that what is watched goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"no longer watched; {what} goes on: {see}", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+
+
 def wait_for_job(client: "SpratClient", job: "JobView") -> "JobView":
     """Return the job once it has succeeded, with progress on stderr.
 
@@ -56,7 +67,8 @@ def wait_for_job(client: "SpratClient", job: "JobView") -> "JobView":
         def progress(now: "JobView") -> None:
             show(*progress_of(now))
 
-        return client.jobs.wait(job["id"], progress)
+        with leaves_going(f"job {job['id']}", f"sprat job watch {job['id']}"):
+            return client.jobs.wait(job["id"], progress)
 
 
 def progress_of(job: "JobView") -> tuple[float | None, str]:
