@@ -3,6 +3,7 @@
 Body, little-endian:
     u8 coding       0 zstd | 1 zstd with a raw-content dictionary
     zstd frame of:  u32 length of the head | head, JSON | the parts' bytes, one after the other
+The frame carries its checksum: an answer that was packed with another dictionary is refused, never misread.
 The dictionary is the concatenation of the signed metadata files that the request's `Sprat-Have` names, in its
 order: a new version of a file that both sides hold costs little more than its signature and digests.
 """
@@ -161,7 +162,7 @@ class PollAnswer:
         )
         plain = b"".join([_HEAD.pack(len(head)), head, *(part.data for part in self.parts)])
         coding = _DICTIONARY if dictionary else _PLAIN
-        packer = zstandard.ZstdCompressor(level=_LEVEL, dict_data=_dictionary(dictionary))
+        packer = zstandard.ZstdCompressor(level=_LEVEL, dict_data=_dictionary(dictionary), write_checksum=True)
         return bytes([coding]) + packer.compress(plain)
 
     @classmethod

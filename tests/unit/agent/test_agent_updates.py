@@ -382,12 +382,9 @@ def test_a_trial_whose_old_release_is_destroyed_ends_with_nothing_damaged_served
     assert device.serves() == 1
 
 
-@pytest.mark.parametrize(
-    ("garble", "said"),
-    [(lambda data: data.replace(b"0", b"1"), "metadata not taken"), (lambda data: data[:9], "poll failed")],
-)
+@pytest.mark.parametrize("garble", [lambda data: bytes(byte ^ 1 for byte in data), lambda data: data[:9]])
 def test_a_server_that_was_restored_and_holds_other_metadata_is_asked_in_plain(
-    device: OneDevice, caplog: pytest.LogCaptureFixture, garble: Callable[[bytes], bytes], said: str
+    device: OneDevice, caplog: pytest.LogCaptureFixture, garble: Callable[[bytes], bytes]
 ) -> None:
     add(device)
     signed = device.server.repository.signed
@@ -396,4 +393,4 @@ def test_a_server_that_was_restored_and_holds_other_metadata_is_asked_in_plain(
         for version in range(1, newest + 1):
             signed[role, version] = garble(signed[role, version])  # what a device's dictionary is not
     assert device.take(2)[1].outcome is Outcome.COMMITTED
-    assert said in caplog.text
+    assert "poll failed" in caplog.text
