@@ -91,7 +91,7 @@ def upload(client: "SpratClient", source: Path) -> str:
     with bar(f"upload {source.name}") as show:
 
         def progress(done: int, total: int) -> None:
-            show(done / total if total else None, f"{done:,} of {total:,} bytes")
+            show(done / total if total else None, f"sending: {done:,} of {total:,} bytes")
 
         return client.upload_blob(source, progress)["digest"]
 
