@@ -46,11 +46,11 @@ def test_a_device_over_a_slow_link_that_is_cut_again_and_again_gets_there(house:
     house.register("belts")
     with FaultProxy(house.server.address, bytes_per_s=40_000, latency_s=0.02) as link:
         with house.devices("belts", "remote", server_url=link.url) as devices:
-            link.cut_after(400, 1_000, 1_500, 3_000, 5_000)
+            link.cut_after(400, 1_000, 3_000)
             house.roll_out("belts", 1, devices, "100%")
             devices[0].wait_for("belts", 1, PATIENCE_S)
             good = house.release("belts", tiny_models.truth())
-            link.cut_after(200, 700, 1_200)
+            link.cut_after(200, 700)
             rollout = house.roll_out("belts", 2, devices, "100%", "--start")
             link.set_down(down=True)
             assert devices[0].serves("belts") is not None
@@ -60,7 +60,7 @@ def test_a_device_over_a_slow_link_that_is_cut_again_and_again_gets_there(house:
             said = devices[0].serves("belts", verify=True)
             assert said is not None
             assert said["digest"] == good["weights"]
-        assert link.log.cuts >= 5
+        assert link.log.cuts >= 4
 
 
 def test_stopped_agents_go_on_with_what_they_have_and_catch_up(house: House) -> None:
