@@ -62,6 +62,10 @@ check: lint test ## lint, then test
 crash: $(READY) ## Kill agents and cut power, ten times as often as `make test` does (SPRAT_CRASH_TIMES=10)
 	SPRAT_CRASH_TIMES=$${SPRAT_CRASH_TIMES:-10} $(BIN)/python -m pytest -m crash -n $(TEST_PROCESSES) --timeout 7200
 
+.PHONY: soak
+soak: $(READY) ## Take one agent through updates and faults for 15 minutes (SPRAT_SOAK_S=900)
+	SPRAT_SOAK_S=$${SPRAT_SOAK_S:-900} $(BIN)/python -m pytest -m soak -s
+
 .PHONY: bench
 bench: $(READY) ## Run every benchmark; tables on the screen, JSON in .bench
 	@mkdir -p .bench
