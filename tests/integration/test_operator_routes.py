@@ -17,6 +17,7 @@ from sprat_server.flows.tasks_datasets import validate_dataset
 from sprat_server.jobs.models import Job
 from sprat_server.jobs.tasks import JobContext
 from sprat_server.registry.models import Dataset
+from sprat_server.registry.schemas import RetrainRequest
 from sprat_shared.ids import sha256_digest
 
 RECIPE = {"factory": "acme.models:build", "config": {"width": 8}}
@@ -160,7 +161,17 @@ def test_a_model_without_a_recipe_is_not_retrained_here(
 
 
 @pytest.mark.parametrize(
-    "change", [{"keep": 0}, {"keep": 1.5}, {"base": 0}, {"max_epochs": 0}, {"seed": -1}, {"dataset": "x"}]
+    "change",
+    [
+        {"keep": 0},
+        {"keep": 1.5},
+        {"base": 0},
+        {"max_epochs": 0},
+        {"seed": -1},
+        {"dataset": "x"},
+        {"budget": 0},
+        {"max_drop": 1},
+    ],
 )
 def test_a_retrain_with_impossible_numbers_is_refused(app: FastAPI, operator: Api, change: dict[str, Any]) -> None:
     published(app)
@@ -168,6 +179,24 @@ def test_a_retrain_with_impossible_numbers_is_refused(app: FastAPI, operator: Ap
     answer = operator.post("/api/v1/models/mnist/retrain", json=body)
     assert answer.status_code == 422
     assert next(iter(change)) in answer.json()["detail"]
+
+
+def test_a_retrain_takes_one_knob_only_and_without_any_keeps_95_percent_of_the_gain() -> None:
+    dataset = "sha256:" + "00" * 32
+    assert RetrainRequest(dataset=dataset).keep == 0.95
+    for knobs in ({"budget": 2000}, {"max_drop": 0.005}):
+        asked = RetrainRequest(dataset=dataset, **knobs)
+        assert asked.model_dump(include={"keep", "budget", "max_drop"}, exclude_none=True) == knobs
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"keep": 0.9, "budget": 2000}, {"keep": 0.9, "max_drop": 0.01}, {"budget": 2000, "max_drop": 0.01}]
+)
+def test_two_knobs_of_a_retrain_are_refused_by_name(app: FastAPI, operator: Api, knobs: dict[str, Any]) -> None:
+    published(app)
+    answer = operator.post("/api/v1/models/mnist/retrain", json={"dataset": "sha256:" + "00" * 32} | knobs)
+    assert answer.status_code == 422
+    assert f"give one of keep, budget and max_drop, not {' and '.join(knobs)}" in answer.json()["detail"]
 
 
 def test_a_dataset_is_checked_by_a_worker_and_then_shown(

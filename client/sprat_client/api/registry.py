@@ -43,19 +43,18 @@ class Models:
         """Return one model."""
         return cast("ModelView", self._transport.get(f"/models/{name}"))
 
-    def retrain(
-        self, name: str, *, dataset: str, base: int | None = None, keep: float = 0.95, **options: Any
-    ) -> JobView:
+    def retrain(self, name: str, *, dataset: str, base: int | None = None, **options: Any) -> JobView:
         """Ask for a release retrained on a dataset; the job's result names it and its measured accuracies.
 
         Args:
             name: the model.
             dataset: digest of a validated dataset.
             base: number of the release to start from; the latest when None.
-            keep: share of the full retrain's gain that the update must keep, 0..1.
-            options: further fields of the request (`seed`, `max_epochs`, …).
+            options: further fields of the request: at most one of `keep` (share of the full retrain's gain, above 0 to
+                1; the server's default is 0.95), `budget` (most bytes of the update) and `max_drop` (most that
+                accuracy may be below the full retrain's: 0.005 is half a point); `seed`, `max_epochs`, …
         """
-        body = {"dataset": dataset, "base": base, "keep": keep, **options}
+        body = {"dataset": dataset, "base": base, **options}
         return _job(self._transport.post(f"/models/{name}/retrain", body))
 
     def create_release(self, name: str, *, weights: str, base: int | None = None, lossless: bool = False) -> JobView:

@@ -17,12 +17,14 @@ from sprat_server.jobs.tasks import JobContext, JobInterrupted, JobLost, task
 from sprat_server.registry import service as registry
 from sprat_server.registry.samples import LabelledSamples, Split, read_samples
 from sprat_server.training import graphs, recipes
+from sprat_server.training.checkpoints import Checkpoints
 from sprat_server.training.data import Samples, TrainingData, check_fit
 from sprat_server.training.evaluate import HeldBack, TestSamples, report
 from sprat_server.training.export import Example, compare
 from sprat_server.training.recipes import Trainable
-from sprat_server.training.search import Checkpoints, Retrained, SearchPlan, retrain
+from sprat_server.training.search import Retrained, SearchPlan, retrain
 from sprat_server.training.states import check_finite, load_weights
+from sprat_server.training.targets import Budget, Keep, MaxDrop, Target
 from sprat_server.training.teacher import TeacherPlan
 from sprat_shared.errors import TryLater
 from sprat_shared.wire.tensors import TensorSource
@@ -30,16 +32,18 @@ from sprat_shared.wire.tensors import TensorSource
 
 @task("retrain")
 def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Retrain `args["model"]` and publish the smallest update that keeps the wanted share of the gain.
+    """Retrain `args["model"]` and publish the smallest update that meets the target, or the best that fits it.
 
     Args:
         ctx: of the job.
-        args: model, dataset (digest), base (number, None: the newest), keep (share of the gain on the validation
-            split), seed, max_epochs and max_candidates (None: the plan's own).
+        args: model, dataset (digest), base (number, None: the newest), one of keep (share of the gain), budget (bytes)
+            and max_drop (0.005: half a point), judged on the validation split; seed, max_epochs and max_candidates
+            (None: the plan's own).
 
     Raises:
         DataMismatch: the dataset does not fit the model.
         NothingToLearn: a full retrain is not better than the base.
+        BudgetTooSmall: no update that was found fits the budget.
         RecipeRefused, RecipeBroken: the recipe may not run here, or fails.
     """
     ctx.progress("reading", 0.01, "reading base and dataset")
@@ -104,14 +108,22 @@ def _teacher_plan(args: Mapping[str, Any]) -> TeacherPlan:
 
 
 def _search_plan(args: Mapping[str, Any]) -> SearchPlan:
-    default = SearchPlan()
     plan = SearchPlan(
-        keep=float(args.get("keep") or default.keep),
+        target=_target(args),
         seed=int(args.get("seed") or 0),
-        max_candidates=args.get("max_candidates") or default.max_candidates,
     )
+    if args.get("max_candidates") is not None:
+        plan = replace(plan, max_candidates=int(args["max_candidates"]))
     most = args.get("max_epochs")
     return plan if most is None else replace(plan, epochs=min(plan.epochs, most), min_steps=0)
+
+
+def _target(args: Mapping[str, Any]) -> Target:
+    if args.get("budget") is not None:
+        return Budget(int(args["budget"]))
+    if args.get("max_drop") is not None:
+        return MaxDrop(float(args["max_drop"]))
+    return Keep(float(args["keep"]))
 
 
 def _samples(samples: LabelledSamples, split: Split, example: Example) -> Samples:
@@ -143,6 +155,7 @@ def _publish(
     files = keep_files(ctx, done.updated.weights, base=base.number, update=done.updated.data)
     ctx.progress("publishing", 0.97, "signing the release")
     curve = [asdict(tried) for tried in done.curve]
+    asked = {knob: args.get(knob) for knob in ("keep", "budget", "max_drop")}
     told = {key: value for key, value in quality.items() if key != "test_indices"}
     with ctx.session() as session:
         release = publish_release(
@@ -158,7 +171,7 @@ def _publish(
             metrics={
                 **told,
                 "dataset": args["dataset"],
-                "keep": args.get("keep"),
+                **asked,
                 "test_samples": len(quality["test_indices"]),
                 "chosen": asdict(done.chosen),
                 "curve": curve,
@@ -175,10 +188,12 @@ def _publish(
             "weights": done.updated.digest,
             "update_bytes": len(done.updated.data),
             "model_bytes": release.model_bytes,
+            **asked,
             **quality,
             "method": done.chosen.method,
             "rank": done.chosen.rank,
             "validation_share": done.chosen.share,
+            "chosen": asdict(done.chosen),
             "curve": curve,
         }
         ctx.complete(session, result)

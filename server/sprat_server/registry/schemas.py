@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,6 +12,9 @@ from sprat_shared.trust.targets import update_path
 from sprat_shared.wire.tensors import DTYPES
 
 _EXAMPLE_DIGEST = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+DEFAULT_KEEP: Final = 0.95
+"""Share of the full retrain's gain that an update keeps where the request names no target."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
@@ -156,7 +159,12 @@ class NewRelease(BaseModel):
 
 
 class RetrainRequest(BaseModel):
-    """A retrain to be done: on which data, from which release (null: the latest), how much of the gain to keep."""
+    """A retrain to be done: on which data, from which release (null: the latest), and what its update must reach.
+
+    One of `keep` (share of the full retrain's gain; 0.95 where none is given), `budget` (most bytes of the update) and
+    `max_drop` (most that accuracy may be below the full retrain's: 0.005 is half a point) is given, all measured on
+    the validation split.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -165,10 +173,21 @@ class RetrainRequest(BaseModel):
 
     dataset: Digest
     base: Annotated[int | None, Field(ge=1)] = None
-    keep: Annotated[float, Field(gt=0, le=1)] = 0.95
+    keep: Annotated[float | None, Field(gt=0, le=1)] = None
+    budget: Annotated[int | None, Field(ge=1, le=1 << 40)] = None
+    max_drop: Annotated[float | None, Field(ge=0, lt=1)] = None
     max_epochs: Annotated[int | None, Field(ge=1, le=10_000)] = None
     max_candidates: Annotated[int | None, Field(ge=1, le=100)] = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _one_knob(self) -> Self:
+        given = [name for name in ("keep", "budget", "max_drop") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of keep, budget and max_drop, not {' and '.join(given)}")
+        if not given:
+            self.keep = DEFAULT_KEEP
+        return self
 
 
 class NewDataset(BaseModel):

@@ -1,37 +1,38 @@
-"""The first search: the fewest encoded bytes whose decoded release keeps the target share of the gain.
+"""The search: the fewest encoded bytes whose decoded release meets the target, or the best that fits a budget.
 
 Candidates stand on a ladder from dear to cheap magnitudes (`price`), then to higher rank; each step down it gives more
 bytes and more accuracy. A candidate is trained, encoded, decoded, and judged on the validation split as decoded. The
-ladder is walked from its middle and bracketed. Where none of it keeps the target, the full retrain is encoded post
-hoc, at last without loss. What was trained is kept in a checkpoint folder, so that a second attempt goes on.
+ladder is walked from its middle and bracketed. Where none of it keeps the target, or all of it fits the budget, the
+full retrain is encoded post hoc, at last without loss. What was trained is kept in a checkpoint folder, so that a
+second attempt goes on.
 """
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from sprat_server.compress import updates
 from sprat_server.compress.updates import Updated
+from sprat_server.training.checkpoints import Checkpoints
 from sprat_server.training.data import TrainingData
 from sprat_server.training.evaluate import Share, recovered, scores
 from sprat_server.training.factors import FactorPlan, GridStudent, teacher_outputs
 from sprat_server.training.norms import shifted_norms
 from sprat_server.training.recipes import Trainable
 from sprat_server.training.states import to_source, to_torch
+from sprat_server.training.targets import Aim, Target, Tried
 from sprat_server.training.teacher import Progress, TeacherPlan, train_teacher
-from sprat_shared.errors import UpdateRejected
 from sprat_shared.wire.tensors import TensorSource
 
 _log: Final = logging.getLogger(__name__)
 
 LADDER: Final[tuple[tuple[int, float], ...]] = (
+    (8, 4.5e-3),
+    (8, 3.2e-3),
+    (8, 2.3e-3),
     (8, 1.6e-3),
     (8, 1.1e-3),
     (8, 8e-4),
@@ -46,7 +47,7 @@ LADDER: Final[tuple[tuple[int, float], ...]] = (
 )
 """Rank and price of the candidates, from few bytes to many."""
 
-_START: Final = 4
+_START: Final = 7
 _STRIDE: Final = 2
 
 
@@ -55,7 +56,7 @@ class SearchPlan:
     """What is searched for.
 
     Attributes:
-        keep: share of the full retrain's gain on the validation split that the decoded release must have.
+        target: what the decoded release must reach on the validation split.
         max_candidates: so many are trained at most.
         epochs: of each candidate; more on a small train split (`FactorPlan.min_steps`).
         batch: samples a step.
@@ -63,25 +64,12 @@ class SearchPlan:
         min_steps: of each candidate.
     """
 
-    keep: float = 0.95
+    target: Target
     max_candidates: int = 5
     epochs: int = 24
     batch: int = 64
     seed: int = 0
     min_steps: int = 600
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """One point of the curve: what it took, what it kept (on the validation split)."""
-
-    method: str
-    rank: int | None
-    price: float | None
-    update_bytes: int
-    share: float
-    error: float
-    keeps: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +82,7 @@ class Retrained:
         teacher: state of the full retrain.
         released: state of the decoded release.
         curve: every point tried; the chosen one is `chosen`.
-        chosen: the smallest that keeps the target.
+        chosen: the best of those that meet the target.
     """
 
     updated: Updated
@@ -103,53 +91,6 @@ class Retrained:
     released: Mapping[str, Tensor]
     curve: tuple[Tried, ...]
     chosen: Tried
-
-
-class Checkpoints:
-    """What a retrain has finished, in a folder of its own; None keeps nothing.
-
-    Files are written beside their name and renamed. One that a power cut tore is as if it were not there.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        if folder is not None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def teacher(self) -> dict[str, Tensor] | None:
-        """Return the state of the full retrain if an earlier attempt finished it."""
-        if self._folder is None or not (path := self._folder / "teacher.pt").exists():
-            return None
-        try:
-            state: dict[str, Tensor] = torch.load(path, weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError, OSError) as e:
-            _log.warning("the full retrain of an earlier attempt cannot be read; it is done again: %s", e)
-            return None
-        return state
-
-    def keep_teacher(self, state: Mapping[str, Tensor]) -> None:
-        """Keep the full retrain's state."""
-        if self._folder is not None:
-            beside = self._folder / f"teacher.{os.getpid()}"
-            torch.save(dict(state), beside)
-            beside.replace(self._folder / "teacher.pt")
-
-    def candidate(self, name: str, base: TensorSource) -> Updated | None:
-        """Return a candidate if an earlier attempt finished it."""
-        if self._folder is None or not (path := self._folder / f"{name}.update").exists():
-            return None
-        try:
-            return updates.decode(path.read_bytes(), base)
-        except (UpdateRejected, OSError) as e:
-            _log.warning("candidate %s of an earlier attempt cannot be read; it is done again: %s", name, e)
-            return None
-
-    def keep_candidate(self, name: str, data: bytes) -> None:
-        """Keep the update file of a candidate."""
-        if self._folder is not None:
-            beside = self._folder / f"{name}.{os.getpid()}"
-            beside.write_bytes(data)
-            beside.replace(self._folder / f"{name}.update")
 
 
 def retrain(
@@ -162,7 +103,7 @@ def retrain(
     progress: Progress,
     checkpoints: Checkpoints | None = None,
 ) -> Retrained:
-    """Retrain fully, then find the smallest update that keeps the target share of the gain.
+    """Retrain fully, then find the smallest update that meets the target, or the best one that fits its budget.
 
     Args:
         trainable: its module in the base's weights, as float32.
@@ -175,6 +116,7 @@ def retrain(
 
     Raises:
         NothingToLearn: the full retrain is not better than the base.
+        BudgetTooSmall: no update that was found fits the budget.
     """
     run = _Search(
         trainable=trainable,
@@ -217,36 +159,43 @@ class _Search:
         validation = self._data.validation
         self._scores_base = scores(self._trainable, self._base, validation)
         self._scores_teacher = scores(self._trainable, self._teacher, validation)
+        self._aim = Aim(self._plan.target, float((self._scores_teacher - self._scores_base).mean()))
         self._norms = shifted_norms(self._trainable.module, self._base, self._data.train)
         self._targets = teacher_outputs(self._trainable, self._teacher, self._data.train)
-        self._walk()
-        if self._best is None:
+        used_up = self._walk()
+        if self._best is None and self._aim.budget is not None:
+            raise self._aim.unmet(self._curve)
+        if self._best is None or (used_up and self._aim.budget is not None):
             self._post_hoc()
         assert self._best is not None  # noqa: S101 - lossless always has the teacher's own weights
         chosen, updated = self._best
         released = floats(to_torch(updated.weights))
         return Retrained(updated, self._base, self._teacher, released, tuple(self._curve), chosen)
 
-    def _walk(self) -> None:
-        """Walk the ladder from its middle; `low` is the highest rung known to fail, `high` the lowest that keeps."""
+    def _walk(self) -> bool:
+        """Walk the ladder from its middle; say whether even its last rung has too few bytes.
+
+        `low` is the highest rung known to have too few bytes, `high` the lowest known to have enough.
+        """
         low, high, rung = -1, len(LADDER), _START
         for count in range(self._plan.max_candidates):
-            if self._try_rung(rung, count):
-                high = rung
-            else:
+            if self._aim.wants_more_bytes(self._try_rung(rung, count)):
                 low = rung
+            else:
+                high = rung
             if high - low <= 1:
-                return
+                break
             if high == len(LADDER):
                 rung = min(rung + _STRIDE, high - 1)
             elif low == -1:
                 rung = max(rung - _STRIDE, 0)
             else:
                 rung = (low + high) // 2
+        return low == len(LADDER) - 1
 
-    def _try_rung(self, rung: int, count: int) -> bool:
+    def _try_rung(self, rung: int, count: int) -> Tried:
         rank, price = LADDER[rung]
-        name = f"factors-{rung}"
+        name = f"factors-{rank}-{price:g}"
         updated = self._checkpoints.candidate(name, self._source)
         if updated is None:
             plan = FactorPlan(
@@ -273,31 +222,30 @@ class _Search:
             )
             updated = updates.from_records(self._source, student.records())
             self._checkpoints.keep_candidate(name, updated.data)
-        return self._judge("factors", rank, price, updated)
+        return self._consider("factors", rank, price, updated)
 
     def _post_hoc(self) -> None:
-        """No rung keeps the target: encode the full retrain itself, closely, then exactly."""
-        self._tell(0.95, "no low-rank update keeps the target; encoding the full retrain")
+        """No rung has bytes enough: encode the full retrain itself, closely, then exactly."""
+        self._tell(0.95, "low-rank updates are not enough; encoding the full retrain")
         teacher = to_source(narrowed(self._teacher or {}, self._source), self._source.table.aliases)
-        if not self._judge("post-hoc", None, None, updates.from_weights(self._source, teacher)):
+        close = self._consider("post-hoc", None, None, updates.from_weights(self._source, teacher))
+        if self._aim.wants_more_bytes(close):
             updated = updates.from_weights(self._source, teacher, lossless=True)
-            tried = self._measure("lossless", None, None, updated)
-            self._curve.append(tried)
-            self._best = (tried, updated)
+            exact = self._consider("lossless", None, None, updated)
+            self._best = self._best or (exact, updated)
 
-    def _judge(self, method: str, rank: int | None, price: float | None, updated: Updated) -> bool:
+    def _consider(self, method: str, rank: int | None, price: float | None, updated: Updated) -> Tried:
         tried = self._measure(method, rank, price, updated)
         self._curve.append(tried)
         _log.info("candidate", extra={"candidate": asdict(tried)})
-        if tried.keeps and (self._best is None or tried.update_bytes < self._best[0].update_bytes):
+        if tried.keeps and (self._best is None or self._aim.prefers(tried, self._best[0])):
             self._best = (tried, updated)
-        return tried.keeps
+        return tried
 
     def _measure(self, method: str, rank: int | None, price: float | None, updated: Updated) -> Tried:
         state = floats(to_torch(updated.weights))
-        share: Share = recovered(
-            self._scores_base, self._scores_teacher, scores(self._trainable, state, self._data.validation)
-        )
+        given = scores(self._trainable, state, self._data.validation)
+        share: Share = recovered(self._scores_base, self._scores_teacher, given)
         return Tried(
             method=method,
             rank=rank,
@@ -305,7 +253,8 @@ class _Search:
             update_bytes=len(updated.data),
             share=share.value,
             error=share.error,
-            keeps=share.keeps(self._plan.keep),
+            accuracy=float(given.mean()),
+            keeps=self._aim.met(share, len(updated.data)),
         )
 
 

@@ -12,6 +12,7 @@ import typer
 from sprat_client.cli.app import app
 from sprat_client.cli.invocation import config_path, read_config, write_config
 from sprat_client.cli.output import aligned, size
+from sprat_client.cli.quantities import parse_bytes, parse_points
 from sprat_shared.errors import InvalidInput
 
 
@@ -136,6 +137,35 @@ def test_columns_stand_under_each_other() -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (4123, "4.12 kB"), (1_048_576, "1.05 MB")])
 def test_sizes_are_shown_with_units(count: int, text: str) -> None:
     assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1400", 1400), ("1400B", 1400), ("2kB", 2000), ("1.5 MB", 1_500_000), ("2KiB", 2048), ("0.5kb", 500)],
+)
+def test_sizes_are_read_with_units(text: str, count: int) -> None:
+    assert parse_bytes("--budget", text) == count
+
+
+@pytest.mark.parametrize("text", ["", "kB", "-3", "2 parsecs", "0.2", "1e3", "٣"])
+def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"--budget .* is not a size; write bytes, such as 1400, 2kB"):
+        parse_bytes("--budget", text)
+
+
+def test_percentage_points_are_read_as_a_share_and_nothing_else_is() -> None:
+    assert parse_points("--max-drop", "0.5pp") == pytest.approx(0.005)
+    assert parse_points("--max-drop", "0 pp") == 0
+    for text in ("0.5", "0.5%", "pp", "-1pp", "100pp"):
+        with pytest.raises(InvalidInput, match=r"such as 0\.5pp"):
+            parse_points("--max-drop", text)
+
+
+def test_two_knobs_of_a_retrain_are_an_error_that_names_them() -> None:
+    words = ("retrain", "digits", "--dataset", "d", "--keep", "0.9", "--budget", "2kB")
+    ended = sprat(*words, SPRAT_SERVER="http://127.0.0.1:1", SPRAT_TOKEN="t")
+    assert ended.returncode == 65
+    assert "give one of --keep, --budget and --max-drop, not --keep and --budget" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,16 @@ from conftest import Drifted, samples
 from small_recipes import OwnLoss
 
 from sprat_server.training import search as search_module
+from sprat_server.training.checkpoints import Checkpoints
 from sprat_server.training.data import DataMismatch, Samples, TrainingData, check_fit
-from sprat_server.training.evaluate import HeldBack, Share, TestSamples, recovered, report
+from sprat_server.training.evaluate import HeldBack, Share, TestSamples, recovered, report, scores
 from sprat_server.training.recipes import RecipeBroken, Trainable
-from sprat_server.training.search import Checkpoints, Retrained, SearchPlan, retrain
+from sprat_server.training.search import Retrained, SearchPlan, retrain
+from sprat_server.training.targets import Aim, Budget, BudgetTooSmall, Keep, MaxDrop, Target, Tried
 from sprat_server.training.teacher import NothingToLearn, TeacherPlan
 
 TEACHER = TeacherPlan(epochs=4, learning_rate=1e-2, min_steps=0)
+KEEP = Keep(0.8)
 
 
 class Cancelled(Exception):
@@ -27,8 +30,10 @@ class Cancelled(Exception):
 def silent(_fraction: float, _message: str) -> None: ...
 
 
-def run(drifted: Drifted, *, keep: float = 0.8, checkpoints: Checkpoints | None = None, progress=silent) -> Retrained:
-    plan = SearchPlan(keep=keep, max_candidates=3, epochs=6, min_steps=0)
+def run(
+    drifted: Drifted, *, target: Target = KEEP, checkpoints: Checkpoints | None = None, progress=silent
+) -> Retrained:
+    plan = SearchPlan(target=target, max_candidates=3, epochs=6, min_steps=0)
     return retrain(
         drifted.trainable,
         drifted.base,
@@ -118,9 +123,80 @@ def test_where_no_rung_keeps_the_target_the_full_retrain_is_sent(
 ) -> None:
     monkeypatch.setattr(search_module, "LADDER", ((1, 1.0), (1, 0.5)))
     monkeypatch.setattr(search_module, "_START", 0)
-    done = run(drifted, keep=1.0)
+    done = run(drifted, target=Keep(1.0))
     assert done.chosen.method in {"post-hoc", "lossless"}
     assert done.chosen.share == pytest.approx(1, abs=0.02)
+
+
+def test_a_budget_gives_the_most_accurate_of_those_whose_encoded_file_fits(drifted: Drifted) -> None:
+    most = min(tried.update_bytes for tried in run(drifted).curve)
+    done = run(drifted, target=Budget(most))
+    assert len(done.updated.data) == done.chosen.update_bytes <= most
+    fitting = [tried for tried in done.curve if tried.update_bytes <= most and tried.share > 0]
+    assert [tried for tried in done.curve if tried.keeps] == fitting
+    assert done.chosen.accuracy == max(tried.accuracy for tried in fitting)
+
+
+def test_a_budget_that_everything_fits_gives_the_best_update_that_there_is(
+    drifted: Drifted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "LADDER", ((8, 1e-3), (8, 1e-4)))
+    monkeypatch.setattr(search_module, "_START", 0)
+    done = run(drifted, target=Budget(1 << 30))
+    assert [tried.method for tried in done.curve] == ["factors", "factors", "post-hoc", "lossless"]
+    assert all(tried.keeps for tried in done.curve)
+    assert done.chosen.accuracy == max(tried.accuracy for tried in done.curve)
+
+
+def test_a_budget_that_nothing_fits_is_an_error_that_names_the_smallest_found(
+    drifted: Drifted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "LADDER", ((8, 8e-4), (8, 4e-4)))
+    monkeypatch.setattr(search_module, "_START", 1)
+    smallest = min(tried.update_bytes for tried in run(drifted, target=Keep(0.5)).curve)
+    said = f"no update of at most 100 bytes .* the smallest found has {smallest} bytes and keeps "
+    with pytest.raises(BudgetTooSmall, match=said):
+        run(drifted, target=Budget(100))
+
+
+def test_a_largest_drop_is_measured_from_the_full_retrain(drifted: Drifted) -> None:
+    done = run(drifted, target=MaxDrop(0.04))
+    validation = drifted.data.validation
+    full = float(scores(drifted.trainable, done.teacher, validation).mean())
+    assert done.chosen.accuracy == pytest.approx(float(scores(drifted.trainable, done.released, validation).mean()))
+    assert done.chosen.accuracy >= full - 0.04
+    assert done.chosen == min((tried for tried in done.curve if tried.keeps), key=lambda tried: tried.update_bytes)
+
+
+def test_a_drop_that_the_base_itself_stays_within_leaves_nothing_to_send(drifted: Drifted) -> None:
+    with pytest.raises(NothingToLearn, match="the base is good enough already; allow a smaller drop"):
+        run(drifted, target=MaxDrop(0.9))
+
+
+def tried_at(update_bytes: int, share: float, *, keeps: bool = True) -> Tried:
+    return Tried(
+        method="factors",
+        rank=8,
+        price=1e-3,
+        update_bytes=update_bytes,
+        share=share,
+        error=0.0,
+        accuracy=0.5 + share / 4,
+        keeps=keeps,
+    )
+
+
+def test_a_share_prefers_fewer_bytes_and_a_budget_more_accuracy() -> None:
+    small, good = tried_at(100, 0.96), tried_at(200, 0.99)
+    share, budget = Aim(Keep(0.95), 0.25), Aim(Budget(200), 0.25)
+    assert share.prefers(small, good)
+    assert budget.prefers(good, small)
+    assert budget.prefers(tried_at(150, 0.99), good)
+    assert not share.wants_more_bytes(small)
+    assert budget.wants_more_bytes(small)
+    assert not budget.wants_more_bytes(tried_at(201, 0.99, keeps=False))
+    assert not budget.met(Share(0.9, 0.0), 201)
+    assert not budget.met(Share(0.0, 0.0), 20)
 
 
 def test_labels_without_a_pattern_give_an_error_instead_of_a_release(drifted: Drifted) -> None:
