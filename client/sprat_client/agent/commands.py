@@ -131,7 +131,23 @@ def _emit(value: dict[str, Any], *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(value) + "\n")
         return
     for name, said in value.items():
-        sys.stdout.write(f"{name:<16} {said if isinstance(said, str) else json.dumps(said)}\n")
+        rows = said.items() if isinstance(said, dict) and all(isinstance(row, dict) for row in said.values()) else []
+        if not rows:
+            sys.stdout.write(f"{name:<16} {said if isinstance(said, str) else json.dumps(said)}\n")
+        for row, facts in rows:  # a table such as `models`: one line for each
+            told = "  ".join(f"{key} {_brief(fact)}" for key, fact in facts.items() if fact not in (None, [], {}))
+            sys.stdout.write(f"{f'{name} {row}':<16} {told}\n")
+
+
+def _brief(fact: Any) -> str:
+    """Return a fact for people: of a release its number and the start of its digest."""
+    match fact:
+        case {"release": number, "weights": str(weights)}:
+            return f"release {number} ({weights.removeprefix('sha256:')[:12]})"
+        case str(text):
+            return text
+        case _:
+            return json.dumps(fact)
 
 
 def _enrol(asked: argparse.Namespace) -> int:

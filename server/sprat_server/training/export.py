@@ -96,6 +96,7 @@ def export(module: nn.Module, source: TensorSource, example: Example) -> Exporte
         example: of one input.
 
     Raises:
+        InvalidInput: the module does not take the example; the message has its reason.
         ExportFailed: torch's exporter gives up; the message says over what.
         GraphRefused: a tensor of the release is not an initialiser of the graph; it is named.
     """
@@ -104,6 +105,15 @@ def export(module: nn.Module, source: TensorSource, example: Example) -> Exporte
     widened = module if half else _widened(module)
     inputs = torch.from_numpy(example.inputs(_BATCHES[0]))
     with _quiet(), torch.no_grad():
+        try:
+            widened(inputs)
+        except Exception as e:  # the module is the user's code: it may raise anything
+            shape = [1, *example.shape]
+            raise InvalidInput(
+                f"the module fails on a made-up input of shape {shape} and dtype {example.dtype}: {_last_line(e)}; "
+                "give an example that it takes, or mend the recipe",
+                code="recipe.fails-on-example",
+            ) from e
         try:
             program = torch.onnx.export(
                 widened,

@@ -12,6 +12,7 @@ import tiny_onnx
 from device_server import ENROLMENT_TOKEN, DeviceServer
 from one_device import INPUTS, LABELS, MODEL
 
+from sprat_client.agent import commands
 from sprat_client.agent.commands import main
 
 COMMANDS = ["enrol", "run", "status", "infer"]
@@ -143,3 +144,14 @@ except UnsafeArithmetic as bad:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "arithmetic.unsafe"
+
+
+def test_the_status_for_people_has_one_line_for_each_model(capsys: pytest.CaptureFixture[str]) -> None:
+    slot = {"release": 2, "release_id": "sha256:b54a", "weights": "sha256:80636cacd0c2f435"}
+    models = {name: {"state": "idle", "active": slot, "previous": None, "refused": []} for name in ("gate", "lid")}
+    commands._emit({"device": "x", "models": models}, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "device           x",
+        "models gate      state idle  active release 2 (80636cacd0c2)",
+        "models lid       state idle  active release 2 (80636cacd0c2)",
+    ]

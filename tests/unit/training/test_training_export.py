@@ -186,3 +186,10 @@ def test_a_graph_that_onnxruntime_cannot_load_or_crashes_over_is_an_error_of_the
     monkeypatch.setattr("sys.executable", str(crash))
     with pytest.raises(GraphRefused, match=r"onnxruntime crashes over this graph \(SIGSEGV\)"):
         verify_runs(source, graph, IMAGES)
+
+
+def test_an_example_that_the_module_does_not_take_is_said_with_the_modules_reason(small) -> None:
+    module, source, _, _ = small
+    with pytest.raises(InvalidInput, match=r"shape \[1, 3, 8, 8\].*expected input.*to have 1 channels") as bad:
+        export(module, source, Example((3, 8, 8), "float32"))
+    assert bad.value.code == "recipe.fails-on-example"
