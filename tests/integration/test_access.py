@@ -14,6 +14,7 @@ from sprat_server.access.models import OperatorToken
 from sprat_server.api.auth import Operator
 from sprat_server.db.session import Database, SessionDep
 from sprat_server.observe.actors import SYSTEM
+from sprat_shared.errors import Conflict
 
 
 def test_every_route_but_healthz_refuses_a_caller_without_a_token(app: FastAPI, anonymous: Api) -> None:
@@ -115,6 +116,20 @@ def test_the_first_admin_token_is_made_once_even_when_several_servers_start_toge
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(start, range(8))) == 1
+
+
+def test_one_of_several_tokens_of_one_name_is_made_and_the_others_are_told_why(database: Database) -> None:
+    def make(_: int) -> str:
+        try:
+            with database.transaction() as session:
+                tokens.create(session, name="ci", scope=tokens.Scope.VIEWER, expires_s=None, by=None)
+        except Conflict as told:
+            return told.code
+        return "made"
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(make, range(8)))
+    assert sorted(outcomes) == ["made", *["token.exists"] * 7]
 
 
 def test_the_database_refuses_an_unknown_scope(database: Database) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from sprat_server.access.models import OperatorToken
@@ -102,8 +103,6 @@ def create(
     """
     if by is not None:
         by.require(scope)
-    if session.scalar(select(OperatorToken.id).where(OperatorToken.name == name, OperatorToken.revoked_at.is_(None))):
-        raise Conflict(f"a token named {name!r} exists; revoke it first, or choose another name", code="token.exists")
     now = datetime.now(UTC)
     secret = secrets.token_urlsafe(32)
     token = OperatorToken(
@@ -115,8 +114,15 @@ def create(
         created_at=now,
         expires_at=None if expires_s is None else now + timedelta(seconds=expires_s),
     )
-    session.add(token)
-    session.flush()
+    try:
+        with session.begin_nested():
+            session.add(token)
+    except IntegrityError as clash:
+        if "uq_operator_token_live_name" not in str(clash.orig):
+            raise
+        raise Conflict(
+            f"a token named {name!r} exists; revoke it first, or choose another name", code="token.exists"
+        ) from clash
     return token, f"sprat_{token.id.hex}_{secret}"
 
 
