@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sprat_client.cli.curve import drawing, points_of
 from sprat_client.cli.invocation import JsonFlag, connect
 from sprat_client.cli.output import emit, emit_fields, emit_table, short, size
 from sprat_client.cli.quantities import parse_bytes, parse_points
@@ -77,6 +78,48 @@ def show(
     name, wanted = split_release(model, number)
     with connect(ctx) as client:
         emit_fields(client.models.release(name, wanted), as_json=json_)
+
+
+@app.command()
+def curve(
+    ctx: typer.Context,
+    *,
+    model: Annotated[str, typer.Argument(help="The model's name, or model@number.")],
+    number: Annotated[int | None, typer.Argument(help="The release's number.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Draw it into this .svg file, too.")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Show what a retrain tried: bytes of each update, and the share of the gain it has on the validation split.
+
+    The chosen one is marked. With -o the curve is drawn as well: bytes on a log axis, the chosen point ringed. A
+    drawing is SVG, which browsers and office programs show.
+
+    Example: sprat release curve digits@2 -o digits.svg
+    """
+    name, wanted = split_release(model, number)
+    if output is not None and output.suffix.lower() != ".svg":
+        raise InvalidInput(f"-o {output}: a curve is drawn as SVG; call the file {output.with_suffix('.svg').name}")
+    with connect(ctx) as client:
+        release = client.models.release(name, wanted)
+    points = points_of(release)
+    if output is not None:
+        try:
+            output.write_text(drawing(release), encoding="utf-8")
+        except OSError as error:
+            raise InvalidInput(f"-o {output}: {error.strerror}") from None
+        typer.echo(f"drawn: {output}", err=True)
+    columns = {
+        "": lambda one: "*" if one["chosen"] else " ",
+        "bytes": lambda one: f"{one['update_bytes']:,}",
+        "gain kept": lambda one: f"{one['share']:.4f}",
+        "+-": lambda one: f"{one['error']:.4f}",
+        "accuracy": lambda one: one.get("accuracy"),
+        "meets": lambda one: one["keeps"],
+        "method": lambda one: one["method"],
+        "rank": lambda one: one["rank"],
+        "price": lambda one: one["price"],
+    }
+    emit_table(points, columns, as_json=json_, empty="nothing was tried")
 
 
 def retrain(
