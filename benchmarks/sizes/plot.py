@@ -1,0 +1,57 @@
+"""The plot: bytes on a logarithmic axis against recovered gain, one panel a case."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from sizes.method import Method
+from sizes.store import Point
+
+LOWEST = -0.05
+
+
+def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[int, Sequence[Point]]]], to: Path) -> str:
+    """Write the plot and say so, or say why there is none.
+
+    Args:
+        methods: in order of the legend.
+        points: case -> key of a method -> seed -> its points.
+        to: PNG file.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return "no plot: matplotlib is not installed (it comes with mlxtend: pip install mlxtend)"
+    import matplotlib as mpl  # noqa: PLC0415 - only where it is installed
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - after the choice of what draws
+
+    figure, panels = plt.subplots(1, len(points), figsize=(6.2 * len(points), 4.6), sharey=True, squeeze=False)
+    for panel, (case, of_case) in zip(panels[0], points.items(), strict=True):
+        for number, method in enumerate(methods):
+            if method.key not in of_case:
+                continue
+            way = sorted(_medians(of_case[method.key]))
+            style = {"linewidth": 2.2, "marker": "o"} if method.ours else {"linewidth": 1.1, "marker": "."}
+            x, y = zip(*way, strict=True)
+            panel.plot(x, y, label=method.title, color=f"C{number}" if number < 10 else "black", **style)  # noqa: PLR2004 - matplotlib has ten colours
+        panel.set(title=case, xscale="log", xlabel="bytes of the update", ylim=(LOWEST, 1.1))
+        panel.grid(visible=True, alpha=0.3)
+    panels[0][0].set_ylabel("recovered gain, test split, median of seeds")
+    panels[0][-1].legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(to, dpi=110)
+    return f"plot: {to} ({to.stat().st_size / 1000:.0f} kB)"
+
+
+def _medians(by_seed: Mapping[int, Sequence[Point]]) -> list[tuple[float, float]]:
+    """Return (bytes, recovered gain) of each setting, medians over the seeds."""
+    together: dict[str, list[Point]] = {}
+    for point in (point for points in by_seed.values() for point in points):
+        together.setdefault(point.setting, []).append(point)
+    ways = []
+    for same in together.values():
+        tests = [point.test for point in same if point.test is not None]
+        if tests:
+            ways.append((float(median(point.bytes for point in same)), median(tests)))
+    return ways

@@ -1,0 +1,135 @@
+"""How many bytes each method needs to recover a share of the full retrain's gain, all methods side by side.
+
+    python benchmarks/update_size.py [--case drift] [--case new-classes] [--seeds 3] [--json FILE] [--plot PNG]
+
+Every method is swept over at least eight settings. For each seed, the setting of fewest bytes that recovers the share
+on the validation split is chosen; what it recovers on the test split is reported beside it. What was computed is kept
+in `.bench/update_size` and not computed again; an interrupted run goes on.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples"))  # the cases are made of the demo's data and network
+
+import torch  # noqa: E402 - after the path is set, as the next ones
+from sizes import nncodec, own, post_hoc, trained  # noqa: E402
+from sizes.cases import CASES, make_problem  # noqa: E402
+from sizes.method import Method, Unavailable  # noqa: E402
+from sizes.plot import draw  # noqa: E402
+from sizes.store import Point  # noqa: E402
+from sizes.summary import best_points, table  # noqa: E402
+
+METHODS: Final[tuple[Method, ...]] = (*post_hoc.METHODS, *nncodec.METHODS, *trained.METHODS, *own.METHODS)
+Found = dict[str, dict[str, dict[int, list[Point]]]]
+
+
+def measure(case: str, seed: int, methods: Sequence[str], folder: Path) -> dict[str, list[Point] | str]:
+    """Return the points of each method on one problem, or the reason why a method has none. A process of its own."""
+    torch.set_num_threads(1)
+    problem, store = make_problem(case, seed, folder)
+    found: dict[str, list[Point] | str] = {}
+    for method in METHODS:
+        if method.key in methods:
+            try:
+                found[method.key] = method.points(problem, store)
+            except Unavailable as reason:
+                found[method.key] = str(reason)
+            print(f"{case}, seed {seed}: {method.title} done", file=sys.stderr, flush=True)
+    return found
+
+
+def processor() -> str:
+    """Return what the machine computes with."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} cores, {name}"
+
+
+def run(cases: Sequence[str], seeds: Sequence[int], methods: Sequence[str], *, folder: Path, jobs: int) -> Found:
+    """Measure all methods on all problems; seeds in the outer loop, so that an early stop leaves whole seeds."""
+    found: Found = {case: {} for case in cases}
+    told = set()
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        asked = [(case, seed, pool.submit(measure, case, seed, methods, folder)) for seed in seeds for case in cases]
+        for case, seed, answer in asked:
+            for key, points in answer.result().items():
+                if isinstance(points, str):
+                    told.add(points)
+                else:
+                    found[case].setdefault(key, {})[seed] = points
+    for reason in sorted(told):
+        print(f"left out: {reason}\n")
+    return found
+
+
+def report_of(found: Found, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return everything as JSON: what each method needs, and all points."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": processor(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "seeds": list(seeds),
+        "cases": {
+            case: {
+                method.key: {
+                    "title": method.title,
+                    "needs": best_points(of_case[method.key]),
+                    "points": {seed: [asdict(p) for p in points] for seed, points in of_case[method.key].items()},
+                }
+                for method in METHODS
+                if method.key in of_case
+            }
+            for case, of_case in found.items()
+        },
+    }
+
+
+def main() -> None:
+    """Print the tables; write JSON and plot where they are asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--case", action="append", choices=list(CASES), help="may be given again; all if not given")
+    parser.add_argument("--method", action="append", choices=[m.key for m in METHODS], help="likewise")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".bench" / "update_size", help="folder of the cache")
+    parser.add_argument("--json", type=Path, help="write the report here too")
+    parser.add_argument("--plot", type=Path, help="write the plot here (PNG)")
+    asked = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    cases, seeds = asked.case or list(CASES), range(asked.seeds)
+    methods = asked.method or [method.key for method in METHODS]
+    asked.cache.mkdir(parents=True, exist_ok=True)
+    if "nncodec" in methods:
+        try:
+            os.environ[nncodec.PYTHON] = str(nncodec.environment(asked.cache.parent / "nncodec-env"))
+        except Unavailable as reason:
+            methods.remove("nncodec")
+            print(f"left out: {reason}\n")
+    found = run(cases, seeds, methods, folder=asked.cache, jobs=asked.jobs)
+    report = report_of(found, seeds)
+    print(f"{report['date']}, {report['machine']}, seeds {', '.join(map(str, seeds))}")
+    print("bytes: median over the seeds (95 % bootstrap interval; recovered gain on the test split)\n")
+    for case in cases:
+        needs = {key: row["needs"] for key, row in report["cases"][case].items()}
+        print("\n".join([f"{case}", "", *table(METHODS, needs, asked.seeds), ""]))
+    if asked.plot:
+        print(draw(METHODS, found, asked.plot))
+    if asked.json:
+        asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
