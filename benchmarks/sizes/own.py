@@ -16,7 +16,7 @@ from sprat_shared.encode import encode_delta
 
 _CHEAPER: Final = ((8, 2.3e-3),)
 _RUNGS: Final = {f"rank {rank}, price {price:g}": (rank, price) for rank, price in (*_CHEAPER, *LADDER[:-2])}
-_BUDGETS: Final = {f"budget {kb} kB": 1000 * kb for kb in (2, 4, 8, 16, 24, 32, 48, 64, 96)}
+_BUDGETS: Final = {f"budget {kb:g} kB": round(1000 * kb) for kb in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)}
 _HERE: Final = Path(__file__)
 
 
