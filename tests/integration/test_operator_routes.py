@@ -171,6 +171,7 @@ def test_a_model_without_a_recipe_is_not_retrained_here(
         {"dataset": "x"},
         {"budget": 0},
         {"max_drop": 1},
+        {"retain": "x"},
     ],
 )
 def test_a_retrain_with_impossible_numbers_is_refused(app: FastAPI, operator: Api, change: dict[str, Any]) -> None:

@@ -17,9 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "simulator"))
 import small_recipes
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.flows import tasks_retrain
 from sprat_server.jobs.models import Job
 from sprat_server.jobs.runner import Runner
 from sprat_server.publish import repository
+from sprat_server.registry.samples import LabelledSamples, Split
 from sprat_server.settings import Settings
 from sprat_server.training import search
 from sprat_server.training.graphs import stored
@@ -140,6 +142,90 @@ def test_a_retrained_release_is_what_a_device_rebuilds_from_its_update(
             apply_update(blobs.read(update["blob"], max_bytes=1 << 20), base, sink, expected=second["weights"])
             assert all(np.array_equal(sink.tensors[i], new.read(i)) for i in range(len(new.table)))
     assert not list((worker._settings.data_dir / "work").iterdir())
+
+
+def test_an_old_domain_is_kept_and_its_test_split_is_opened_by_the_report_alone(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(worker, admin, blobs, tmp_path)
+    old_inputs, old_labels = small_recipes.images(600, 7)
+    new = dataset(worker, admin, blobs)
+    old = dataset(worker, admin, blobs, name="bright", inputs=old_inputs, labels=old_labels)
+    events: list[str] = []
+    indices, train, measure = LabelledSamples.indices, tasks_retrain.retrain, tasks_retrain.report
+
+    def seen_indices(self: LabelledSamples, name: Split) -> Any:
+        events.append(name)
+        return indices(self, name)
+
+    def seen(what: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            events.append(f"{what} begins")
+            given = function(*args, **kwargs)
+            events.append(f"{what} ends")
+            return given
+
+        return call
+
+    monkeypatch.setattr(LabelledSamples, "indices", seen_indices)
+    monkeypatch.setattr(tasks_retrain, "retrain", seen("training", train))
+    monkeypatch.setattr(tasks_retrain, "report", seen("report", measure))
+    job = carried_out(worker, admin, "/models/quadrants/retrain", dataset=new, retain=old, keep=0.8, max_epochs=12)
+    assert job["state"] == "succeeded", job
+    assert events == [
+        *("train", "validation") * 2,
+        *("training begins", "training ends"),
+        *("report begins", "test", "test", "report ends"),
+    ]
+    told = job["result"]
+    assert told["retain"] == old
+    assert told["accuracy_old_base"] > 0.95
+    assert told["accuracy_old_released"] > told["accuracy_old_base"] - 0.05
+    assert told["accuracy_released"] > told["accuracy_base"] + 0.3
+    assert (len(told["test_indices"]), len(told["test_indices_old"])) == (135, 90)
+    metrics = admin.get("/api/v1/models/quadrants/releases/2").json()["metrics"]
+    assert metrics["accuracy_old_released"] == told["accuracy_old_released"]
+    assert (metrics["dataset"], metrics["retain"], metrics["test_samples_old"]) == (new, old, 90)
+    assert all(point["accuracy_old"] is not None for point in metrics["curve"])
+    assert not any(name.startswith("test_indices") for name in metrics)
+
+
+def test_an_old_dataset_that_does_not_fit_the_model_fails_the_job_by_name(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    registered(worker, admin, blobs, tmp_path)
+    other = dataset(worker, admin, blobs, name="wide", inputs=np.zeros((900, 1, 9, 9), np.float32))
+    new = dataset(worker, admin, blobs)
+    job = carried_out(worker, admin, "/models/quadrants/retrain", dataset=new, retain=other)
+    assert job["error"]["code"] == "dataset.mismatch"
+
+
+def test_an_old_dataset_that_nobody_knows_or_that_is_the_new_one_is_refused_at_once(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    registered(worker, admin, blobs, tmp_path)
+    new = dataset(worker, admin, blobs)
+    unknown = admin.post("/api/v1/models/quadrants/retrain", json={"dataset": new, "retain": "sha256:" + "00" * 32})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "dataset.unknown")
+    same = admin.post("/api/v1/models/quadrants/retrain", json={"dataset": new, "retain": new})
+    assert same.status_code == 422
+    assert "retain is the dataset itself" in same.json()["detail"]
+
+
+def test_a_retrain_by_budget_releases_an_update_that_fits_and_says_what_was_asked_for(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    registered(worker, admin, blobs, tmp_path)
+    asked = {"dataset": dataset(worker, admin, blobs), "max_candidates": 2, "max_epochs": 8}
+    job = carried_out(worker, admin, "/models/quadrants/retrain", budget=400, **asked)
+    assert job["state"] == "succeeded", job
+    assert job["result"]["update_bytes"] == job["result"]["chosen"]["update_bytes"] <= 400
+    release = admin.get("/api/v1/models/quadrants/releases/2").json()
+    assert [update["bytes"] <= 400 for update in release["updates"] if update["base"] == 1] == [True]
+    assert [release["metrics"][knob] for knob in ("keep", "budget", "max_drop")] == [None, 400, None]
+    refused = carried_out(worker, admin, "/models/quadrants/retrain", budget=40, base=1, **asked)
+    assert refused["error"]["code"] == "retrain.budget"
+    assert "the smallest found has" in refused["error"]["message"]
 
 
 def test_registration_keeps_a_graph_without_weights_and_a_probe_graph(

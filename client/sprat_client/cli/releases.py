@@ -127,6 +127,9 @@ def retrain(
     *,
     model: Model,
     dataset: Annotated[str, typer.Option(help="Name, digest, or a unique start of the digest.")],
+    retain: Annotated[
+        str | None, typer.Option(help="A dataset of the old domain that is to be kept: it is replayed and measured.")
+    ] = None,
     keep: Annotated[
         float | None, typer.Option(help="Share of the full retrain's gain that the update must keep.  [default: 0.95]")
     ] = None,
@@ -149,6 +152,9 @@ def retrain(
     best one that fits. Sizes are of the encoded file. All three are judged on the validation split; the accuracies
     that are reported are measured afterwards, on the test split.
 
+    A model that learns a new domain forgets the old one where its inputs look different. With `--retain` samples of
+    the old domain are replayed, the update is chosen on both, and the accuracies on the old one are reported too.
+
     Example: sprat retrain digits --dataset tilted-digits --keep 0.95 --watch
 
     Example: sprat retrain digits --dataset tilted-digits --budget 2kB --watch
@@ -157,7 +163,9 @@ def retrain(
     options |= target(keep, budget, max_drop)
     with connect(ctx) as client:
         digest = client.datasets.resolve(dataset)["digest"]
-        given = {name: value for name, value in options.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if retain is not None:
+            given["retain"] = client.datasets.resolve(retain)["digest"]
         job = client.models.retrain(model, dataset=digest, base=base, **given)
         if watch:
             job = wait_for_job(client, job)
@@ -198,6 +206,9 @@ def summary(model: str, job: "JobView") -> str:
             ("retrained", "accuracy_retrained"),
             ("released", "accuracy_released"),
             ("gain kept", "recovered_gain"),
+            ("old base", "accuracy_old_base"),
+            ("old retrained", "accuracy_old_retrained"),
+            ("old released", "accuracy_old_released"),
         )
         if isinstance(result.get(key), int | float)
     ]

@@ -98,6 +98,8 @@ def retrain(name: str, body: RetrainRequest, session: SessionDep, operator: Oper
     registry.get_release(session, model, base)
     registry.check_retrainable(model)
     registry.get_dataset(session, body.dataset)
+    if body.retain is not None:
+        registry.get_dataset(session, body.retain)
     args = body.model_dump(mode="json") | {"model": name, "base": base}
     job = jobs.enqueue(session, kind="retrain", args=args, by=operator)
     audit.record(session, operator, "model.retrain", f"model:{name}", after=args | {"job": str(job.id)})

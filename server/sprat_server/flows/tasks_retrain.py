@@ -1,7 +1,8 @@
 """The worker's task that retrains a model on a dataset and releases what a small update keeps of it."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,12 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         ctx: of the job.
-        args: model, dataset (digest), base (number, None: the newest), one of keep (share of the gain), budget (bytes)
-            and max_drop (0.005: half a point), judged on the validation split; seed, max_epochs and max_candidates
-            (None: the plan's own).
+        args: model, dataset (digest), retain (digest of an old domain's dataset that is to be kept, or None), base
+            (number, None: the newest), one of keep (share of the gain), budget (bytes) and max_drop (0.005: half a
+            point), judged on the validation split; seed, max_epochs and max_candidates (None: the plan's own).
 
     Raises:
-        DataMismatch: the dataset does not fit the model.
+        DataMismatch: a dataset does not fit the model.
         NothingToLearn: a full retrain is not better than the base.
         BudgetTooSmall: no update that was found fits the budget.
         RecipeRefused, RecipeBroken: the recipe may not run here, or fails.
@@ -50,12 +51,15 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
     with ctx.session() as session:
         model = registry.get_model(session, args["model"])
         registry.check_retrainable(model)
-        registry.get_dataset(session, args["dataset"])
+        digests = [digest for digest in (args["dataset"], args.get("retain")) if digest is not None]
+        for digest in digests:
+            registry.get_dataset(session, digest)
         base = BaseRelease.of(session, args["model"], args.get("base"))
     scratch = ctx.settings.data_dir / "work" / str(ctx.job_id)
     try:
-        with weights_of(ctx.blobs, base.weights_blob) as weights, ctx.blobs.local(args["dataset"]) as dataset:
-            done, quality = _train(ctx, args, base, weights=weights, dataset=dataset, scratch=scratch)
+        with weights_of(ctx.blobs, base.weights_blob) as weights, ExitStack() as files:
+            datasets = [files.enter_context(ctx.blobs.local(digest)) for digest in digests]
+            done, quality = _train(ctx, args, base, weights=weights, datasets=datasets, scratch=scratch)
             result = _publish(ctx, args, base, done, quality)
     except (JobLost, JobInterrupted, TryLater, OperationalError):
         raise  # the job goes on elsewhere or later, from what is finished
@@ -67,12 +71,17 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train(
-    ctx: JobContext, args: Mapping[str, Any], base: BaseRelease, *, weights: TensorSource, dataset: Path, scratch: Path
+    ctx: JobContext,
+    args: Mapping[str, Any],
+    base: BaseRelease,
+    *,
+    weights: TensorSource,
+    datasets: Sequence[Path],
+    scratch: Path,
 ) -> tuple[Retrained, dict[str, Any]]:
+    """Train and measure; `datasets` is the file of the new domain and, where one is to be kept, of the old."""
     trainable, example = _trainable(ctx, base, weights), Example.of(base.example)
-    samples = read_samples(dataset)
-    data = TrainingData(_samples(samples, "train", example), _samples(samples, "validation", example))
-    check_fit(trainable, data.train.inputs[:2], data.train.labels[:2], largest=samples.classes - 1)
+    data, *old = [_training_data(trainable, path, example) for path in datasets]
     done = retrain(
         trainable,
         weights,
@@ -81,14 +90,21 @@ def _train(
         search=_search_plan(args),
         progress=lambda fraction, message: ctx.progress("training", 0.02 + 0.85 * fraction, message),
         checkpoints=Checkpoints(scratch),
+        retained=next(iter(old), None),
     )
     check_finite(done.updated.weights)
     ctx.progress("verifying", 0.88, "running the graph on the released weights")
     graph = graphs.stored(ctx.blobs.read(base.graph, max_bytes=MAX_GRAPH_BYTES))
     compare(trainable.module, done.updated.weights, graph, example, "the released weights")
     ctx.progress("reporting", 0.9, "measuring on the test split")
+    held_back, *kept = [_held_back(path, example) for path in datasets]
     quality = report(
-        trainable, _held_back(dataset, example), base=done.base, teacher=done.teacher, released=done.released
+        trainable,
+        held_back,
+        retained=next(iter(kept), None),
+        base=done.base,
+        teacher=done.teacher,
+        released=done.released,
     )
     return done, quality
 
@@ -99,6 +115,13 @@ def _trainable(ctx: JobContext, base: BaseRelease, weights: TensorSource) -> Tra
     load_weights(trainable.module, weights)
     trainable.module.float().eval()
     return trainable
+
+
+def _training_data(trainable: Trainable, dataset: Path, example: Example) -> TrainingData:
+    samples = read_samples(dataset)
+    data = TrainingData(_samples(samples, "train", example), _samples(samples, "validation", example))
+    check_fit(trainable, data.train.inputs[:2], data.train.labels[:2], largest=samples.classes - 1)
+    return data
 
 
 def _teacher_plan(args: Mapping[str, Any]) -> TeacherPlan:
@@ -155,8 +178,10 @@ def _publish(
     files = keep_files(ctx, done.updated.weights, base=base.number, update=done.updated.data)
     ctx.progress("publishing", 0.97, "signing the release")
     curve = [asdict(tried) for tried in done.curve]
-    asked = {knob: args.get(knob) for knob in ("keep", "budget", "max_drop")}
-    told = {key: value for key, value in quality.items() if key != "test_indices"}
+    asked = {name: args.get(name) for name in ("dataset", "retain", "keep", "budget", "max_drop")}
+    told = {key: value for key, value in quality.items() if not key.startswith("test_indices")}
+    if "test_indices_old" in quality:
+        told["test_samples_old"] = len(quality["test_indices_old"])
     with ctx.session() as session:
         release = publish_release(
             session,
@@ -170,7 +195,6 @@ def _publish(
             updates=files.updates,
             metrics={
                 **told,
-                "dataset": args["dataset"],
                 **asked,
                 "test_samples": len(quality["test_indices"]),
                 "chosen": asdict(done.chosen),
@@ -184,7 +208,6 @@ def _publish(
             "model": base.model,
             "release": release.number,
             "base": base.number,
-            "dataset": args["dataset"],
             "weights": done.updated.digest,
             "update_bytes": len(done.updated.data),
             "model_bytes": release.model_bytes,

@@ -163,7 +163,7 @@ class RetrainRequest(BaseModel):
 
     One of `keep` (share of the full retrain's gain; 0.95 where none is given), `budget` (most bytes of the update) and
     `max_drop` (most that accuracy may be below the full retrain's: 0.005 is half a point) is given, all measured on
-    the validation split.
+    the validation split. `retain` names a dataset of an old domain that is to be kept: it is replayed, and measured.
     """
 
     model_config = ConfigDict(
@@ -172,6 +172,7 @@ class RetrainRequest(BaseModel):
     )
 
     dataset: Digest
+    retain: Digest | None = None
     base: Annotated[int | None, Field(ge=1)] = None
     keep: Annotated[float | None, Field(gt=0, le=1)] = None
     budget: Annotated[int | None, Field(ge=1, le=1 << 40)] = None
@@ -179,6 +180,12 @@ class RetrainRequest(BaseModel):
     max_epochs: Annotated[int | None, Field(ge=1, le=10_000)] = None
     max_candidates: Annotated[int | None, Field(ge=1, le=100)] = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _two_domains(self) -> Self:
+        if self.retain == self.dataset:
+            raise ValueError("retain is the dataset itself; name one of the old domain, or none")
+        return self
 
     @model_validator(mode="after")
     def _one_knob(self) -> Self:

@@ -1,5 +1,6 @@
 """What training is given: the train and the validation split. The test split has a type of its own, in `evaluate`."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,33 @@ class TrainingData:
 
     train: Samples
     validation: Samples
+
+
+def with_replay(new: Samples, old: Samples, *, seed: int) -> Samples:
+    """Return the new samples, each followed by one of the old, so that both domains weigh the same: (2 n, ...).
+
+    The old ones are drawn without repeats as far as they go, then again from the start.
+
+    Args:
+        new: train split of the new domain, n samples.
+        old: train split of the old domain, at least one sample.
+        seed: of the drawing.
+
+    Raises:
+        DataMismatch: samples of the two have different shapes.
+    """
+    if new.inputs.shape[1:] != old.inputs.shape[1:]:
+        raise DataMismatch(
+            f"samples to retain have shape {list(old.inputs.shape[1:])}, the new ones {list(new.inputs.shape[1:])}; "
+            "both must be the same"
+        )
+    order = torch.Generator().manual_seed(seed)
+    rounds = [torch.randperm(len(old), generator=order) for _ in range(math.ceil(len(new) / len(old)))]
+    drawn = torch.cat(rounds)[: len(new)]
+    return Samples(
+        torch.stack((new.inputs, old.inputs[drawn]), 1).flatten(0, 1),
+        torch.stack((new.labels, old.labels[drawn]), 1).flatten(0, 1),
+    )
 
 
 def check_fit(trainable: Trainable, inputs: Tensor, labels: Tensor, *, largest: int) -> None:

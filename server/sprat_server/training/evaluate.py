@@ -1,4 +1,4 @@
-"""Measure a module on samples, and the report: the only code that opens the test split.
+"""Measure a module on samples, and the report: the only code that opens a test split.
 
 `HeldBack` names a test split without giving it; `report` alone opens it, after training has ended. Training code
 takes `TrainingData`, which has no room for one.
@@ -80,27 +80,66 @@ def recovered(base: np.ndarray, teacher: np.ndarray, state: np.ndarray) -> Share
     return Share(share, float(np.sqrt((residual**2).mean() / len(residual)) / gain))
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How much the mean of the metric fell on the old domain (below 0: it rose), and the standard error of that."""
+
+    value: float
+    error: float
+
+    def within(self, allowed: float) -> bool:
+        """Say whether this is proof enough of a loss of at most `allowed`, with the margin of `Share.keeps`."""
+        return self.value <= allowed - min(self.error, allowed) / 2
+
+
+def lost(before: np.ndarray, state: np.ndarray) -> Loss:
+    """Return the loss from paired scores (n,) of the same samples."""
+    fall = before - state
+    return Loss(float(fall.mean()), float(fall.std() / np.sqrt(len(fall))))
+
+
 def report(
     trainable: Trainable,
     held_back: HeldBack,
     *,
+    retained: HeldBack | None = None,
     base: Mapping[str, Tensor],
     teacher: Mapping[str, Tensor],
     released: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Open the test split and measure base, full retrain and the decoded release on it.
 
-    Returns accuracy_base, accuracy_retrained, accuracy_released (means of the metric), recovered_gain (None where the
-    retrain gained nothing on the test split) and test_indices.
+    Args:
+        trainable: the module.
+        held_back: the test split of the new domain.
+        retained: of the old domain, where one is to be kept.
+        base: state of the base.
+        teacher: state of the full retrain.
+        released: state of the decoded release.
+
+    Returns:
+        accuracy_base, accuracy_retrained, accuracy_released (means of the metric), recovered_gain (None where the
+        retrain gained nothing on the test split) and test_indices; with `retained` also accuracy_old_base,
+        accuracy_old_retrained, accuracy_old_released and test_indices_old.
     """
+    states = {"base": base, "retrained": teacher, "released": released}
     test = held_back.open()
-    mean = {
-        name: float(_scores(trainable, state, test.inputs, test.labels).mean())
-        for name, state in (("base", base), ("retrained", teacher), ("released", released))
-    }
+    mean = _means(trainable, states, test)
     gain = mean["retrained"] - mean["base"]
-    return {
+    told = {
         **{f"accuracy_{name}": value for name, value in mean.items()},
         "recovered_gain": (mean["released"] - mean["base"]) / gain if gain > 0 else None,
         "test_indices": [int(index) for index in test.indices],
     }
+    if retained is None:
+        return told
+    old = retained.open()
+    return {
+        **told,
+        **{f"accuracy_old_{name}": value for name, value in _means(trainable, states, old).items()},
+        "test_indices_old": [int(index) for index in old.indices],
+    }
+
+
+def _means(trainable: Trainable, states: Mapping[str, Mapping[str, Tensor]], test: TestSamples) -> dict[str, float]:
+    return {name: float(_scores(trainable, state, test.inputs, test.labels).mean()) for name, state in states.items()}

@@ -17,8 +17,8 @@ from torch import Tensor
 from sprat_server.compress import updates
 from sprat_server.compress.updates import Updated
 from sprat_server.training.checkpoints import Checkpoints
-from sprat_server.training.data import TrainingData
-from sprat_server.training.evaluate import Share, recovered, scores
+from sprat_server.training.data import TrainingData, with_replay
+from sprat_server.training.evaluate import Share, lost, recovered, scores
 from sprat_server.training.factors import FactorPlan, GridStudent, teacher_outputs
 from sprat_server.training.norms import shifted_norms
 from sprat_server.training.recipes import Trainable
@@ -102,6 +102,7 @@ def retrain(
     search: SearchPlan,
     progress: Progress,
     checkpoints: Checkpoints | None = None,
+    retained: TrainingData | None = None,
 ) -> Retrained:
     """Retrain fully, then find the smallest update that meets the target, or the best one that fits its budget.
 
@@ -113,6 +114,8 @@ def retrain(
         search: what is searched for.
         progress: told the fraction of the whole and a sentence; raises to cancel.
         checkpoints: what an earlier attempt finished, and where this one keeps its own.
+        retained: train and validation split of an old domain that is to be kept: its samples are replayed among the
+            new ones, in the full retrain and in each candidate, and each candidate is judged on both validation splits.
 
     Raises:
         NothingToLearn: the full retrain is not better than the base.
@@ -126,6 +129,7 @@ def retrain(
         plan=search,
         progress=progress,
         checkpoints=checkpoints or Checkpoints(None),
+        retained=retained,
     )
     return run.run()
 
@@ -141,8 +145,11 @@ class _Search:
         plan: SearchPlan,
         progress: Progress,
         checkpoints: Checkpoints,
+        retained: TrainingData | None,
     ) -> None:
-        self._trainable, self._source, self._data = trainable, base, data
+        self._trainable, self._source, self._validation = trainable, base, data.validation
+        self._old = None if retained is None else retained.validation
+        self._train = data.train if retained is None else with_replay(data.train, retained.train, seed=plan.seed)
         self._teacher_plan, self._plan, self._checkpoints = teacher, plan, checkpoints
         self._tell = progress
         self._curve: list[Tried] = []
@@ -153,15 +160,21 @@ class _Search:
         self._teacher = self._checkpoints.teacher()
         if self._teacher is None:
             self._teacher = train_teacher(
-                self._trainable, self._data, self._teacher_plan, lambda f, m: self._tell(0.25 * f, m)
+                self._trainable,
+                TrainingData(self._train, self._validation),
+                self._teacher_plan,
+                lambda f, m: self._tell(0.25 * f, m),
+                old=self._old,
             )
             self._checkpoints.keep_teacher(self._teacher)
-        validation = self._data.validation
-        self._scores_base = scores(self._trainable, self._base, validation)
-        self._scores_teacher = scores(self._trainable, self._teacher, validation)
+        self._scores_base = scores(self._trainable, self._base, self._validation)
+        self._scores_teacher = scores(self._trainable, self._teacher, self._validation)
+        if self._old is not None:  # what is kept: as the base has it, or where even the full retrain loses, as that
+            both = [scores(self._trainable, state, self._old) for state in (self._base, self._teacher)]
+            self._scores_old = min(both, key=lambda given: float(given.mean()))
         self._aim = Aim(self._plan.target, float((self._scores_teacher - self._scores_base).mean()))
-        self._norms = shifted_norms(self._trainable.module, self._base, self._data.train)
-        self._targets = teacher_outputs(self._trainable, self._teacher, self._data.train)
+        self._norms = shifted_norms(self._trainable.module, self._base, self._train)
+        self._targets = teacher_outputs(self._trainable, self._teacher, self._train)
         used_up = self._walk()
         if self._best is None and self._aim.budget is not None:
             raise self._aim.unmet(self._curve)
@@ -218,7 +231,7 @@ class _Search:
             start = 0.25 + count * share_of_time
             text = f"factors of rank {rank} at price {price:g}"
             student.train(
-                self._data.train, self._targets, lambda f, m: self._tell(start + f * share_of_time, f"{text}: {m}")
+                self._train, self._targets, lambda f, m: self._tell(start + f * share_of_time, f"{text}: {m}")
             )
             updated = updates.from_records(self._source, student.records())
             self._checkpoints.keep_candidate(name, updated.data)
@@ -244,7 +257,9 @@ class _Search:
 
     def _measure(self, method: str, rank: int | None, price: float | None, updated: Updated) -> Tried:
         state = floats(to_torch(updated.weights))
-        given = scores(self._trainable, state, self._data.validation)
+        given = scores(self._trainable, state, self._validation)
+        old = None if self._old is None else scores(self._trainable, state, self._old)
+        loss = None if old is None else lost(self._scores_old, old)
         share: Share = recovered(self._scores_base, self._scores_teacher, given)
         return Tried(
             method=method,
@@ -254,7 +269,8 @@ class _Search:
             share=share.value,
             error=share.error,
             accuracy=float(given.mean()),
-            keeps=self._aim.met(share, len(updated.data)),
+            keeps=self._aim.met(share, len(updated.data), loss),
+            accuracy_old=None if old is None else float(old.mean()),
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sprat_server.training.evaluate import Share
+from sprat_server.training.evaluate import Loss, Share
 from sprat_server.training.teacher import NothingToLearn
 from sprat_shared.errors import InvalidInput
 
@@ -51,6 +51,7 @@ class Tried:
         error: see share.
         accuracy: mean of the metric.
         keeps: it is what was asked for (large enough a share, or small enough a file).
+        accuracy_old: mean of the metric on the old domain that is to be kept; None where there is none.
     """
 
     method: str
@@ -61,6 +62,12 @@ class Tried:
     error: float
     accuracy: float
     keeps: bool
+    accuracy_old: float | None = None
+
+    @property
+    def merit(self) -> float:
+        """Return the accuracy on both domains together."""
+        return self.accuracy + (self.accuracy_old or 0.0)
 
 
 class Aim:
@@ -75,6 +82,7 @@ class Aim:
     """
 
     def __init__(self, target: Target, gain: float) -> None:
+        self._gain = gain
         self._budget, self._keep = None, 0.0
         match target:
             case Keep(share):
@@ -94,11 +102,16 @@ class Aim:
         """Return the most bytes; None where a share is aimed at."""
         return self._budget
 
-    def met(self, share: Share, update_bytes: int) -> bool:
-        """Say whether a point is what was asked for: a share that is proven, or a file that fits and gains."""
+    def met(self, share: Share, update_bytes: int, loss: Loss | None = None) -> bool:
+        """Say whether a point is what was asked for: a share that is proven, or a file that fits and gains.
+
+        With a `loss` on an old domain: the old may lose what the new may stay below the full retrain; with a budget,
+        less than the new gains.
+        """
         if self._budget is None:
-            return share.keeps(self._keep)
-        return update_bytes <= self._budget and share.value > 0
+            kept = loss is None or loss.within((1 - self._keep) * self._gain)
+            return share.keeps(self._keep) and kept
+        return update_bytes <= self._budget and share.value * self._gain > max(0.0, loss.value if loss else 0.0)
 
     def wants_more_bytes(self, tried: Tried) -> bool:
         """Say on which side of this point the target lies."""
@@ -106,9 +119,9 @@ class Aim:
 
     def prefers(self, one: Tried, other: Tried) -> bool:
         """Say whether `one` is better than `other`; both meet the target."""
-        if self._budget is None or one.accuracy == other.accuracy:
+        if self._budget is None or one.merit == other.merit:
             return one.update_bytes < other.update_bytes
-        return one.accuracy > other.accuracy
+        return one.merit > other.merit
 
     def unmet(self, curve: Sequence[Tried]) -> BudgetTooSmall:
         """Return the error that no point of `curve` (one or more) fits the budget: it names the smallest found."""

@@ -48,10 +48,19 @@ class TeacherPlan:
     min_steps: int = 300
 
 
-def train_teacher(trainable: Trainable, data: TrainingData, plan: TeacherPlan, progress: Progress) -> dict[str, Tensor]:
+def train_teacher(
+    trainable: Trainable, data: TrainingData, plan: TeacherPlan, progress: Progress, *, old: Samples | None = None
+) -> dict[str, Tensor]:
     """Train all weights of the module from where they are and return the new state (float32).
 
     The module itself is left as it was.
+
+    Args:
+        trainable: its module in the base's weights.
+        data: train split, with what is replayed in it, and validation split of the new domain.
+        plan: how.
+        progress: told the fraction done; raises to cancel.
+        old: validation split of an old domain that is to be kept: more must be gained than is lost there.
 
     Raises:
         NothingToLearn: no learning rate tried gives a better validation score than the base.
@@ -59,20 +68,28 @@ def train_teacher(trainable: Trainable, data: TrainingData, plan: TeacherPlan, p
     module = trainable.module
     base = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     before = float(scores(trainable, {}, data.validation).mean())
-    rate, best = plan.learning_rate, before
+    before_old = 0.0 if old is None else float(scores(trainable, {}, old).mean())
+    rate, best, lost = plan.learning_rate, before, 0.0
     try:
         for _ in range(_TRIES):
             _fit(trainable, data.train, plan, rate, progress)
             state = {name: tensor.clone() for name, tensor in module_tensors(module).items()}
             after = float(scores(trainable, state, data.validation).mean())
-            if after > before and all(bool(t.isfinite().all()) for t in state.values() if t.is_floating_point()):
+            fall = 0.0 if old is None else before_old - float(scores(trainable, state, old).mean())
+            finite = all(bool(t.isfinite().all()) for t in state.values() if t.is_floating_point())
+            if after > before and after - before > fall and finite:
                 return state
-            best = max(best, after)
+            best, lost = max((best, lost), (after, fall))
             module.load_state_dict(base)
             rate /= _SMALLER
     finally:
         module.load_state_dict(base)
         module.eval()
+    if old is not None and best > before:
+        raise NothingToLearn(
+            f"a full retrain gains {best - before:.4f} on the validation split and loses {lost:.4f} on what is to be "
+            "retained; give more data of both, or retrain without what is old"
+        )
     raise NothingToLearn(
         f"a full retrain reaches {best:.4f} on the validation split, the base has {before:.4f} already; "
         "there is nothing to send (check the labels, or give more data or epochs)"

@@ -1,13 +1,13 @@
 """The curve of a retrain as operators see it: a table, JSON, and a drawing."""
 
 import json
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from answering_server import answering
 from typer.testing import CliRunner, Result
 
 from sprat_client.cli.app import app
@@ -40,27 +40,12 @@ def release(**metrics: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Any:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A server on loopback that knows one retrained release of digits, and release 1, which was registered."""
     answers = {"2": release(), "1": release() | {"number": 1, "origin": "registered", "metrics": {}}}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps(answers[self.path.rpartition("/")[2]]).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_words: Any) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
-        Thread(target=served.serve_forever, daemon=True).start()
-        monkeypatch.setenv("SPRAT_SERVER", f"http://127.0.0.1:{served.server_port}")
-        monkeypatch.setenv("SPRAT_TOKEN", "t")
-        yield served
-        served.shutdown()
+    with answering(monkeypatch, lambda _method, path, _body: answers[path.rpartition("/")[2]]):
+        yield
 
 
 def curve(*words: str) -> Result:

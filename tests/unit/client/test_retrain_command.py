@@ -1,0 +1,58 @@
+"""`sprat retrain`: what it asks the server for, and what it says when the job has ended."""
+
+import json
+from typing import Any
+
+import pytest
+from answering_server import answering
+from typer.testing import CliRunner
+
+from sprat_client.cli.app import app
+from sprat_client.cli.releases import summary
+
+NEW, OLD = ("sha256:" + digit * 64 for digit in "12")
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Any]:
+    """Run the command against a server that knows two datasets; return the body of its request."""
+    bodies: list[dict[str, Any]] = []
+
+    def answer(method: str, path: str, body: Any) -> Any:
+        if path.startswith("/api/v1/datasets"):
+            named = (("winter", NEW), ("summer", OLD))
+            return {"items": [{"name": name, "digest": digest} for name, digest in named], "next": None}
+        assert (method, path) == ("POST", "/api/v1/models/gate/retrain")
+        bodies.append(body)
+        return {"job": {"id": "j", "kind": "retrain", "state": "queued", "result": None, "error": None}}
+
+    with answering(monkeypatch, answer):
+        ended = CliRunner().invoke(app, ["retrain", "gate", "--dataset", "winter", *words, "--json"])
+    assert ended.exit_code == 0, ended.stderr
+    assert json.loads(ended.stdout)["id"] == "j"
+    return bodies[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        ((), {}),
+        (("--keep", "0.97"), {"keep": 0.97}),
+        (("--budget", "2kB"), {"budget": 2000}),
+        (("--max-drop", "0.5pp"), {"max_drop": 0.005}),
+        (("--retain", "summer", "--seed", "3"), {"retain": OLD, "seed": 3}),
+    ],
+    ids=["nothing", "keep", "budget", "max-drop", "retain"],
+)
+def test_the_request_has_what_was_given_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], fields: dict[str, Any]
+) -> None:
+    assert asked(monkeypatch, *words) == {"dataset": NEW, "base": None} | fields
+
+
+def test_the_accuracies_on_an_old_domain_are_told_where_it_was_measured() -> None:
+    result = {"release": 2, "update_bytes": 1384, "accuracy_released": 0.91}
+    job: Any = {"result": result | {f"accuracy_old_{state}": 0.9 for state in ("base", "retrained", "released")}}
+    assert summary("gate", job) == (
+        "gate@2  update 1,384 bytes  released 0.9100  old base 0.9000  old retrained 0.9000  old released 0.9000"
+    )
+    assert "old" not in summary("gate", {"result": result})  # type: ignore[typeddict-item]
