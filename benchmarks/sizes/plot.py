@@ -26,7 +26,9 @@ def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[in
     mpl.use("agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415 - after the choice of what draws
 
-    figure, panels = plt.subplots(1, len(points), figsize=(6.2 * len(points), 4.6), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(points), figsize=(6.2 * len(points), 5.2), sharey=True, squeeze=False, layout="constrained"
+    )
     for panel, (case, of_case) in zip(panels[0], points.items(), strict=True):
         for number, method in enumerate(methods):
             if method.key not in of_case:
@@ -38,8 +40,7 @@ def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[in
         panel.set(title=case, xscale="log", xlabel="bytes of the update", ylim=(LOWEST, 1.1))
         panel.grid(visible=True, alpha=0.3)
     panels[0][0].set_ylabel("recovered gain, test split, median of seeds")
-    panels[0][-1].legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(to, dpi=110)
     return f"plot: {to} ({to.stat().st_size / 1000:.0f} kB)"
 

@@ -69,7 +69,17 @@ def table(methods: Sequence[Method], rows: Mapping[str, Mapping[str, Any]], seed
             cells = [_cell(rows[method.key][f"{share:.2f}"], seeds) for share in SHARES]
             title = f"**{method.title}**" if method.ours else method.title
             lines.append(f"| {title} | {' | '.join(cells)} |")
-    return lines
+    ratios = [_ratio(methods, rows, f"{share:.2f}") for share in SHARES]
+    return [*lines, f"| best peer / best of sprat | {' | '.join(ratios)} |"]
+
+
+def _ratio(methods: Sequence[Method], rows: Mapping[str, Mapping[str, Any]], share: str) -> str:
+    """Return how many times fewer bytes sprat's best row needs than the best peer's; below 1 where a peer is ahead."""
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    for method in methods:
+        if found := rows.get(method.key, {}).get(share):
+            sizes[method.ours].append(found["bytes"])
+    return f"{min(sizes[False]) / min(sizes[True]):.1f} times" if sizes[True] and sizes[False] else "-"
 
 
 def _cell(found: Mapping[str, Any] | None, seeds: int) -> str:
