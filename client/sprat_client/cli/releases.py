@@ -1,5 +1,6 @@
 """`sprat release` and `sprat retrain`: the immutable, numbered states of a model and how they are made."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,8 +92,8 @@ def curve(
 ) -> None:
     """Show what a retrain tried: bytes of each update, and the share of the gain it has on the validation split.
 
-    The chosen one is marked. With -o the curve is drawn as well: bytes on a log axis, the chosen point ringed. A
-    drawing is SVG, which browsers and office programs show.
+    The chosen one is marked; `old` is the accuracy on a domain that was to be kept. With -o the curve is drawn as
+    well: bytes on a log axis, the chosen point ringed. A drawing is SVG, which browsers and office programs show.
 
     Example: sprat release curve digits@2 -o digits.svg
     """
@@ -108,17 +109,20 @@ def curve(
         except OSError as error:
             raise InvalidInput(f"-o {output}: {error.strerror}") from None
         typer.echo(f"drawn: {output}", err=True)
-    columns = {
+    columns: dict[str, Callable[[Any], Any]] = {
         "": lambda one: "*" if one["chosen"] else " ",
         "bytes": lambda one: f"{one['update_bytes']:,}",
         "gain kept": lambda one: f"{one['share']:.4f}",
         "+-": lambda one: f"{one['error']:.4f}",
         "accuracy": lambda one: one.get("accuracy"),
+        "old": lambda one: one.get("accuracy_old"),
         "meets": lambda one: one["keeps"],
         "method": lambda one: one["method"],
         "rank": lambda one: one["rank"],
         "price": lambda one: one["price"],
     }
+    if all(point.get("accuracy_old") is None for point in points):
+        del columns["old"]
     emit_table(points, columns, as_json=json_, empty="nothing was tried")
 
 

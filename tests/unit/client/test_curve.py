@@ -60,6 +60,14 @@ def test_the_table_has_every_point_by_size_and_marks_the_chosen_one() -> None:
     assert lines[2].split() == ["*", "1,384", "0.9610", "0.0100", "0.8883", "yes", "factors", "8", "0.001"]
 
 
+def test_the_accuracy_on_an_old_domain_has_a_column_where_one_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = CHOSEN | {"accuracy_old": 0.93}
+    with answering(monkeypatch, lambda *_request: release(curve=[kept], chosen=kept)):
+        lines = curve("digits@2").stdout.splitlines()
+    assert lines[0].split()[4:6] == ["accuracy", "old"]
+    assert lines[1].split()[4:6] == ["0.8883", "0.93"]
+
+
 @pytest.mark.usefixtures("server")
 def test_with_json_each_point_is_an_object_that_says_whether_it_was_chosen() -> None:
     points = [json.loads(line) for line in curve("digits", "2", "--json").stdout.splitlines()]
