@@ -24,14 +24,20 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))  # the cases are made of the demo's data and network
 
 import torch  # noqa: E402 - after the path is set, as the next ones
-from sizes import nncodec, own, post_hoc, trained  # noqa: E402
+from sizes import exact, nncodec, own, post_hoc, trained  # noqa: E402
 from sizes.cases import CASES, make_problem  # noqa: E402
 from sizes.method import Method, Unavailable  # noqa: E402
 from sizes.plot import draw  # noqa: E402
 from sizes.store import Point  # noqa: E402
 from sizes.summary import best_points, table  # noqa: E402
 
-METHODS: Final[tuple[Method, ...]] = (*post_hoc.METHODS, *nncodec.METHODS, *trained.METHODS, *own.METHODS)
+METHODS: Final[tuple[Method, ...]] = (
+    *post_hoc.METHODS,
+    *nncodec.METHODS,
+    *trained.METHODS,
+    *own.METHODS,
+    *exact.METHODS,
+)
 Found = dict[str, dict[str, dict[int, list[Point]]]]
 
 

@@ -9,6 +9,7 @@ from sizes.method import Method
 from sizes.store import Point
 
 LOWEST = -0.05
+COLOURS = (*(f"C{number}" for number in range(10)), "black", "0.5")
 
 
 def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[int, Sequence[Point]]]], to: Path) -> str:
@@ -27,7 +28,7 @@ def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[in
     import matplotlib.pyplot as plt  # noqa: PLC0415 - after the choice of what draws
 
     figure, panels = plt.subplots(
-        1, len(points), figsize=(6.2 * len(points), 5.2), sharey=True, squeeze=False, layout="constrained"
+        1, len(points), figsize=(max(9.0, 6.2 * len(points)), 5.2), sharey=True, squeeze=False, layout="constrained"
     )
     for panel, (case, of_case) in zip(panels[0], points.items(), strict=True):
         for number, method in enumerate(methods):
@@ -36,7 +37,7 @@ def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[in
             way = sorted(_medians(of_case[method.key]))
             style = {"linewidth": 2.2, "marker": "o"} if method.ours else {"linewidth": 1.1, "marker": "."}
             x, y = zip(*way, strict=True)
-            panel.plot(x, y, label=method.title, color=f"C{number}" if number < 10 else "black", **style)  # noqa: PLR2004 - matplotlib has ten colours
+            panel.plot(x, y, label=method.title, color=COLOURS[number % len(COLOURS)], **style)
         panel.set(title=case, xscale="log", xlabel="bytes of the update", ylim=(LOWEST, 1.1))
         panel.grid(visible=True, alpha=0.3)
     panels[0][0].set_ylabel("recovered gain, test split, median of seeds")
