@@ -64,18 +64,26 @@ def lossless(change: Change, level: int = 19) -> Candidate:
 
 
 def candidates(change: Change) -> Iterator[Candidate]:
-    """Yield every way to say the change that keeps the tensor finite. F32, F16 and BF16 only.
+    """Yield every way to say the change that keeps the tensor usable. F32, F16 and BF16 only.
+
+    Usable is finite, and positive where it was positive before and after: a variance that an approximation makes
+    negative turns a network's answers into noise, however small the error.
 
     Cost: one truncated SVD, randomised above 256 rows (Halko, Martinsson, Tropp, arXiv 0909.4061, with two power
     iterations and a fixed seed), and one rebuild for each candidate.
     """
     if change.spec.dtype not in REBUILDABLE:
         raise ValueError(f"{change.spec.dtype} has only the exact way")
+    positive = all((widen(side, change.spec.dtype) > 0).all() for side in (change.old, change.new))
     yield Candidate((), 0.0, *change.missed(change.old))
     for record, integers in _records(change):
         rebuilt = rebuild_tensor(change.old, change.spec, [record])
-        if np.isfinite(widen(rebuilt, change.spec.dtype)).all():
+        if _usable(widen(rebuilt, change.spec.dtype), positive=positive):
             yield Candidate((record,), _entropy_bytes(integers) + _RECORD_BYTES, *change.missed(rebuilt))
+
+
+def _usable(values: Floats, *, positive: bool) -> bool:
+    return bool(np.isfinite(values).all() and not (positive and (values <= 0).any()))
 
 
 def _records(change: Change) -> Iterator[tuple[Record, list[npt.NDArray[np.signedinteger]]]]:
