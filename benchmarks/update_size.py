@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "examples"))  # the cases are made of the demo's d
 
 import torch  # noqa: E402 - after the path is set, as the next ones
 from sizes import exact, nncodec, own, post_hoc, trained  # noqa: E402
-from sizes.cases import CASES, make_problem  # noqa: E402
+from sizes.cases import CASES, CaseUnavailable, make_problem  # noqa: E402
 from sizes.method import Method, Unavailable  # noqa: E402
 from sizes.plot import draw  # noqa: E402
 from sizes.store import Point  # noqa: E402
@@ -39,13 +39,24 @@ METHODS: Final[tuple[Method, ...]] = (
     *exact.METHODS,
 )
 Found = dict[str, dict[str, dict[int, list[Point]]]]
+Gains = dict[str, dict[int, dict[str, Any]]]
 
 
-def measure(case: str, seed: int, methods: Sequence[str], folder: Path) -> dict[str, list[Point] | str]:
-    """Return the points of each method on one problem, or the reason why a method has none. A process of its own."""
+def measure(
+    case: str, seed: int, methods: Sequence[str], folder: Path
+) -> tuple[dict[str, Any] | None, dict[str, list[Point] | str]]:
+    """Return a problem's gains and the points of each method on it, or the reason why there are none.
+
+    It runs in a process of its own.
+    """
     torch.set_num_threads(1)
-    problem, store = make_problem(case, seed, folder)
+    try:
+        problem, store = make_problem(CASES[case], seed, folder)
+    except CaseUnavailable as reason:
+        return None, dict.fromkeys(methods, f"{case}: {reason}")
     found: dict[str, list[Point] | str] = {}
+    gains = problem.gains()
+    print(f"{case}, seed {seed}: {told(gains)}", file=sys.stderr, flush=True)
     for method in METHODS:
         if method.key in methods:
             try:
@@ -53,7 +64,16 @@ def measure(case: str, seed: int, methods: Sequence[str], folder: Path) -> dict[
             except Unavailable as reason:
                 found[method.key] = str(reason)
             print(f"{case}, seed {seed}: {method.title} done", file=sys.stderr, flush=True)
-    return found
+    return gains, found
+
+
+def told(gains: Mapping[str, Any]) -> str:
+    """Return what a full retrain gains on a problem, in words."""
+    (v0, v1), (t0, t1) = gains["validation"], gains["test"]
+    return (
+        f"{gains['values']:,} values; accuracy of base and full retrain {100 * t0:.1f} % and {100 * t1:.1f} % "
+        f"on the test split, {100 * v0:.1f} % and {100 * v1:.1f} % on the validation split"
+    )
 
 
 def processor() -> str:
@@ -63,31 +83,38 @@ def processor() -> str:
     return f"{os.cpu_count()} cores, {name}"
 
 
-def run(cases: Sequence[str], seeds: Sequence[int], methods: Sequence[str], *, folder: Path, jobs: int) -> Found:
+def run(
+    cases: Sequence[str], seeds: Sequence[int], methods: Sequence[str], *, folder: Path, jobs: int
+) -> tuple[Gains, Found]:
     """Measure all methods on all problems; seeds in the outer loop, so that an early stop leaves whole seeds."""
+    gains: Gains = {case: {} for case in cases}
     found: Found = {case: {} for case in cases}
-    told = set()
+    reasons = set()
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         asked = [(case, seed, pool.submit(measure, case, seed, methods, folder)) for seed in seeds for case in cases]
         for case, seed, answer in asked:
-            for key, points in answer.result().items():
+            of_problem, by_method = answer.result()
+            if of_problem:
+                gains[case][seed] = of_problem
+            for key, points in by_method.items():
                 if isinstance(points, str):
-                    told.add(points)
+                    reasons.add(points)
                 else:
                     found[case].setdefault(key, {})[seed] = points
-    for reason in sorted(told):
+    for reason in sorted(reasons):
         print(f"left out: {reason}\n")
-    return found
+    return gains, found
 
 
-def report_of(found: Found, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return everything as JSON: what each method needs, and all points."""
+def report_of(gains: Gains, found: Found, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return everything as JSON: the problems, what each method needs, and all points."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "seeds": list(seeds),
+        "problems": {case: {"title": CASES[case].title, "seeds": of_case} for case, of_case in gains.items()},
         "cases": {
             case: {
                 method.key: {
@@ -124,12 +151,14 @@ def main() -> None:
         except Unavailable as reason:
             methods.remove("nncodec")
             print(f"left out: {reason}\n")
-    found = run(cases, seeds, methods, folder=asked.cache, jobs=asked.jobs)
-    report = report_of(found, seeds)
+    gains, found = run(cases, seeds, methods, folder=asked.cache, jobs=asked.jobs)
+    report = report_of(gains, found, seeds)
     print(f"{report['date']}, {report['machine']}, seeds {', '.join(map(str, seeds))}")
     print("bytes: median over the seeds (95 % bootstrap interval; recovered gain on the test split)\n")
     for case in cases:
         needs = {key: row["needs"] for key, row in report["cases"][case].items()}
+        for seed, of_problem in gains[case].items():
+            print(f"{case}, seed {seed}: {told(of_problem)}")
         print("\n".join([f"{case}", "", *table(METHODS, needs, asked.seeds), ""]))
     if asked.plot:
         print(draw(METHODS, found, asked.plot))

@@ -6,6 +6,7 @@ from typing import Final
 
 from sizes.cases import Problem
 from sizes.method import Method, Sent
+from sizes.store import Store
 from sprat_server.compress import updates
 from sprat_server.training import factors, norms
 from sprat_server.training.factors import FactorPlan, GridStudent, teacher_outputs
@@ -25,7 +26,7 @@ def _files(*packages: object) -> tuple[Path, ...]:
     return tuple(sorted(file for folder in folders for file in folder.glob("*.py")))
 
 
-def _factors(problem: Problem, settings: Sequence[str], _folder: Path) -> Iterator[Sent]:
+def _factors(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
     targets = teacher_outputs(problem.trainable, problem.teacher, problem.data.train)
     for setting in settings:
         rank, price = _RUNGS[setting]
@@ -35,14 +36,16 @@ def _factors(problem: Problem, settings: Sequence[str], _folder: Path) -> Iterat
             teacher=problem.teacher,
             norms=problem.norms,
             table=problem.source.table,
-            plan=FactorPlan(rank=rank, price=price, seed=problem.seed),
+            plan=FactorPlan(
+                rank=rank, price=price, epochs=problem.epochs, batch=problem.batch, min_steps=0, seed=problem.seed
+            ),
         )
         student.train(problem.data.train, targets, lambda _fraction, _text: None)
         updated = updates.from_records(problem.source, student.records())
         yield Sent(setting, len(updated.data), floats(to_torch(updated.weights)))
 
 
-def _post_hoc(problem: Problem, settings: Sequence[str], _folder: Path) -> Iterator[Sent]:
+def _post_hoc(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
     # A count of batches seen takes no part in what the network computes; no peer is asked to send it either.
     counters = {name: t for name, t in problem.base.items() if not t.is_floating_point()}
     wished = to_source({**problem.teacher, **counters})
