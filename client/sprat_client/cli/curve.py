@@ -1,28 +1,29 @@
-"""The curve of a retrain: what each update that was tried took and kept, as records and as a drawing (SVG).
+"""The curve of a retrain: what each update that was tried took and kept, as records and as a drawing (PNG or SVG)."""
 
-The drawing is text made here: a plotting library would be the largest dependency of the command line.
-"""
-
-import math
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any, Final
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from sprat_client.cli.output import size
-from sprat_shared.errors import NotFound
+from sprat_shared.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Point = Mapping[str, Any]
 
-_WIDTH: Final = 720
-_HEIGHT: Final = 440
-_LEFT: Final = 70
-_RIGHT: Final = 24
-_TOP: Final = 48
-_BOTTOM: Final = 58
-_INK: Final = "#1f2937"
-_FAINT: Final = "#d1d5db"
+FORMATS: Final = frozenset({".png", ".svg"})
+"""What a drawing can be, by the end of its file's name."""
+
+_INCHES: Final = (7.5, 4.6)
+_DOTS_PER_INCH: Final = 150
 _MARK: Final = "#2563eb"
 _CHOSEN: Final = "#dc2626"
+_FAINT: Final = "#d1d5db"
+_LONG: Final = 10_000_000  # bytes from which whole numbers run into each other
+_LOWEST: Final = -1.0  # a share far below zero would press the rest of the curve flat
 
 
 def points_of(release: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -40,97 +41,102 @@ def points_of(release: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(points, key=lambda point: point["update_bytes"])
 
 
-def drawing(release: Mapping[str, Any]) -> str:
-    """Return the curve as an SVG document: bytes on a log axis, share of the gain upwards, the chosen point ringed.
+def check_drawable(output: Path) -> None:
+    """Raise unless a curve can be drawn into a file of this name.
+
+    Raises:
+        InvalidInput: it is neither .png nor .svg, or the extra `plot` is not installed.
+    """
+    if output.suffix.lower() not in FORMATS:
+        raise InvalidInput(f"-o {output}: a curve is drawn as .png or .svg; call the file {output.with_suffix('.png')}")
+    if find_spec("matplotlib") is None:
+        raise InvalidInput(
+            f"-o {output}: drawing needs the extra 'plot' (matplotlib is missing): pip install 'sprat[cli,plot]'"
+        )
+
+
+def draw(release: Mapping[str, Any], output: Path) -> None:
+    """Draw the curve into a file: bytes on a log axis, share of the gain upwards, the chosen point ringed and named.
+
+    Args:
+        release: as the API shows it.
+        output: .png or .svg, checked by `check_drawable`; it is replaced.
 
     Raises:
         NotFound: the release was not made by a retrain.
+        InvalidInput: the file cannot be written.
     """
+    figure = drawing(release)
+    try:
+        figure.savefig(output, format=output.suffix.lower()[1:], dpi=_DOTS_PER_INCH)
+    except OSError as error:
+        raise InvalidInput(f"-o {output}: {error.strerror}") from None
+
+
+def drawing(release: Mapping[str, Any]) -> "Figure":
+    """Return the curve as a figure of matplotlib; see `draw`."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - of the extra `plot`; no command but this one needs it
+
     points, metrics = points_of(release), release["metrics"]
-    plane = _Plane(points, metrics)
-    keep, budget = metrics.get("keep"), metrics.get("budget")
-    parts = [*plane.grid()]
-    if keep is not None:
-        parts.append(_line(_LEFT, plane.y(keep), _WIDTH - _RIGHT, plane.y(keep), _CHOSEN, dashed=True))
-        parts.append(_text(_WIDTH - _RIGHT - 4, plane.y(keep) - 5, f"{100 * keep:g} % asked for", anchor="end"))
-    if budget is not None:
-        parts.append(_line(plane.x(budget), _TOP, plane.x(budget), _HEIGHT - _BOTTOM, _CHOSEN, dashed=True))
-        parts.append(_text(plane.x(budget) - 5, _TOP + 14, f"at most {size(budget)}", anchor="end"))
-    parts += [plane.mark(point) for point in points]
+    figure = Figure(figsize=_INCHES, layout="constrained")
+    axes = figure.add_subplot()
     title = f"{release['model']}@{release['number']}: gain kept by size of the update (validation split)"
-    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif" font-size="12" fill="{_INK}">',
-            f"<title>{escape(title)}</title>",
-            f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-            f'<text x="{_LEFT}" y="26" font-size="15">{escape(title)}</text>',
-            *parts,
-            "</svg>\n",
-        ]
-    )
+    axes.set_title(title, parse_math=False)
+    _draw_points(axes, points)
+    _draw_target(axes, metrics)
+    _set_axes(axes, points, metrics)
+    return figure
 
 
-class _Plane:
-    """Where bytes and shares lie on the sheet."""
-
-    def __init__(self, points: Sequence[Point], metrics: Mapping[str, Any]) -> None:
-        sizes = [point["update_bytes"] for point in points] + [metrics.get("budget") or points[0]["update_bytes"]]
-        shares = [point["share"] for point in points] + [metrics.get("keep") or 1.0, 1.0]
-        self._fewest, self._most = math.log10(min(sizes) * 0.8), math.log10(max(sizes) * 1.25)
-        self._step = 0.1 if min(shares) > 0 else 0.2
-        self._lowest: float = max(self._step * math.floor(min(shares) / self._step - 0.5), -1.0)
-        self._highest: float = max(shares) + self._step / 2
-
-    def x(self, count: float) -> float:
-        part = (math.log10(count) - self._fewest) / (self._most - self._fewest)
-        return round(_LEFT + part * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def y(self, share: float) -> float:
-        part = (max(share, self._lowest) - self._lowest) / (self._highest - self._lowest)
-        return round(_HEIGHT - _BOTTOM - part * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-    def grid(self) -> list[str]:
-        bottom, parts = _HEIGHT - _BOTTOM, []
-        for count in self._round_sizes():
-            parts.append(_line(self.x(count), _TOP, self.x(count), bottom, _FAINT))
-            parts.append(_text(self.x(count), bottom + 18, f"{count:,}", anchor="middle"))
-        for rung in range(math.ceil(self._lowest / self._step), math.floor(self._highest / self._step) + 1):
-            share = rung * self._step
-            parts.append(_line(_LEFT, self.y(share), _WIDTH - _RIGHT, self.y(share), _FAINT))
-            parts.append(_text(_LEFT - 8, self.y(share) + 4, f"{100 * share:.0f} %", anchor="end"))
-        parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 14, "bytes of the update", anchor="middle"))
-        return parts
-
-    def _round_sizes(self) -> list[int]:
-        decades = range(math.floor(self._fewest), math.ceil(self._most) + 1)
-        digits = (1, 2, 5) if self._most - self._fewest < 3 else (1,)  # noqa: PLR2004 - decades; more would collide
-        sizes = [digit * 10**decade for decade in decades if decade >= 0 for digit in digits]
-        return [count for count in sizes if self._fewest <= math.log10(count) <= self._most]
-
-    def mark(self, point: Point) -> str:
-        """Return a point: filled where it is what was asked for, ringed and named where it was chosen."""
-        x, y = self.x(point["update_bytes"]), self.y(point["share"])
-        words = [point["method"]]
-        words += [f"{name} {point[name]:g}" for name in ("rank", "price") if point[name] is not None]
-        words.append(f"{point['update_bytes']:,} bytes, {100 * point['share']:.1f} % of the gain")
-        fill = _MARK if point["keeps"] else "white"
-        dot = (
-            f'<circle cx="{x}" cy="{y}" r="4.5" fill="{fill}" stroke="{_MARK}" stroke-width="1.5">'
-            f"<title>{escape(', '.join(words))}</title></circle>"
+def _draw_points(axes: "Axes", points: Sequence[Point]) -> None:
+    for point in points:
+        at = (point["update_bytes"], max(point["share"], _LOWEST))
+        axes.errorbar(
+            *at,
+            yerr=point["error"],
+            fmt="o",
+            color=_MARK,
+            markerfacecolor=_MARK if point["keeps"] else "white",
+            markersize=6,
+            elinewidth=1,
         )
-        if not point["chosen"]:
-            return dot
-        ring = f'<circle class="chosen" cx="{x}" cy="{y}" r="9" fill="none" stroke="{_CHOSEN}" stroke-width="2"/>'
-        left = x > _WIDTH / 2
-        label = f"{point['update_bytes']:,} bytes, {100 * point['share']:.1f} %"
-        return dot + ring + _text(x - 14 if left else x + 14, y + 22, label, anchor="end" if left else "start")
+        if point["chosen"]:
+            axes.plot(*at, "o", markersize=14, markerfacecolor="none", markeredgecolor=_CHOSEN, markeredgewidth=2)
+            label = f"{point['update_bytes']:,} bytes, {100 * point['share']:.1f} %"
+            left = point["update_bytes"] ** 2 > points[0]["update_bytes"] * points[-1]["update_bytes"]
+            axes.annotate(
+                label,
+                at,
+                xytext=(-14 if left else 14, -22),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                color=_CHOSEN,
+            )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, *, dashed: bool = False) -> str:
-    dashes = ' stroke-dasharray="5 4"' if dashed else ""
-    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{colour}"{dashes}/>'
+def _draw_target(axes: "Axes", metrics: Mapping[str, Any]) -> None:
+    keep, budget = metrics.get("keep"), metrics.get("budget")
+    if keep is not None:
+        axes.axhline(keep, color=_CHOSEN, linestyle="--", linewidth=1, label=f"{100 * keep:g} % asked for")
+    if budget is not None:
+        axes.axvline(budget, color=_CHOSEN, linestyle="--", linewidth=1, label=f"at most {size(budget)}")
+    if keep is not None or budget is not None:
+        axes.legend(loc="lower right", frameon=False)
 
 
-def _text(x: float, y: float, words: str, *, anchor: str) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
+def _set_axes(axes: "Axes", points: Sequence[Point], metrics: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator, PercentFormatter  # noqa: PLC0415
+
+    sizes = [point["update_bytes"] for point in points] + [metrics.get("budget") or points[0]["update_bytes"]]
+    axes.set_xscale("log")
+    axes.set_xlim(min(sizes) * 0.7, max(sizes) * 1.5)
+    few = max(sizes) < 1000 * min(sizes)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    whole = FuncFormatter(lambda count, _at: f"{count:,.0f}")
+    axes.xaxis.set_major_formatter(whole if max(sizes) < _LONG else EngFormatter("B"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(color=_FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("bytes of the update")
+    axes.set_ylabel("share of the full retrain's gain")

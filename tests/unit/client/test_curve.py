@@ -1,6 +1,8 @@
 """The curve of a retrain as operators see it: a table, JSON, and a drawing."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,8 @@ from answering_server import answering
 from typer.testing import CliRunner, Result
 
 from sprat_client.cli.app import app
-from sprat_client.cli.curve import drawing, points_of
+from sprat_client.cli.curve import draw, drawing, points_of
 from sprat_shared.errors import InvalidInput, NotFound
-
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def point(update_bytes: int, share: float, *, keeps: bool, price: float | None = 1e-3) -> dict[str, Any]:
@@ -76,21 +76,33 @@ def test_with_json_each_point_is_an_object_that_says_whether_it_was_chosen() -> 
 
 
 @pytest.mark.usefixtures("server")
-def test_the_drawing_is_written_where_it_is_wanted(tmp_path: Path) -> None:
-    target = tmp_path / "digits.svg"
-    ended = curve("digits@2", "-o", str(target))
+@pytest.mark.parametrize(("name", "begins"), [("digits.png", b"\x89PNG\r\n"), ("digits.SVG", b"<?xml")])
+def test_the_drawing_has_the_format_that_its_name_says(tmp_path: Path, name: str, begins: bytes) -> None:
+    ended = curve("digits@2", "-o", str(tmp_path / name))
     assert ended.exit_code == 0
-    assert target.read_text() == drawing(release())
+    assert (tmp_path / name).read_bytes().startswith(begins)
 
 
 @pytest.mark.usefixtures("server")
-def test_a_file_that_is_no_svg_or_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    refused = curve("digits@2", "-o", "digits.png")
+def test_a_file_that_is_no_drawing_or_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    refused = curve("digits@2", "-o", "digits.pdf")
     assert isinstance(refused.exception, InvalidInput)
-    assert str(refused.exception) == "-o digits.png: a curve is drawn as SVG; call the file digits.svg"
+    assert str(refused.exception) == "-o digits.pdf: a curve is drawn as .png or .svg; call the file digits.png"
     missing = curve("digits@2", "-o", str(tmp_path / "none" / "digits.svg"))
     assert isinstance(missing.exception, InvalidInput)
     assert "No such file or directory" in str(missing.exception)
+
+
+def test_without_matplotlib_the_extra_is_named_before_the_server_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    refused = curve("digits@2", "-o", "digits.png")
+    assert isinstance(refused.exception, InvalidInput)
+    assert "needs the extra 'plot' (matplotlib is missing): pip install 'sprat[cli,plot]'" in str(refused.exception)
+
+
+def test_no_other_command_loads_matplotlib() -> None:
+    code = "import sys; import sprat_client.cli.app; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.usefixtures("server")
@@ -100,41 +112,44 @@ def test_a_release_that_was_not_retrained_has_no_curve() -> None:
     assert str(ended.exception) == "digits@1 was registered, not retrained here: it has no curve"
 
 
-def test_the_drawing_is_svg_with_a_dot_for_each_point_and_a_ring_about_the_chosen_one() -> None:
-    picture = ET.fromstring(drawing(release()))
-    circles = picture.findall(f"{SVG}circle")
-    rings = [circle for circle in circles if circle.get("class") == "chosen"]
-    dots = [circle for circle in circles if circle.get("class") is None]
-    assert (len(dots), len(rings)) == (3, 1)
-    assert (rings[0].get("cx"), rings[0].get("cy")) == (dots[1].get("cx"), dots[1].get("cy"))
-    assert [dot.get("fill") for dot in dots] == ["white", "#2563eb", "#2563eb"]
-    assert [float(dot.get("cx") or 0) for dot in dots] == sorted(float(dot.get("cx") or 0) for dot in dots)
-    words = [text.text for text in picture.findall(f"{SVG}text")]
-    assert "1,384 bytes, 96.1 %" in words
-    assert "95 % asked for" in words
+def test_the_chosen_point_is_ringed_and_named_and_the_target_is_a_line() -> None:
+    axes = drawing(release()).axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "o" and line.get_markersize() == 6]
+    (ring,) = (line for line in axes.lines if line.get_markersize() == 14)
+    (target,) = (line for line in axes.lines if line.get_linestyle() == "--")
+    assert axes.get_xscale() == "log"
+    assert [float(dot.get_xdata()[0]) for dot in dots] == [890, 1384, 41_000]
+    assert [dot.get_markerfacecolor() for dot in dots] == ["white", "#2563eb", "#2563eb"]
+    assert (float(ring.get_xdata()[0]), float(ring.get_ydata()[0])) == (1384, 0.961)
+    assert [text.get_text() for text in axes.texts] == ["1,384 bytes, 96.1 %"]
+    assert list(target.get_ydata()) == [0.95, 0.95]
+    assert axes.get_legend().get_texts()[0].get_text() == "95 % asked for"
 
 
 @pytest.mark.parametrize(
-    "metrics",
+    ("metrics", "lines"),
     [
-        {"keep": None, "budget": 2000},
-        {"keep": None, "max_drop": 0.005},
-        {"curve": [CHOSEN], "keep": None},
-        {"curve": [CHOSEN, point(12, -3.5, keeps=False), point(10**9, 0.5, keeps=False)]},
+        ({"keep": None, "budget": 2000}, 1),
+        ({"keep": None, "max_drop": 0.005}, 0),
+        ({"curve": [CHOSEN], "keep": None}, 0),
+        ({"curve": [CHOSEN, point(12, -3.5, keeps=False), point(10**9, 0.5, keeps=False)]}, 1),
     ],
     ids=["budget", "drop", "one-point", "far-apart"],
 )
-def test_every_mark_lies_on_the_sheet(metrics: dict[str, Any]) -> None:
-    picture = ET.fromstring(drawing(release(**metrics)))
-    for circle in picture.findall(f"{SVG}circle"):
-        assert 0 <= float(circle.get("cx") or -1) <= 720
-        assert 0 <= float(circle.get("cy") or -1) <= 440
-    lines = [line for line in picture.findall(f"{SVG}line") if line.get("stroke-dasharray")]
-    assert len(lines) == (1 if metrics.get("budget") or "keep" not in metrics else 0)
+def test_every_mark_lies_on_the_sheet(metrics: dict[str, Any], lines: int) -> None:
+    axes = drawing(release(**metrics)).axes[0]
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    marks = [line for line in axes.lines if line.get_marker() == "o"]
+    assert len(marks) == len(release(**metrics)["metrics"]["curve"]) + 1
+    for mark in marks:
+        assert left < mark.get_xdata()[0] < right
+        assert low < mark.get_ydata()[0] < high
+    assert len([line for line in axes.lines if line.get_linestyle() == "--"]) == lines
 
 
-def test_a_models_name_cannot_break_the_drawing() -> None:
-    assert ET.fromstring(drawing(release() | {"model": "<&>"})) is not None
+def test_a_models_name_cannot_break_the_drawing(tmp_path: Path) -> None:
+    draw(release() | {"model": "<&>$x$"}, tmp_path / "drawn.svg")
+    assert ET.parse(tmp_path / "drawn.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_points_of_a_release_made_before_accuracies_were_kept_are_shown_too() -> None:
