@@ -10,7 +10,7 @@ with 1/2 and its tail is exact (McNemar, Psychometrika 12, 1947, in the exact fo
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -236,11 +236,24 @@ def _made_up(spec: PortSpec) -> Array:
 
 
 def _check_ports(new: ModelHost, old: ModelHost | None) -> None:
+    """Refuse other inputs or outputs than the old release's; only the last axis of an output, its classes, may differ.
+
+    A label beyond the outputs of either release is wrong there: the paired comparison says what classes are worth.
+    """
     if old is None:
         return
-    for kind, ours, theirs in (("inputs", new.inputs, old.inputs), ("outputs", new.outputs, old.outputs)):
-        if list(ours) != list(theirs):
-            raise ValidationRefused(f"validation: {kind} changed from {theirs} to {ours}", code="validation.shape")
+    if list(new.inputs) != list(old.inputs):
+        raise _changed("inputs", new.inputs, old.inputs)
+    if [_but_classes(port) for port in new.outputs] != [_but_classes(port) for port in old.outputs]:
+        raise _changed("outputs", new.outputs, old.outputs)
+
+
+def _but_classes(port: PortSpec) -> tuple[PortSpec, int]:
+    return replace(port, shape=port.shape[:-1]), len(port.shape)
+
+
+def _changed(kind: str, ours: Sequence[PortSpec], theirs: Sequence[PortSpec]) -> ValidationRefused:
+    return ValidationRefused(f"validation: {kind} changed from {theirs} to {ours}", code="validation.shape")
 
 
 def _only_input(host: ModelHost) -> PortSpec:

@@ -22,12 +22,12 @@ CLASSES = 10
 class TableModel:
     """A model that looks its answers up: the input is the sample's number."""
 
-    def __init__(self, answers: Array, *, spoil: float | None = None, wide: bool = False) -> None:
-        self._logits = np.eye(CLASSES, dtype=np.float32)[answers]
+    def __init__(self, answers: Array, *, spoil: float | None = None, axes: int = 2, classes: int = CLASSES) -> None:
+        self._logits = np.eye(classes, dtype=np.float32)[answers]
         if spoil is not None:
             self._logits[-1, 0] = spoil
         self.inputs = [PortSpec("number", np.dtype(np.int64), (None,))]
-        self.outputs = [PortSpec("logits", np.dtype(np.float32), (None, CLASSES + wide))]
+        self.outputs = [PortSpec("logits", np.dtype(np.float32), (None, classes)[:axes])]
 
     def run(self, values: Mapping[str, Array]) -> list[Array]:
         return [self._logits[values["number"].astype(np.int64)]]
@@ -111,11 +111,21 @@ def test_an_answer_that_is_not_finite_refuses_the_release(spoil: float) -> None:
     assert refused.value.code == "validation.not-finite"
 
 
-def test_another_output_shape_refuses_the_release() -> None:
+def test_outputs_of_another_kind_refuse_the_release() -> None:
     holdout = holdout_of(10)
     with pytest.raises(ValidationRefused, match="outputs changed") as refused:
-        validate(TableModel(holdout.labels, wide=True), TableModel(holdout.labels), holdout, SETTINGS)
+        validate(TableModel(holdout.labels, axes=1), TableModel(holdout.labels), holdout, SETTINGS)
     assert refused.value.code == "validation.shape"
+
+
+def test_a_label_beyond_the_outputs_of_a_release_is_wrong_there_and_nothing_else() -> None:
+    labels = np.tile(np.arange(CLASSES), 20)
+    known = np.minimum(labels, 6)  # the old release has seven classes
+    holdout = Holdout(np.arange(len(labels)), labels)
+    result = validate(TableModel(labels), TableModel(known, classes=7), holdout, SETTINGS)
+    assert (result.mode, result.evidence.only_old, result.evidence.only_new) == ("paired", 0, 60)
+    with pytest.raises(ValidationRefused, match="worse"):
+        validate(TableModel(known, classes=7), TableModel(labels), holdout, SETTINGS)
 
 
 def test_a_release_that_fails_is_refused_and_an_old_one_that_fails_is_no_reason_to_keep_it() -> None:
