@@ -25,9 +25,11 @@ import numpy.typing as npt
 
 from sprat_shared.apply import rebuild_tensor
 from sprat_shared.wire.planes import encode_planes
+from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
 from sprat_shared.wire.safetensors import SafetensorsFile, write_safetensors
+from sprat_shared.wire.scales import STEPS, nearest_scale
 from sprat_shared.wire.tensors import ArrayTensors, TensorSource, digest_of, tensor_sha256, weights_digest
-from sprat_shared.wire.update import STEPS, Dense, Lossless, LowRank, Record, encode_update, nearest_scale
+from sprat_shared.wire.update import encode_update
 
 MB: Final = 10**6
 LAYERS, WIDTH, WORDS, RANK = 6, 512, 7_300, 8

@@ -24,7 +24,8 @@ from sprat_server.training.factors import teacher_outputs
 from sprat_server.training.search import floats
 from sprat_server.training.states import to_torch
 from sprat_shared import wire
-from sprat_shared.wire.update import STEPS, Dense, nearest_scale
+from sprat_shared.wire.records import Dense
+from sprat_shared.wire.scales import STEPS, nearest_scale
 
 Array = npt.NDArray[Any]
 Deltas = dict[str, Tensor]
@@ -223,7 +224,7 @@ def _method(key: str, title: str, settings: Mapping[str, Any], sweep: Any, *more
     return Method(key=key, title=title, ours=False, settings=tuple(settings), sweep=sweep, code=(_HERE, *more))
 
 
-_WIRE: Final = sorted(Path(str(wire.__file__)).parent.glob("*.py"))
+_WIRE: Final = sorted(Path(str(wire.__file__)).parent.rglob("*.py"))
 METHODS: Final = (
     _method("zstd", "fp32 delta + zstd", _EXACT, _exact),
     _method("patch-from", "zstd --patch-from (library)", _PATCH, _patch_from),

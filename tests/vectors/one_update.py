@@ -3,8 +3,9 @@
 import numpy as np
 
 from sprat_shared.apply import rebuild_tensor
+from sprat_shared.wire.records import Dense, LowRank, Record
 from sprat_shared.wire.tensors import ArrayTensors, digest_of
-from sprat_shared.wire.update import Dense, LowRank, Record, encode_update
+from sprat_shared.wire.update import encode_update
 
 
 def the_update() -> tuple[ArrayTensors, bytes, str]:

@@ -18,8 +18,10 @@ from through_sprat import apply, release_of
 
 from sprat_shared.apply import check_arithmetic, rebuild_tensor
 from sprat_shared.apply.arithmetic import integer_product, narrow, widen
+from sprat_shared.wire.records import Dense, LowRank, Record
+from sprat_shared.wire.scales import STEPS
 from sprat_shared.wire.tensors import ArrayTensors, TensorSpec, digest_of
-from sprat_shared.wire.update import STEPS, Dense, LowRank, Record, UpdateReader
+from sprat_shared.wire.update import UpdateReader
 
 REBUILD = """
 import json, sys

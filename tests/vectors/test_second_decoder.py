@@ -12,8 +12,9 @@ from sprat_shared.apply import rebuild_tensor
 from sprat_shared.encode import encode_delta, encode_full
 from sprat_shared.errors import UpdateRejected
 from sprat_shared.wire.planes import encode_planes
+from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
 from sprat_shared.wire.tensors import ArrayTensors, TensorSpec, digest_of
-from sprat_shared.wire.update import Dense, Lossless, LowRank, Record, encode_update
+from sprat_shared.wire.update import encode_update
 
 FINITE = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 

@@ -12,9 +12,11 @@ from typing import Any, BinaryIO, Final, Self
 from sprat_shared.apply import apply_update, check_arithmetic
 from sprat_shared.errors import BaseMismatch, InvalidInput, TryLater
 from sprat_shared.ids import parse_digest
+from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
 from sprat_shared.wire.safetensors import SafetensorsFile, safetensors_header
+from sprat_shared.wire.scales import STEPS
 from sprat_shared.wire.tensors import Array, TensorTable, digest_of, raw_bytes
-from sprat_shared.wire.update import STEPS, Dense, Flag, Lossless, LowRank, Record, UpdateReader
+from sprat_shared.wire.update import Flag, UpdateReader
 
 _FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 

@@ -16,8 +16,9 @@ from sprat_shared.encode import encode_delta
 from sprat_shared.errors import BaseMismatch
 from sprat_shared.ids import parse_digest
 from sprat_shared.wire.planes import encode_planes
+from sprat_shared.wire.records import Lossless, Record
 from sprat_shared.wire.tensors import Array, ArrayTensors, TensorSource, TensorSpec, digest_of
-from sprat_shared.wire.update import BASE_BYTES, Lossless, Record, UpdateReader, encode_update
+from sprat_shared.wire.update import BASE_BYTES, UpdateReader, encode_update
 
 _THOROUGH_BELOW_BYTES: Final = 16 << 20  # of a model: above it zstd's highest level takes minutes for a percent
 

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from sprat_shared.errors import UnsafeArithmetic
 from sprat_shared.wire.planes import decode_planes
+from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
+from sprat_shared.wire.scales import STEPS
 from sprat_shared.wire.tensors import Array, TensorSpec
-from sprat_shared.wire.update import STEPS, Dense, Lossless, LowRank, Record
 
 EXACT_RANK: Final = 1040  # 1040 * 127 * 127 <= 2**24
 _BLOCK: Final = 1 << 16  # values worked on at a time: they stay in the processor's cache

@@ -10,8 +10,9 @@ import numpy as np
 from sprat_shared.apply.arithmetic import rebuild_tensor
 from sprat_shared.errors import BaseMismatch, DigestMismatch, InvalidInput, TryLater
 from sprat_shared.ids import parse_digest
+from sprat_shared.wire.records import Record
 from sprat_shared.wire.tensors import Array, TensorSource, TensorSpec, TensorTable, tensor_sha256, weights_digest
-from sprat_shared.wire.update import BASE_BYTES, Flag, Limits, Record, UpdateReader
+from sprat_shared.wire.update import BASE_BYTES, Flag, Limits, UpdateReader
 
 
 class TensorSink(Protocol):

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from sprat_shared.apply import rebuild_tensor
 from sprat_shared.apply.arithmetic import widen
 from sprat_shared.wire.planes import encode_planes
+from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
+from sprat_shared.wire.scales import STEPS, nearest_scale
 from sprat_shared.wire.tensors import REBUILDABLE, Array, TensorSpec
-from sprat_shared.wire.update import STEPS, Dense, Lossless, LowRank, Record, nearest_scale
 
 _RANKS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _MAX_RANK: Final = _RANKS[-1]

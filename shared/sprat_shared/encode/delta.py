@@ -15,6 +15,7 @@ from sprat_shared.encode.allocation import cheapest, finest
 from sprat_shared.encode.candidates import Candidate, Change, candidates, lossless
 from sprat_shared.errors import InvalidInput
 from sprat_shared.wire.planes import encode_planes
+from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
 from sprat_shared.wire.tensors import (
     REBUILDABLE,
     Array,
@@ -25,7 +26,7 @@ from sprat_shared.wire.tensors import (
     tensor_sha256,
     weights_digest,
 )
-from sprat_shared.wire.update import Dense, Lossless, LowRank, Record, encode_update
+from sprat_shared.wire.update import encode_update
 
 DEFAULT_RELATIVE_ERROR: Final = 0.1
 _FAST_ABOVE: Final = 32 << 20  # bytes of tensors above which zstd's slowest level would take minutes

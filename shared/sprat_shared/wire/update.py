@@ -1,4 +1,4 @@
-"""The update file: what turns release a into release b (docs/wire-format.md, sections 4 to 6).
+"""The update file: what turns release a into release b (docs/wire-format.md, sections 1 and 4).
 
 Layout, little-endian:
     "SPR" | u8 version | u8 flags | u8 log2 of lanes | 8 bytes of the base's weights digest (zero in a full update)
@@ -14,32 +14,22 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import zstandard
 
 from sprat_shared.errors import InvalidInput, LimitExceeded, MalformedUpdate, WireVersionUnsupported
 from sprat_shared.ids import digest_text, parse_digest
-from sprat_shared.wire.integers import MAX_LOG2_LANES, Family, IntegerDecoder, IntegerEncoder
+from sprat_shared.wire.integers import MAX_LOG2_LANES, Family
 from sprat_shared.wire.planes import stated_bytes, unpack_frame
-from sprat_shared.wire.tensors import ALIAS_MARK, DTYPES, REBUILDABLE, TensorSpec, TensorTable, describe
+from sprat_shared.wire.records import KINDS, Record
+from sprat_shared.wire.records.stream import RecordReader, RecordWriter
+from sprat_shared.wire.tensors import ALIAS_MARK, DTYPES, TensorSpec, TensorTable, describe
 
 VERSION: Final = 1
 MAGIC: Final = b"SPR"
 BASE_BYTES: Final = 8
-SCALES: Final = 256
 MAX_TERMS: Final = 8
 MAX_TABLE_BYTES: Final = 1 << 25
 _HEAD: Final = struct.Struct("<3sBBB8s")
-_FIRST_SCALE: Final = 128
-_LOW_RANK, _DENSE, _LOSSLESS = 0, 1, 2
-_OCTAVE: Final = np.array(  # 2**(k/8) rounded to float32, k = 0..7; section 4 gives the bits
-    [0x3F800000, 0x3F8B95C2, 0x3F9837F0, 0x3FA5FED7, 0x3FB504F3, 0x3FC5672A, 0x3FD744FD, 0x3FEAC0C7], dtype=np.uint32
-).view(np.float32)
-STEPS: Final[npt.NDArray[np.float32]] = np.ldexp(np.tile(_OCTAVE, SCALES // 8), np.arange(SCALES) // 8 - 24).astype(
-    np.float32
-)
-STEPS.flags.writeable = False
 
 
 class Flag(IntFlag):
@@ -80,52 +70,6 @@ class Header:
     result: str | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LowRank:
-    """Tensor `index` changes by (u @ v) * STEPS[scale] in its matrix view (m, n).
-
-    Attributes:
-        u: int8 (m, r) in [-127, 127].
-        v: int8 (r, n) in [-127, 127].
-    """
-
-    index: int
-    scale: int
-    u: npt.NDArray[np.int8]
-    v: npt.NDArray[np.int8]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Dense:
-    """Tensor `index` changes by q * STEPS[scale].
-
-    Attributes:
-        q: int32 (size,), row-major, magnitudes below 2**24.
-    """
-
-    index: int
-    scale: int
-    q: npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Lossless:
-    """Tensor `index` gets exactly the bits that `frame` gives from its bits so far (`wire.planes`)."""
-
-    index: int
-    frame: bytes | memoryview
-
-
-Record = LowRank | Dense | Lossless
-
-
-def nearest_scale(step: float) -> int:
-    """Return the scale whose step is nearest to `step` on a log axis; steps beyond the table give its ends."""
-    if not step > 0:
-        return 0
-    return int(np.clip(np.rint(8 * np.log2(step)) + 192, 0, SCALES - 1))
-
-
 # ------------------------------------------------------------------------------------------------ writing
 
 
@@ -144,57 +88,24 @@ def encode_update(
         InvalidInput: a record does not fit its tensor.
     """
     _check_order(table, records)
-    log2_lanes = _lanes_for(sum(_integers_in(record) for record in records))
-    integers, frames = IntegerEncoder(log2_lanes), []
-    flags = Flag(0)
+    writer, flags = RecordWriter(), Flag(0)
     if base_digest is None:
         flags |= Flag.FULL
-        frames.append(_pack_table(table))
-        integers.put(Family.LENGTH, [len(frames[0])])
-    integers.put(Family.COUNT, [len(records)])
-    at, scale = 0, _FIRST_SCALE
+        writer.put_frame(_pack_table(table))
+    writer.put(Family.COUNT, [len(records)])
+    at = 0
     for record in records:
-        integers.put(Family.GAP, [record.index - at])
+        writer.put(Family.GAP, [record.index - at])
+        writer.put(Family.KIND, [record.KIND])
+        record.write(writer)
         at = record.index
-        match record:
-            case LowRank():
-                integers.put(Family.KIND, [_LOW_RANK])
-                integers.put(Family.RANK, [record.u.shape[1]])
-                integers.put(Family.SCALE, [record.scale - scale])
-                integers.put(Family.U, record.u)
-                integers.put(Family.V, record.v)
-                scale = record.scale
-            case Dense():
-                integers.put(Family.KIND, [_DENSE])
-                integers.put(Family.SCALE, [record.scale - scale])
-                integers.put(Family.DENSE, record.q)
-                scale = record.scale
-            case Lossless():
-                integers.put(Family.KIND, [_LOSSLESS])
-                integers.put(Family.LENGTH, [len(record.frame)])
-                frames.append(bytes(record.frame))
+    log2_lanes, stream = writer.finish()
     if result_digest is not None:
         flags |= Flag.RESULT
-    stream = integers.finish()
     base = bytes(BASE_BYTES) if base_digest is None else parse_digest(base_digest)[:BASE_BYTES]
     result = b"" if result_digest is None else parse_digest(result_digest)
     head = _HEAD.pack(MAGIC, VERSION, flags, log2_lanes, base)
-    return b"".join([head, result, _leb128(len(stream)), stream, *frames])
-
-
-def _integers_in(record: Record) -> int:
-    match record:
-        case LowRank():
-            return record.u.size + record.v.size
-        case Dense():
-            return record.q.size
-        case Lossless():
-            return 0
-
-
-def _lanes_for(integers: int) -> int:
-    """Return log2 of the lanes: one until 2**17 integers, then one (4 bytes) for every 512 to 1,024 of them."""
-    return 0 if integers < 1 << 17 else min(MAX_LOG2_LANES, (integers >> 9).bit_length() - 1)
+    return b"".join([head, result, _leb128(len(stream)), stream, *writer.frames])
 
 
 def _check_order(table: TensorTable, records: Sequence[Record]) -> None:
@@ -206,29 +117,9 @@ def _check_order(table: TensorTable, records: Sequence[Record]) -> None:
         last = record.index
         if terms > MAX_TERMS:
             raise InvalidInput(f"tensor {table[last].name!r}: more than {MAX_TERMS} records")
-        if isinstance(record, Lossless):
-            if not table[record.index].size:
-                raise InvalidInput(f"tensor {table[record.index].name!r} has no values that a record could change")
+        record.check(table[record.index])
+        if record.CLOSES:
             closed = record.index
-        else:
-            _check_fit(table[record.index], record)
-
-
-def _check_fit(spec: TensorSpec, record: LowRank | Dense) -> None:
-    if spec.dtype not in REBUILDABLE:
-        raise InvalidInput(f"tensor {spec.name!r}: {spec.dtype} can change only by a lossless record")
-    if not 0 <= record.scale < SCALES:
-        raise InvalidInput(f"tensor {spec.name!r}: scale {record.scale} is not 0 to {SCALES - 1}")
-    if isinstance(record, Dense):
-        if record.q.size != spec.size:
-            raise InvalidInput(f"tensor {spec.name!r} has {spec.size} values, the record {record.q.size}")
-        return
-    m, n = spec.matrix or (0, 0)
-    r = record.u.shape[1]
-    if record.u.shape != (m, r) or record.v.shape != (r, n) or not 0 < r <= min(m, n):
-        raise InvalidInput(
-            f"tensor {spec.name!r} {spec.shape}: factors {record.u.shape} and {record.v.shape} don't fit"
-        )
 
 
 def _pack_table(table: TensorTable) -> bytes:
@@ -272,83 +163,48 @@ class UpdateReader:
         length, at = _read_leb128(data, at)
         if length > len(data) - at:
             raise MalformedUpdate(f"the integers take {length} bytes, {len(data) - at} are there; the file is cut")
-        self._integers = IntegerDecoder(data[at : at + length], self.header.log2_lanes)
-        self._frames = data[at + length :]
         self.integer_bytes = length
+        self._source = RecordReader(data[at : at + length], self.header.log2_lanes, data[at + length :])
         if Flag.FULL in self.header.flags:
-            frame = self._frame(self._integers.take_one(Family.LENGTH))
-            self.table: TensorTable | None = _unpack_table(frame, self._limits)
+            self.table: TensorTable | None = _unpack_table(self._source.take_frame(), self._limits)
         else:
             self.table = base_table
 
     @property
     def integer_bytes_read(self) -> int:
         """Return how many bytes of the integer stream were read so far; what a record took is known within a few."""
-        return self._integers.bytes_read
+        return self._source.integer_bytes_read
 
     def records(self) -> Iterator[Record]:
         """Yield the records in order, then check that the file ends where they do. Can be iterated once.
 
         Raises:
             MalformedUpdate: the bytes do not follow the format, or do not fit the table.
+            WireVersionUnsupported: a record is of a kind that this reader does not know.
         """
         if self.table is None:
             raise MalformedUpdate("this update needs the tensor table of its base")
-        take = self._integers.take_one
-        count, at, terms, scale, closed = take(Family.COUNT), 0, 0, _FIRST_SCALE, -1
+        take = self._source.take_one
+        count, at, terms, closed = take(Family.COUNT), 0, 0, -1
         for ordinal in range(count):
             gap = take(Family.GAP)
             terms = terms + 1 if ordinal and not gap else 1
             at += gap
             if at >= len(self.table) or at == closed or terms > MAX_TERMS:
                 raise MalformedUpdate(f"record {ordinal} is for tensor {at} of {len(self.table)}, out of place there")
-            spec: TensorSpec = self.table[at]
-            kind = take(Family.KIND)
-            if kind == _LOSSLESS:
-                if not spec.size:
-                    raise MalformedUpdate(f"tensor {spec.name!r} has no values that a record could change")
+            yield (record := self._record(at, self.table[at]))
+            if record.CLOSES:
                 closed = at
-                yield Lossless(at, self._frame(take(Family.LENGTH)))
-                continue
-            if kind not in {_LOW_RANK, _DENSE}:
-                raise WireVersionUnsupported(f"tensor {spec.name!r}: encoding {kind} is not known; update sprat")
-            if spec.dtype not in REBUILDABLE:
-                raise MalformedUpdate(f"tensor {spec.name!r}: {spec.dtype} can change only by a lossless record")
-            rank = self._rank(spec) if kind == _LOW_RANK else 0
-            scale += take(Family.SCALE)
-            if not 0 <= scale < SCALES:
-                raise MalformedUpdate(f"tensor {spec.name!r}: scale {scale} is not 0 to {SCALES - 1}")
-            yield self._low_rank(at, spec, rank, scale) if rank else self._dense(at, spec, scale)
-        self._integers.finish()
-        if self._frames:
-            raise MalformedUpdate(f"{len(self._frames)} bytes after the last record")
+        self._source.finish()
 
-    def _frame(self, length: int) -> memoryview:
-        if length > len(self._frames):
-            raise MalformedUpdate(f"a frame takes {length} bytes, {len(self._frames)} are there; the file is cut")
-        frame, self._frames = self._frames[:length], self._frames[length:]
-        return frame
-
-    def _rank(self, spec: TensorSpec) -> int:
-        rank = self._integers.take_one(Family.RANK)
-        if not 0 < rank <= min(spec.matrix or (0, 0)):
-            raise MalformedUpdate(f"tensor {spec.name!r}: rank {rank} is impossible for shape {spec.shape}")
-        return rank
-
-    def _low_rank(self, index: int, spec: TensorSpec, rank: int, scale: int) -> LowRank:
-        m, n = spec.matrix or (0, 0)
-        u, v = self._take(Family.U, m * rank, np.int8), self._take(Family.V, rank * n, np.int8)
-        return LowRank(index, scale, u.reshape(m, rank), v.reshape(rank, n))
-
-    def _dense(self, index: int, spec: TensorSpec, scale: int) -> Dense:
-        return Dense(index, scale, self._take(Family.DENSE, spec.size, np.int32))
-
-    def _take(self, family: Family, count: int, dtype: type[np.signedinteger]) -> npt.NDArray[np.signedinteger]:
-        out, at = np.empty(count, dtype), 0
-        for chunk in self._integers.chunks(family, count):
-            out[at : at + chunk.size] = chunk
-            at += chunk.size
-        return out
+    def _record(self, index: int, spec: TensorSpec) -> Record:
+        kind = KINDS.get(number := self._source.take_one(Family.KIND))
+        if kind is None:
+            raise WireVersionUnsupported(f"tensor {spec.name!r}: encoding {number} is not known; update sprat")
+        try:
+            return kind.read(index, spec, self._source)
+        except InvalidInput as misfit:
+            raise MalformedUpdate(str(misfit)) from None
 
 
 def _read_header(data: memoryview) -> tuple[Header, int]:

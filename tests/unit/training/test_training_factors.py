@@ -13,7 +13,7 @@ from sprat_server.training.factors import FactorPlan, GridStudent, teacher_outpu
 from sprat_server.training.norms import shifted_norms
 from sprat_server.training.states import module_tensors, to_source, to_torch
 from sprat_server.training.teacher import TeacherPlan, train_teacher
-from sprat_shared.wire.update import Dense, LowRank
+from sprat_shared.wire.records import Dense, LowRank
 
 PLAN = FactorPlan(rank=4, price=2e-4, epochs=4, min_steps=0)
 TEACHER = TeacherPlan(epochs=4, learning_rate=1e-2, min_steps=0)

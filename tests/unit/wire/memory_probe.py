@@ -18,8 +18,9 @@ from sprat_shared.apply import apply_update
 from sprat_shared.errors import SpratError
 from sprat_shared.wire.integers import Family, IntegerEncoder
 from sprat_shared.wire.planes import encode_planes
+from sprat_shared.wire.records import Dense, Lossless, LowRank
 from sprat_shared.wire.tensors import Array, ArrayTensors, TensorTable, describe, digest_of
-from sprat_shared.wire.update import Dense, Limits, Lossless, LowRank, encode_update
+from sprat_shared.wire.update import Limits, encode_update
 
 LIMITS = Limits(max_bytes=64 << 20)
 BASE = ArrayTensors(

@@ -22,18 +22,10 @@ from sprat_shared.errors import (
 )
 from sprat_shared.wire.integers import Family, IntegerEncoder
 from sprat_shared.wire.planes import decode_planes, encode_planes
+from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
+from sprat_shared.wire.scales import nearest_scale
 from sprat_shared.wire.tensors import DTYPES, Array, ArrayTensors, TensorSpec, TensorTable, digest_of
-from sprat_shared.wire.update import (
-    Dense,
-    Flag,
-    Limits,
-    Lossless,
-    LowRank,
-    Record,
-    UpdateReader,
-    encode_update,
-    nearest_scale,
-)
+from sprat_shared.wire.update import Flag, Limits, UpdateReader, encode_update
 
 SMALL = Limits(max_tensors=64, max_bytes=1 << 20)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from sprat_shared.apply import rebuild_tensor
 from sprat_shared.wire.planes import encode_planes
+from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
 from sprat_shared.wire.tensors import (
     DTYPES,
     REBUILDABLE,
@@ -18,7 +19,7 @@ from sprat_shared.wire.tensors import (
     tensor_sha256,
     weights_digest,
 )
-from sprat_shared.wire.update import Dense, Lossless, LowRank, Record, encode_update
+from sprat_shared.wire.update import encode_update
 
 SHAPES = st.one_of(
     st.sampled_from([(), (0,), (1,), (1, 9), (9, 1), (0, 3), (3, 0)]),

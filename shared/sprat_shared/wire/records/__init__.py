@@ -1,0 +1,19 @@
+"""What an update says of one tensor, a module for each kind of record (docs/wire-format.md, section 4).
+
+Every kind has `KIND`, its number in the file; `CLOSES`, whether it is its tensor's last; `check`, whether it fits a
+tensor; `write` and `read`, the integers and frames that follow its kind in the file.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from sprat_shared.wire.records.dense import Dense
+from sprat_shared.wire.records.lossless import Lossless
+from sprat_shared.wire.records.low_rank import LowRank
+
+__all__ = ["KINDS", "Dense", "Lossless", "LowRank", "Record", "Sum"]
+
+Sum = LowRank | Dense  # exact integers times a step, added to the tensor
+Record = Sum | Lossless
+KINDS: Final[Mapping[int, type[Record]]] = MappingProxyType({kind.KIND: kind for kind in (LowRank, Dense, Lossless)})
