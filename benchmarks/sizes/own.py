@@ -8,15 +8,14 @@ from sizes.cases import Problem
 from sizes.method import Method, Sent
 from sizes.store import Store
 from sprat_server.compress import updates
-from sprat_server.training import factors, norms
-from sprat_server.training.factors import FactorPlan, GridStudent, teacher_outputs
-from sprat_server.training.search import LADDER, floats
-from sprat_server.training.states import to_source, to_torch
+from sprat_server.training import factors, grid, norms, strategies, student, values
+from sprat_server.training.lesson import Lesson
+from sprat_server.training.states import floats, to_source, to_torch
+from sprat_server.training.strategies import FACTORS, Pace
 from sprat_shared import apply, encode, wire
 from sprat_shared.encode import encode_delta
 
-_CHEAPER: Final = ((8, 2.3e-3),)
-_RUNGS: Final = {f"rank {rank}, price {price:g}": (rank, price) for rank, price in (*_CHEAPER, *LADDER[:-2])}
+_RUNGS: Final = {str(rung): rung for rung in FACTORS.ladder[:-2]}
 _BUDGETS: Final = {f"budget {kb:g} kB": round(1000 * kb) for kb in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)}
 _HERE: Final = Path(__file__)
 
@@ -27,21 +26,18 @@ def _files(*packages: object) -> tuple[Path, ...]:
 
 
 def _factors(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
-    targets = teacher_outputs(problem.trainable, problem.teacher, problem.data.train)
+    lesson = Lesson(
+        trainable=problem.trainable,
+        source=problem.source,
+        base=problem.base,
+        teacher=problem.teacher,
+        norms=problem.norms,
+        train=problem.data.train,
+        targets=problem.taught,
+    )
+    pace = Pace(epochs=problem.epochs, batch=problem.batch, min_steps=0, seed=problem.seed)
     for setting in settings:
-        rank, price = _RUNGS[setting]
-        student = GridStudent(
-            problem.trainable,
-            base=problem.base,
-            teacher=problem.teacher,
-            norms=problem.norms,
-            table=problem.source.table,
-            plan=FactorPlan(
-                rank=rank, price=price, epochs=problem.epochs, batch=problem.batch, min_steps=0, seed=problem.seed
-            ),
-        )
-        student.train(problem.data.train, targets, lambda _fraction, _text: None)
-        updated = updates.from_records(problem.source, student.records())
+        updated = FACTORS.make(lesson, _RUNGS[setting], pace, lambda _fraction, _text: None)
         yield Sent(setting, len(updated.data), floats(to_torch(updated.weights)))
 
 
@@ -55,6 +51,8 @@ def _post_hoc(problem: Problem, settings: Sequence[str], _store: Store) -> Itera
         yield Sent(setting, len(updated.data), floats(to_torch(updated.weights)))
 
 
+_MADE_BY: Final = tuple(Path(str(module.__file__)) for module in (factors, grid, norms, strategies, student, values))
+
 METHODS: Final = (
     Method(
         key="factors",
@@ -62,7 +60,7 @@ METHODS: Final = (
         ours=True,
         settings=tuple(_RUNGS),
         sweep=_factors,
-        code=(_HERE, Path(factors.__file__), Path(norms.__file__), *_files(wire)),
+        code=(_HERE, *_MADE_BY, *_files(wire)),
     ),
     Method(
         key="post-hoc",

@@ -73,18 +73,21 @@ def from_records(base: TensorSource, records: Sequence[Record]) -> Updated:
     return decode(encode_update(base.table, records, base_digest=digest_of(base)), base)
 
 
-def from_weights(base: TensorSource, new: TensorSource, *, lossless: bool = False) -> Updated:
+def from_weights(
+    base: TensorSource, new: TensorSource, *, lossless: bool = False, budget_bytes: int | None = None
+) -> Updated:
     """Encode the difference to finished weights, without data to train on, and decode it.
 
     Args:
         base: the exact weights that devices have.
         new: weights trained elsewhere, with equal names, shapes and dtypes.
         lossless: give exactly `new`; otherwise close to it, in fewer bytes.
+        budget_bytes: give what is closest in so many bytes.
 
     Raises:
         InvalidInput: a tensor is on one side only, has another shape or dtype, or holds NaN or Inf; it is named.
     """
-    return decode(encode_delta(base, new, lossless=lossless).data, base)
+    return decode(encode_delta(base, new, lossless=lossless, budget_bytes=budget_bytes, standalone=False).data, base)
 
 
 def full(weights: TensorSource) -> bytes:

@@ -25,6 +25,7 @@ from sprat_server.training.export import Example, compare
 from sprat_server.training.recipes import Trainable
 from sprat_server.training.search import Retrained, SearchPlan, retrain
 from sprat_server.training.states import check_finite, load_weights
+from sprat_server.training.strategies import Pace
 from sprat_server.training.targets import Budget, Keep, MaxDrop, Target
 from sprat_server.training.teacher import TeacherPlan
 from sprat_shared.errors import TryLater
@@ -39,7 +40,8 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         ctx: of the job.
         args: model, dataset (digest), retain (digest of an old domain's dataset that is to be kept, or None), base
             (number, None: the newest), one of keep (share of the gain), budget (bytes) and max_drop (0.005: half a
-            point), judged on the validation split; seed, max_epochs and max_candidates (None: the plan's own).
+            point), judged on the validation split; strategy (auto | full | factors); seed, max_epochs and
+            max_candidates (None: the plan's own).
 
     Raises:
         DataMismatch: a dataset does not fit the model.
@@ -120,7 +122,8 @@ def _trainable(ctx: JobContext, base: BaseRelease, weights: TensorSource) -> Tra
 def _training_data(trainable: Trainable, dataset: Path, example: Example) -> TrainingData:
     samples = read_samples(dataset)
     data = TrainingData(_samples(samples, "train", example), _samples(samples, "validation", example))
-    check_fit(trainable, data.train.inputs[:2], data.train.labels[:2], largest=samples.classes - 1)
+    some = data.train.labelled()
+    check_fit(trainable, some.inputs[:2], some.labels[:2], largest=samples.classes - 1)
     return data
 
 
@@ -131,14 +134,12 @@ def _teacher_plan(args: Mapping[str, Any]) -> TeacherPlan:
 
 
 def _search_plan(args: Mapping[str, Any]) -> SearchPlan:
-    plan = SearchPlan(
-        target=_target(args),
-        seed=int(args.get("seed") or 0),
-    )
-    if args.get("max_candidates") is not None:
-        plan = replace(plan, max_candidates=int(args["max_candidates"]))
-    most = args.get("max_epochs")
-    return plan if most is None else replace(plan, epochs=min(plan.epochs, most), min_steps=0)
+    pace, most = Pace(seed=int(args.get("seed") or 0)), args.get("max_epochs")
+    if most is not None:
+        pace = replace(pace, epochs=min(pace.epochs, most), min_steps=0)
+    plan = SearchPlan(target=_target(args), strategy=args.get("strategy") or "auto", pace=pace)
+    candidates = args.get("max_candidates")
+    return plan if candidates is None else replace(plan, max_candidates=int(candidates))
 
 
 def _target(args: Mapping[str, Any]) -> Target:
@@ -178,7 +179,7 @@ def _publish(
     files = keep_files(ctx, done.updated.weights, base=base.number, update=done.updated.data)
     ctx.progress("publishing", 0.97, "signing the release")
     curve = [asdict(tried) for tried in done.curve]
-    asked = {name: args.get(name) for name in ("dataset", "retain", "keep", "budget", "max_drop")}
+    asked = {name: args.get(name) for name in ("dataset", "retain", "keep", "budget", "max_drop", "strategy")}
     told = {key: value for key, value in quality.items() if not key.startswith("test_indices")}
     if "test_indices_old" in quality:
         told["test_samples_old"] = len(quality["test_indices_old"])
@@ -199,6 +200,7 @@ def _publish(
                 "test_samples": len(quality["test_indices"]),
                 "chosen": asdict(done.chosen),
                 "curve": curve,
+                "note": done.note,
             },
             origin="retrained",
             base=base.number,
@@ -218,6 +220,7 @@ def _publish(
             "validation_share": done.chosen.share,
             "chosen": asdict(done.chosen),
             "curve": curve,
+            "note": done.note,
         }
         ctx.complete(session, result)
     return result

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -164,6 +164,8 @@ class RetrainRequest(BaseModel):
     One of `keep` (share of the full retrain's gain; 0.95 where none is given), `budget` (most bytes of the update) and
     `max_drop` (most that accuracy may be below the full retrain's: 0.005 is half a point) is given, all measured on
     the validation split. `retain` names a dataset of an old domain that is to be kept: it is replayed, and measured.
+    `strategy` is how updates are made: `factors` trains low-rank factors on their grid, `full` cuts the full retrain's
+    change afterwards, `auto` takes what gives the smallest file.
     """
 
     model_config = ConfigDict(
@@ -179,6 +181,7 @@ class RetrainRequest(BaseModel):
     max_drop: Annotated[float | None, Field(ge=0, lt=1)] = None
     max_epochs: Annotated[int | None, Field(ge=1, le=10_000)] = None
     max_candidates: Annotated[int | None, Field(ge=1, le=100)] = None
+    strategy: Literal["auto", "full", "factors"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")

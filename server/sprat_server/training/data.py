@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,15 +17,24 @@ class DataMismatch(InvalidInput):
     code = "dataset.mismatch"
 
 
+UNLABELLED: Final = -1
+"""The label of a sample of the train split that nobody labelled: it is learned from by distillation alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Labelled samples: inputs (n, ...), labels (n,) int64."""
+    """Samples: inputs (n, ...), labels (n,) int64, in a train split `UNLABELLED` where there is none."""
 
     inputs: Tensor
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def labelled(self) -> "Samples":
+        """Return those that have a label."""
+        known = self.labels != UNLABELLED
+        return self if known.all() else Samples(self.inputs[known], self.labels[known])
 
 
 @dataclass(frozen=True, slots=True)

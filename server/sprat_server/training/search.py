@@ -1,54 +1,47 @@
 """The search: the fewest encoded bytes whose decoded release meets the target, or the best that fits a budget.
 
-Candidates stand on a ladder from dear to cheap magnitudes (`price`), then to higher rank; each step down it gives more
-bytes and more accuracy. A candidate is trained, encoded, decoded, and judged on the validation split as decoded. The
-ladder is walked from its middle and bracketed. Where none of it keeps the target, or all of it fits the budget, the
-full retrain is encoded post hoc, at last without loss. What was trained is kept in a checkpoint folder, so that a
-second attempt goes on.
+A strategy's ladder is walked from its middle, bracketed, and refined between two rungs while candidates remain; each
+candidate is trained, encoded, decoded, and judged on the validation split as decoded. Where no rank is enough, `auto`
+trains every value on its grid, then cuts the full retrain itself, at last sends it without loss. What was trained is
+kept in a checkpoint folder, so that a second attempt goes on.
 """
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from torch import Tensor
 
-from sprat_server.compress import updates
 from sprat_server.compress.updates import Updated
 from sprat_server.training.checkpoints import Checkpoints
 from sprat_server.training.data import TrainingData, with_replay
 from sprat_server.training.evaluate import Share, lost, recovered, scores
-from sprat_server.training.factors import FactorPlan, GridStudent, teacher_outputs
+from sprat_server.training.lesson import Lesson, teacher_outputs
 from sprat_server.training.norms import shifted_norms
 from sprat_server.training.recipes import Trainable
-from sprat_server.training.states import to_source, to_torch
+from sprat_server.training.states import floats, to_torch
+from sprat_server.training.strategies import (
+    DENSE,
+    FACTORS,
+    LOSSLESS,
+    POST_HOC,
+    Choice,
+    Pace,
+    Rung,
+    Strategy,
+)
 from sprat_server.training.targets import Aim, Target, Tried
 from sprat_server.training.teacher import Progress, TeacherPlan, train_teacher
 from sprat_shared.wire.tensors import TensorSource
 
 _log: Final = logging.getLogger(__name__)
 
-LADDER: Final[tuple[tuple[int, float], ...]] = (
-    (8, 4.5e-3),
-    (8, 3.2e-3),
-    (8, 2.3e-3),
-    (8, 1.6e-3),
-    (8, 1.1e-3),
-    (8, 8e-4),
-    (8, 5.6e-4),
-    (8, 4e-4),
-    (8, 2.8e-4),
-    (8, 2e-4),
-    (12, 1e-4),
-    (16, 5e-5),
-    (24, 2e-5),
-    (48, 5e-6),
-)
-"""Rank and price of the candidates, from few bytes to many."""
-
-_START: Final = 7
-_STRIDE: Final = 2
+_STRIDE: Final = 2  # rungs of the first step away from the start; doubled while the target stays on one side
+_FINEST: Final = 0.25  # of a rung: closer ones differ by less than the luck of training
+_TEACHER: Final = 0.25  # of the time of a retrain
+_ENCODING: Final = 0.95  # where the last resorts begin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +50,15 @@ class SearchPlan:
 
     Attributes:
         target: what the decoded release must reach on the validation split.
-        max_candidates: so many are trained at most.
-        epochs: of each candidate; more on a small train split (`FactorPlan.min_steps`).
-        batch: samples a step.
-        seed: of the order of samples.
-        min_steps: of each candidate.
+        strategy: how updates are made.
+        max_candidates: so many are tried at most, besides the full retrain itself.
+        pace: of each candidate's training.
     """
 
     target: Target
-    max_candidates: int = 5
-    epochs: int = 24
-    batch: int = 64
-    seed: int = 0
-    min_steps: int = 600
+    strategy: Choice = "auto"
+    max_candidates: int = 8
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +72,7 @@ class Retrained:
         released: state of the decoded release.
         curve: every point tried; the chosen one is `chosen`.
         chosen: the best of those that meet the target.
+        note: what an operator should know about how it came to that; None where all went as usual.
     """
 
     updated: Updated
@@ -91,6 +81,7 @@ class Retrained:
     released: Mapping[str, Tensor]
     curve: tuple[Tried, ...]
     chosen: Tried
+    note: str | None = None
 
 
 def retrain(
@@ -109,7 +100,7 @@ def retrain(
     Args:
         trainable: its module in the base's weights, as float32.
         base: the exact weights that devices have.
-        data: train and validation split.
+        data: train and validation split; samples without a label in the first take part in distillation only.
         teacher: how the full retrain runs.
         search: what is searched for.
         progress: told the fraction of the whole and a sentence; raises to cancel.
@@ -149,113 +140,142 @@ class _Search:
     ) -> None:
         self._trainable, self._source, self._validation = trainable, base, data.validation
         self._old = None if retained is None else retained.validation
-        self._train = data.train if retained is None else with_replay(data.train, retained.train, seed=plan.seed)
+        self._train = data.train if retained is None else with_replay(data.train, retained.train, seed=plan.pace.seed)
         self._teacher_plan, self._plan, self._checkpoints = teacher, plan, checkpoints
         self._tell = progress
         self._curve: list[Tried] = []
         self._best: tuple[Tried, Updated] | None = None
 
     def run(self) -> Retrained:
-        self._base = floats(to_torch(self._source))
-        self._teacher = self._checkpoints.teacher()
-        if self._teacher is None:
-            self._teacher = train_teacher(
-                self._trainable,
-                TrainingData(self._train, self._validation),
-                self._teacher_plan,
-                lambda f, m: self._tell(0.25 * f, m),
-                old=self._old,
-            )
-            self._checkpoints.keep_teacher(self._teacher)
-        self._scores_base = scores(self._trainable, self._base, self._validation)
-        self._scores_teacher = scores(self._trainable, self._teacher, self._validation)
+        self._lesson = lesson = self._taught()
+        self._scores_base = scores(self._trainable, lesson.base, self._validation)
+        self._scores_teacher = scores(self._trainable, lesson.teacher, self._validation)
         if self._old is not None:  # what is kept: as the base has it, or where even the full retrain loses, as that
-            both = [scores(self._trainable, state, self._old) for state in (self._base, self._teacher)]
+            both = [scores(self._trainable, state, self._old) for state in (lesson.base, lesson.teacher)]
             self._scores_old = min(both, key=lambda given: float(given.mean()))
         self._aim = Aim(self._plan.target, float((self._scores_teacher - self._scores_base).mean()))
-        self._norms = shifted_norms(self._trainable.module, self._base, self._train)
-        self._targets = teacher_outputs(self._trainable, self._teacher, self._train)
-        used_up = self._walk()
-        if self._best is None and self._aim.budget is not None:
-            raise self._aim.unmet(self._curve)
-        if self._best is None or (used_up and self._aim.budget is not None):
-            self._post_hoc()
+        self._try_strategies()
         assert self._best is not None  # noqa: S101 - lossless always has the teacher's own weights
         chosen, updated = self._best
         released = floats(to_torch(updated.weights))
-        return Retrained(updated, self._base, self._teacher, released, tuple(self._curve), chosen)
+        return Retrained(updated, lesson.base, lesson.teacher, released, tuple(self._curve), chosen, self._note())
 
-    def _walk(self) -> bool:
-        """Walk the ladder from its middle; say whether even its last rung has too few bytes.
+    def _taught(self) -> Lesson:
+        """Return the full retrain and what candidates learn from it."""
+        base = floats(to_torch(self._source))
+        teacher = self._checkpoints.teacher()
+        if teacher is None:
+            teacher = train_teacher(
+                self._trainable,
+                TrainingData(self._train.labelled(), self._validation),
+                self._teacher_plan,
+                lambda f, m: self._tell(_TEACHER * f, m),
+                old=self._old,
+            )
+            self._checkpoints.keep_teacher(teacher)
+        return Lesson(
+            trainable=self._trainable,
+            source=self._source,
+            base=base,
+            teacher=teacher,
+            norms=shifted_norms(self._trainable.module, base, self._train),
+            train=self._train,
+            targets=teacher_outputs(self._trainable, teacher, self._train),
+        )
 
-        `low` is the highest rung known to have too few bytes, `high` the lowest known to have enough.
+    def _try_strategies(self) -> None:
+        """Walk the ladders that the plan's strategy has, and where none is enough, what always is."""
+        most = self._plan.max_candidates
+        match self._plan.strategy:
+            case "factors":
+                used_up = self._walk(FACTORS, most)
+            case "full":
+                used_up = self._walk(POST_HOC, most)
+            case "auto":
+                used_up = self._walk_all(most)
+        if self._best is None and self._aim.budget is not None:
+            raise self._aim.unmet(self._curve)
+        if self._best is None or (used_up and self._aim.budget is not None):
+            self._last_resorts()
+
+    def _walk_all(self, most: int) -> bool:
+        """Walk factors, then values where no rank was enough."""
+        used_up = self._walk(FACTORS, most)
+        if used_up:
+            self._walk(DENSE, most - len(self._curve))
+        return used_up
+
+    def _walk(self, strategy: Strategy, most: int) -> bool:
+        """Walk a ladder: bracket the target from its start, then refine; say whether its last rung has too few bytes.
+
+        `low` is the highest position known to have too few bytes, `high` the lowest known to have enough.
         """
-        low, high, rung = -1, len(LADDER), _START
-        for count in range(self._plan.max_candidates):
-            if self._aim.wants_more_bytes(self._try_rung(rung, count)):
-                low = rung
+        low, high, last = -1.0, float(len(strategy.ladder)), len(strategy.ladder) - 1
+        position, stride, begun = float(strategy.start), _STRIDE, len(self._curve)
+        while len(self._curve) - begun < most:
+            if self._wants_more_bytes(self._try(strategy, strategy.rung(position))):
+                low = position
             else:
-                high = rung
-            if high - low <= 1:
+                high = position
+            if high - low <= _FINEST or low == last or high == 0:
                 break
-            if high == len(LADDER):
-                rung = min(rung + _STRIDE, high - 1)
-            elif low == -1:
-                rung = max(rung - _STRIDE, 0)
+            if high > last:
+                position, stride = min(low + stride, last), 2 * stride
+            elif low < 0:
+                position, stride = max(high - stride, 0.0), 2 * stride
             else:
-                rung = (low + high) // 2
-        return low == len(LADDER) - 1
+                middle = (low + high) / 2
+                position = math.floor(middle) if math.floor(middle) > low else middle
+        return low == last
 
-    def _try_rung(self, rung: int, count: int) -> Tried:
-        rank, price = LADDER[rung]
-        name = f"factors-{rank}-{price:g}"
+    def _wants_more_bytes(self, tried: Tried) -> bool:
+        """Say on which side the target lies; a file larger than the best that keeps a share is too large anyway."""
+        if self._aim.budget is None and self._best is not None and tried.update_bytes >= self._best[0].update_bytes:
+            return False
+        return self._aim.wants_more_bytes(tried)
+
+    def _last_resorts(self) -> None:
+        """No rung has bytes enough: cut the full retrain itself, closely, then send it exactly."""
+        if self._plan.strategy != "full":
+            budget = self._aim.budget
+            self._try(POST_HOC, Rung(share=None if budget is None else budget / self._source.table.nbytes))
+        if self._best is None or self._aim.budget is not None:
+            self._try(LOSSLESS, Rung())
+
+    def _note(self) -> str | None:
+        """Say where the full retrain's change turned out not to be low rank."""
+        factors = [tried for tried in self._curve if tried.method == FACTORS.method]
+        if not factors or self._aim.budget is not None or any(tried.keeps for tried in factors):
+            return None
+        best = max(factors, key=lambda tried: tried.share)
+        said = f"factors of rank {best.rank} in {best.update_bytes} bytes keep {100 * best.share:.1f} % of the gain"
+        if all(tried.rank != FACTORS.ladder[-1].rank for tried in factors):
+            return f"the candidates were used up before factors were enough: {said}; allow more for a smaller file"
+        return f"the change is not low rank: {said}, less than was asked for"
+
+    def _try(self, strategy: Strategy, rung: Rung) -> Tried:
+        """Make a candidate, or take it from an earlier attempt, and judge it."""
+        name = "-".join([strategy.method, *str(rung).replace(",", "").split()])
         updated = self._checkpoints.candidate(name, self._source)
         if updated is None:
-            plan = FactorPlan(
-                rank=rank,
-                price=price,
-                epochs=self._plan.epochs,
-                batch=self._plan.batch,
-                seed=self._plan.seed,
-                min_steps=self._plan.min_steps,
+            share = (_ENCODING - _TEACHER) / self._plan.max_candidates
+            start = min(_TEACHER + len(self._curve) * share, _ENCODING)
+            text = " ".join(filter(None, [f"{strategy.method}:", str(rung)]))
+            updated = strategy.make(
+                self._lesson,
+                rung,
+                self._plan.pace,
+                lambda f, m: self._tell(min(start + f * share, _ENCODING), f"{text}: {m}"),
             )
-            student = GridStudent(
-                self._trainable,
-                base=self._base,
-                teacher=self._teacher or {},
-                norms=self._norms,
-                table=self._source.table,
-                plan=plan,
-            )
-            share_of_time = 0.75 / self._plan.max_candidates
-            start = 0.25 + count * share_of_time
-            text = f"factors of rank {rank} at price {price:g}"
-            student.train(
-                self._train, self._targets, lambda f, m: self._tell(start + f * share_of_time, f"{text}: {m}")
-            )
-            updated = updates.from_records(self._source, student.records())
             self._checkpoints.keep_candidate(name, updated.data)
-        return self._consider("factors", rank, price, updated)
-
-    def _post_hoc(self) -> None:
-        """No rung has bytes enough: encode the full retrain itself, closely, then exactly."""
-        self._tell(0.95, "low-rank updates are not enough; encoding the full retrain")
-        teacher = to_source(narrowed(self._teacher or {}, self._source), self._source.table.aliases)
-        close = self._consider("post-hoc", None, None, updates.from_weights(self._source, teacher))
-        if self._aim.wants_more_bytes(close):
-            updated = updates.from_weights(self._source, teacher, lossless=True)
-            exact = self._consider("lossless", None, None, updated)
-            self._best = self._best or (exact, updated)
-
-    def _consider(self, method: str, rank: int | None, price: float | None, updated: Updated) -> Tried:
-        tried = self._measure(method, rank, price, updated)
+        tried = self._measure(strategy.method, rung, updated)
         self._curve.append(tried)
         _log.info("candidate", extra={"candidate": asdict(tried)})
         if tried.keeps and (self._best is None or self._aim.prefers(tried, self._best[0])):
             self._best = (tried, updated)
         return tried
 
-    def _measure(self, method: str, rank: int | None, price: float | None, updated: Updated) -> Tried:
+    def _measure(self, method: str, rung: Rung, updated: Updated) -> Tried:
         state = floats(to_torch(updated.weights))
         given = scores(self._trainable, state, self._validation)
         old = None if self._old is None else scores(self._trainable, state, self._old)
@@ -263,8 +283,8 @@ class _Search:
         share: Share = recovered(self._scores_base, self._scores_teacher, given)
         return Tried(
             method=method,
-            rank=rank,
-            price=price,
+            rank=rung.rank,
+            price=rung.price,
             update_bytes=len(updated.data),
             share=share.value,
             error=share.error,
@@ -272,14 +292,3 @@ class _Search:
             keeps=self._aim.met(share, len(updated.data), loss),
             accuracy_old=None if old is None else float(old.mean()),
         )
-
-
-def floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with 16-bit floats widened to float32, as training and devices compute with them."""
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-
-
-def narrowed(tensors: Mapping[str, Tensor], like: TensorSource) -> dict[str, Tensor]:
-    """Return the tensors of the table of `like`, in its dtypes."""
-    kinds = {name: t.dtype for name, t in to_torch(like).items()}
-    return {name: tensors[name].to(kind) for name, kind in kinds.items()}

@@ -121,6 +121,17 @@ def to_torch(source: TensorSource) -> dict[str, Tensor]:
     return tensors
 
 
+def floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with 16-bit floats widened to float32, as training and devices compute with them."""
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def narrowed(tensors: Mapping[str, Tensor], like: TensorSource) -> dict[str, Tensor]:
+    """Return the tensors of the table of `like`, in its dtypes."""
+    kinds = {name: t.dtype for name, t in to_torch(like).items()}
+    return {name: tensors[name].to(kind) for name, kind in kinds.items()}
+
+
 def load_weights(module: nn.Module, source: TensorSource) -> None:
     """Put the weights of `source` into `module`, bit for bit.
 

@@ -43,7 +43,7 @@ class Tried:
     """One point of the curve, measured on the validation split.
 
     Attributes:
-        method: factors | post-hoc | lossless.
+        method: factors | dense | post-hoc | lossless.
         rank: upper bound of each matrix's rank; None where there is none.
         price: of magnitudes; None where there is none.
         update_bytes: length of the encoded file.

@@ -9,13 +9,17 @@ from conftest import Drifted
 
 from sprat_server.compress import updates
 from sprat_server.training.evaluate import recovered, scores
-from sprat_server.training.factors import FactorPlan, GridStudent, teacher_outputs
+from sprat_server.training.factors import factor_parts
+from sprat_server.training.lesson import Lesson, teacher_outputs
 from sprat_server.training.norms import shifted_norms
-from sprat_server.training.states import module_tensors, to_source, to_torch
+from sprat_server.training.states import floats, module_tensors, to_source, to_torch
+from sprat_server.training.student import GridStudent, StudentPlan
 from sprat_server.training.teacher import TeacherPlan, train_teacher
 from sprat_shared.wire.records import Dense, LowRank
+from sprat_shared.wire.tensors import ArrayTensors
 
-PLAN = FactorPlan(rank=4, price=2e-4, epochs=4, min_steps=0)
+RANK = 4
+PLAN = StudentPlan(price=2e-4, epochs=4, min_steps=0)
 TEACHER = TeacherPlan(epochs=4, learning_rate=1e-2, min_steps=0)
 
 
@@ -27,18 +31,27 @@ def teacher(drifted: Drifted) -> dict[str, torch.Tensor]:
     return train_teacher(drifted.trainable, drifted.data, TEACHER, silent)
 
 
-def student_of(drifted: Drifted, teacher: dict[str, torch.Tensor], plan: FactorPlan) -> GridStudent:
-    base = to_torch(drifted.base)
-    student = GridStudent(
-        drifted.trainable,
+def lesson_of(drifted: Drifted, teacher: dict[str, torch.Tensor], source: ArrayTensors | None = None) -> Lesson:
+    base = floats(to_torch(source or drifted.base))
+    return Lesson(
+        trainable=drifted.trainable,
+        source=source or drifted.base,
         base=base,
         teacher=teacher,
         norms=shifted_norms(drifted.trainable.module, base, drifted.data.train),
-        table=drifted.base.table,
-        plan=plan,
+        train=drifted.data.train,
+        targets=teacher_outputs(drifted.trainable, teacher, drifted.data.train),
     )
-    student.train(drifted.data.train, teacher_outputs(drifted.trainable, teacher, drifted.data.train), silent)
+
+
+def trained(lesson: Lesson, plan: StudentPlan = PLAN) -> GridStudent:
+    student = GridStudent(lesson, factor_parts(lesson, RANK), plan)
+    student.train(silent)
     return student
+
+
+def student_of(drifted: Drifted, teacher: dict[str, torch.Tensor], plan: StudentPlan = PLAN) -> GridStudent:
+    return trained(lesson_of(drifted, teacher), plan)
 
 
 def test_the_full_retrain_gains_and_leaves_the_module_in_the_bases_weights(
@@ -53,18 +66,18 @@ def test_the_full_retrain_gains_and_leaves_the_module_in_the_bases_weights(
 def test_the_decoded_update_gives_exactly_the_weights_that_were_trained(
     drifted: Drifted, teacher: dict[str, torch.Tensor]
 ) -> None:
-    student = student_of(drifted, teacher, PLAN)
+    student = student_of(drifted, teacher)
     decoded = to_torch(updates.from_records(drifted.base, student.records()).weights)
     with torch.no_grad():
-        trained = student.weights()
+        kept = student.weights()
     for name, tensor in decoded.items():
-        assert torch.equal(tensor, trained[name]), name
+        assert torch.equal(tensor, kept[name]), name
 
 
 def test_records_lie_on_the_grid_and_leave_running_statistics_and_counters_alone(
     drifted: Drifted, teacher: dict[str, torch.Tensor]
 ) -> None:
-    records = student_of(drifted, teacher, PLAN).records()
+    records = student_of(drifted, teacher).records()
     names = {drifted.base.table.specs[record.index].name for record in records}
     assert "norm.bias" in names
     assert not names & {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
@@ -127,11 +140,10 @@ def test_a_norm_without_scale_and_bias_sends_its_statistics_and_variances_stay_p
     source = to_source(module_tensors(module))
     base = to_torch(source)
     teacher = train_teacher(drifted.trainable, drifted.data, TEACHER, silent)
-    norms = shifted_norms(module, base, drifted.data.train)
+    lesson = lesson_of(drifted, teacher, source)
+    norms = lesson.norms
     assert set(norms) == {"norm.running_mean", "norm.running_var"}
-    student = GridStudent(drifted.trainable, base=base, teacher=teacher, norms=norms, table=source.table, plan=PLAN)
-    student.train(drifted.data.train, teacher_outputs(drifted.trainable, teacher, drifted.data.train), silent)
-    decoded = to_torch(updates.from_records(source, student.records()).weights)
+    decoded = to_torch(updates.from_records(source, trained(lesson).records()).weights)
     assert (decoded["norm.running_var"] > 0).all()
     for name, wanted in norms.items():
         step = (wanted - base[name]).square().mean().sqrt() / 4
@@ -144,10 +156,9 @@ def test_bfloat16_weights_are_trained_as_the_device_will_round_them(drifted: Dri
     base = {name: t.float() if t.is_floating_point() else t for name, t in to_torch(half).items()}
     module.load_state_dict(base)
     teacher = train_teacher(drifted.trainable, drifted.data, TEACHER, silent)
-    student = GridStudent(drifted.trainable, base=base, teacher=teacher, norms={}, table=half.table, plan=PLAN)
-    student.train(drifted.data.train, teacher_outputs(drifted.trainable, teacher, drifted.data.train), silent)
+    student = trained(lesson_of(drifted, teacher, half))
     decoded = to_torch(updates.from_records(half, student.records()).weights)
     with torch.no_grad():
-        trained = student.weights()
+        kept = student.weights()
     for name, tensor in decoded.items():
-        assert torch.equal(tensor.float(), trained[name].float()), name
+        assert torch.equal(tensor.float(), kept[name].float()), name

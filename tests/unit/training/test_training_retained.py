@@ -9,6 +9,7 @@ from small_recipes import images
 from sprat_server.training.data import DataMismatch, Samples, TrainingData, with_replay
 from sprat_server.training.evaluate import HeldBack, Loss, Share, TestSamples, lost, report, scores
 from sprat_server.training.search import Retrained, SearchPlan, retrain
+from sprat_server.training.strategies import Pace
 from sprat_server.training.targets import Aim, Budget, Keep
 from sprat_server.training.teacher import NothingToLearn, TeacherPlan, train_teacher
 
@@ -39,7 +40,7 @@ def run(drifted: Drifted, *, retained: TrainingData | None, progress=silent) -> 
         drifted.base,
         TURNED,
         teacher=TEACHER,
-        search=SearchPlan(target=Keep(0.9), max_candidates=3, epochs=8, min_steps=0),
+        search=SearchPlan(target=Keep(0.9), max_candidates=3, pace=Pace(epochs=8, min_steps=0)),
         progress=progress,
         retained=retained,
     )

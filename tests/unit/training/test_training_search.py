@@ -12,10 +12,13 @@ from small_recipes import OwnLoss
 
 from sprat_server.training import search as search_module
 from sprat_server.training.checkpoints import Checkpoints
-from sprat_server.training.data import DataMismatch, Samples, TrainingData, check_fit
+from sprat_server.training.data import UNLABELLED, DataMismatch, Samples, TrainingData, check_fit
 from sprat_server.training.evaluate import HeldBack, Share, TestSamples, recovered, report, scores
+from sprat_server.training.lesson import Lesson, teacher_outputs
 from sprat_server.training.recipes import RecipeBroken, Trainable
 from sprat_server.training.search import Retrained, SearchPlan, retrain
+from sprat_server.training.states import to_torch
+from sprat_server.training.strategies import FACTORS, Choice, Pace, Rung
 from sprat_server.training.targets import Aim, Budget, BudgetTooSmall, Keep, MaxDrop, Target, Tried
 from sprat_server.training.teacher import NothingToLearn, TeacherPlan
 
@@ -31,9 +34,16 @@ def silent(_fraction: float, _message: str) -> None: ...
 
 
 def run(
-    drifted: Drifted, *, target: Target = KEEP, checkpoints: Checkpoints | None = None, progress=silent
+    drifted: Drifted,
+    *,
+    target: Target = KEEP,
+    checkpoints: Checkpoints | None = None,
+    progress=silent,
+    strategy: Choice = "auto",
+    max_candidates: int = 3,
 ) -> Retrained:
-    plan = SearchPlan(target=target, max_candidates=3, epochs=6, min_steps=0)
+    pace = Pace(epochs=6, min_steps=0)
+    plan = SearchPlan(target=target, strategy=strategy, max_candidates=max_candidates, pace=pace)
     return retrain(
         drifted.trainable,
         drifted.base,
@@ -118,14 +128,47 @@ def test_progress_only_rises(drifted: Drifted) -> None:
     assert 0 <= told[0] <= told[-1] <= 1
 
 
-def test_where_no_rung_keeps_the_target_the_full_retrain_is_sent(
+def with_factors(monkeypatch: pytest.MonkeyPatch, *ladder: tuple[int, float], start: int = 0) -> None:
+    rungs = tuple(Rung(rank=rank, price=price) for rank, price in ladder)
+    monkeypatch.setattr(search_module, "FACTORS", replace(FACTORS, ladder=rungs, start=start))
+
+
+def test_where_no_rank_is_enough_every_value_is_trained_and_the_result_says_so(
     drifted: Drifted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_module, "LADDER", ((1, 1.0), (1, 0.5)))
-    monkeypatch.setattr(search_module, "_START", 0)
-    done = run(drifted, target=Keep(1.0))
+    with_factors(monkeypatch, (1, 1.0), (1, 0.5))
+    done = run(drifted, target=Keep(0.9))
+    assert [tried.method for tried in done.curve] == ["factors", "factors", "dense"]
+    assert done.chosen.method == "dense"
+    assert done.note is not None
+    assert done.note.startswith("the change is not low rank: factors of rank 1 in ")
+
+
+def test_where_nothing_trained_keeps_the_target_the_full_retrain_is_sent(
+    drifted: Drifted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_factors(monkeypatch, (1, 1.0), (1, 0.5))
+    done = run(drifted, target=Keep(1.0), strategy="factors")
     assert done.chosen.method in {"post-hoc", "lossless"}
     assert done.chosen.share == pytest.approx(1, abs=0.02)
+
+
+def test_candidates_that_are_left_refine_the_price_between_two_rungs(
+    drifted: Drifted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_factors(monkeypatch, (8, 0.3), (8, 1e-4))
+    done = run(drifted, strategy="factors", max_candidates=5)
+    assert [tried.price for tried in done.curve[:3]] == [0.3, 1e-4, pytest.approx(np.sqrt(0.3 * 1e-4), rel=0.01)]
+    assert len({tried.price for tried in done.curve}) == len(done.curve) == 4  # then a quarter of a rung; that is fine
+    assert done.note is None
+
+
+def test_the_full_strategy_cuts_the_full_retrain_and_trains_nothing_more(drifted: Drifted) -> None:
+    done = run(drifted, strategy="full", max_candidates=6)
+    assert {tried.method for tried in done.curve} == {"post-hoc"}
+    assert done.chosen.share >= 0.8
+    sizes = sorted((tried.update_bytes, tried.share) for tried in done.curve)
+    assert sizes[0][1] < sizes[-1][1]
 
 
 def test_a_budget_gives_the_most_accurate_of_those_whose_encoded_file_fits(drifted: Drifted) -> None:
@@ -140,10 +183,9 @@ def test_a_budget_gives_the_most_accurate_of_those_whose_encoded_file_fits(drift
 def test_a_budget_that_everything_fits_gives_the_best_update_that_there_is(
     drifted: Drifted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_module, "LADDER", ((8, 1e-3), (8, 1e-4)))
-    monkeypatch.setattr(search_module, "_START", 0)
+    with_factors(monkeypatch, (8, 1e-3), (8, 1e-4))
     done = run(drifted, target=Budget(1 << 30))
-    assert [tried.method for tried in done.curve] == ["factors", "factors", "post-hoc", "lossless"]
+    assert [tried.method for tried in done.curve] == ["factors", "factors", "dense", "post-hoc", "lossless"]
     assert all(tried.keeps for tried in done.curve)
     assert done.chosen.accuracy == max(tried.accuracy for tried in done.curve)
 
@@ -151,12 +193,11 @@ def test_a_budget_that_everything_fits_gives_the_best_update_that_there_is(
 def test_a_budget_that_nothing_fits_is_an_error_that_names_the_smallest_found(
     drifted: Drifted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_module, "LADDER", ((8, 8e-4), (8, 4e-4)))
-    monkeypatch.setattr(search_module, "_START", 1)
-    smallest = min(tried.update_bytes for tried in run(drifted, target=Keep(0.5)).curve)
+    with_factors(monkeypatch, (8, 8e-4), (8, 4e-4), start=1)
+    smallest = min(tried.update_bytes for tried in run(drifted, target=Keep(0.5), max_candidates=2).curve)
     said = f"no update of at most 100 bytes .* the smallest found has {smallest} bytes and keeps "
     with pytest.raises(BudgetTooSmall, match=said):
-        run(drifted, target=Budget(100))
+        run(drifted, target=Budget(100), max_candidates=2)
 
 
 def test_a_largest_drop_is_measured_from_the_full_retrain(drifted: Drifted) -> None:
@@ -245,3 +286,33 @@ def test_the_share_of_the_gain_comes_with_its_error_and_small_samples_must_show_
     assert not share.keeps(0.956)
     assert Share(0.976, error=0.5).keeps(0.95)
     assert not Share(0.974, error=0.5).keeps(0.95)
+
+
+def test_samples_without_a_label_are_learned_from_by_distillation_and_never_by_the_full_retrain(
+    drifted: Drifted,
+) -> None:
+    train = drifted.data.train
+    hidden = train.labels.clone()
+    hidden[192:] = UNLABELLED
+    few = run(replace(drifted, data=replace(drifted.data, train=Samples(train.inputs[:192], train.labels[:192]))))
+    more = run(replace(drifted, data=replace(drifted.data, train=Samples(train.inputs, hidden))))
+    for name, tensor in few.teacher.items():
+        assert torch.equal(tensor, more.teacher[name]), name
+    assert more.chosen.share >= 0.8
+    assert few.updated.digest != more.updated.digest
+    none = Samples(train.inputs, torch.full_like(train.labels, UNLABELLED))
+    lesson = Lesson(
+        trainable=drifted.trainable,
+        source=drifted.base,
+        base=more.base,
+        teacher=more.teacher,
+        norms={},
+        train=none,
+        targets=teacher_outputs(drifted.trainable, more.teacher, none),
+    )
+    taught = FACTORS.make(lesson, FACTORS.ladder[-4], Pace(epochs=12, min_steps=0), silent)
+    base, full, kept = (
+        scores(drifted.trainable, state, drifted.data.validation)
+        for state in ({}, more.teacher, to_torch(taught.weights))
+    )
+    assert recovered(base, full, kept).value > 0.7

@@ -1,0 +1,55 @@
+"""What every candidate of a retrain is trained from: base, teacher, and samples with the teacher's answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from sprat_server.training.data import Samples
+from sprat_server.training.recipes import Trainable
+from sprat_shared.wire.tensors import TensorSource
+
+_BATCH: Final = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What a candidate is trained from.
+
+    Attributes:
+        trainable: its module in the base's weights (float32), evaluation mode.
+        source: the exact weights that devices have.
+        base: their state by name (float32 where the release's tensor is a float of any width).
+        teacher: the full retrain's state.
+        norms: new values of batch norm tensors (`norms.shifted_norms`): where their records start.
+        train: the train split, samples without a label (-1) among it.
+        targets: the teacher's outputs on it, (n, ...).
+    """
+
+    trainable: Trainable
+    source: TensorSource
+    base: Mapping[str, Tensor]
+    teacher: Mapping[str, Tensor]
+    norms: Mapping[str, Tensor]
+    train: Samples
+    targets: Tensor
+
+    def learned(self) -> list[str]:
+        """Return the tensors of the table that training changes: not frozen, not empty; in the table's order."""
+        parameters = self.trainable.module.named_parameters(remove_duplicate=False)
+        free = {name for name, parameter in parameters if parameter.requires_grad and parameter.numel()}
+        return [spec.name for spec in self.source.table.specs if spec.name in free]
+
+    def wanted(self, name: str) -> Tensor:
+        """Return the teacher's change of a tensor."""
+        return self.teacher[name] - self.base[name]
+
+
+def teacher_outputs(trainable: Trainable, teacher: Mapping[str, Tensor], train: Samples) -> Tensor:
+    """Return the teacher's outputs on the train split, (n, ...)."""
+    module = trainable.module.eval()
+    with torch.no_grad():
+        return torch.cat([functional_call(module, dict(teacher), (part,)) for part in train.inputs.split(_BATCH)])

@@ -1,0 +1,161 @@
+"""The strategies of a retrain: ways to make an update, each a ladder of rungs from few bytes to many.
+
+A rung says all that decides a candidate's size; between two rungs lie others (geometric means). What a strategy makes
+of a rung is an update file, encoded and decoded: the search judges what devices will have.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, get_args
+
+from sprat_server.compress import updates
+from sprat_server.compress.updates import Updated
+from sprat_server.training.factors import factor_parts
+from sprat_server.training.grid import Part
+from sprat_server.training.lesson import Lesson
+from sprat_server.training.states import narrowed, to_source
+from sprat_server.training.student import GridStudent, StudentPlan
+from sprat_server.training.teacher import Progress
+
+_LEAST_BYTES: Final = 64  # a budget for any file at all
+
+Choice = Literal["auto", "full", "factors"]
+"""What a user may ask for: `auto` composes the others."""
+
+CHOICES: Final[tuple[str, ...]] = get_args(Choice)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long candidates are trained.
+
+    Attributes:
+        epochs: of each candidate; more on a small train split (`min_steps`).
+        batch: samples a step.
+        seed: of the order of samples.
+        min_steps: of each candidate.
+    """
+
+    epochs: int = 24
+    batch: int = 64
+    seed: int = 0
+    min_steps: int = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """What decides a candidate's size; what its strategy does not use is None.
+
+    Attributes:
+        rank: upper bound of each matrix's rank.
+        price: of magnitudes.
+        share: most bytes of the file, as a share of the model's.
+    """
+
+    rank: int | None = None
+    price: float | None = None
+    share: float | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:g}" for name, value in asdict(self).items() if value is not None)
+
+
+def between(low: Rung, high: Rung, part: float) -> Rung:
+    """Return the rung at `part` (0 to 1) of the way from `low` to `high`, on log axes; the rank is the higher one."""
+
+    def mean(one: float | None, other: float | None) -> float | None:
+        return None if one is None or other is None else one ** (1 - part) * other**part
+
+    price, share = (mean(getattr(low, name), getattr(high, name)) for name in ("price", "share"))
+    return Rung(rank=high.rank, price=None if price is None else float(f"{price:.3g}"), share=share)
+
+
+Maker = Callable[[Lesson, Rung, Pace, Progress], Updated]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """A way to make updates.
+
+    Attributes:
+        method: its name, as a curve shows it.
+        ladder: from few bytes to many.
+        start: the rung that a search begins with.
+        make: (lesson, rung, pace, progress) -> the update, decoded.
+    """
+
+    method: str
+    ladder: Sequence[Rung]
+    start: int
+    make: Maker
+
+    def rung(self, position: float) -> Rung:
+        """Return the rung at a position from 0 to len(ladder) - 1; between whole numbers lies a mean."""
+        below = math.floor(position)
+        if below == position:
+            return self.ladder[below]
+        return between(self.ladder[below], self.ladder[below + 1], position - below)
+
+
+def _trained(lesson: Lesson, parts: Sequence[Part], plan: StudentPlan, progress: Progress) -> Updated:
+    student = GridStudent(lesson, parts, plan)
+    student.train(progress)
+    return updates.from_records(lesson.source, student.records())
+
+
+def _plan(pace: Pace, rung: Rung) -> StudentPlan:
+    return StudentPlan(
+        price=rung.price or 0.0, epochs=pace.epochs, batch=pace.batch, seed=pace.seed, min_steps=pace.min_steps
+    )
+
+
+def _factors(lesson: Lesson, rung: Rung, pace: Pace, progress: Progress) -> Updated:
+    return _trained(lesson, factor_parts(lesson, rung.rank), _plan(pace, rung), progress)
+
+
+def _post_hoc(lesson: Lesson, rung: Rung, _pace: Pace, progress: Progress) -> Updated:
+    progress(0.0, "cutting the full retrain's change")
+    teacher = to_source(narrowed(lesson.teacher, lesson.source), lesson.source.table.aliases)
+    most = None if rung.share is None else max(_LEAST_BYTES, round(rung.share * lesson.source.table.nbytes))
+    return updates.from_weights(lesson.source, teacher, budget_bytes=most)
+
+
+def _lossless(lesson: Lesson, _rung: Rung, _pace: Pace, progress: Progress) -> Updated:
+    progress(0.0, "encoding the full retrain exactly")
+    teacher = to_source(narrowed(lesson.teacher, lesson.source), lesson.source.table.aliases)
+    return updates.from_weights(lesson.source, teacher, lossless=True)
+
+
+FACTORS: Final = Strategy(
+    method="factors",
+    ladder=tuple(
+        Rung(rank=rank, price=price)
+        for rank, price in (
+            (8, 4.5e-3),
+            (8, 3.2e-3),
+            (8, 2.3e-3),
+            (8, 1.6e-3),
+            (8, 1.1e-3),
+            (8, 8e-4),
+            (8, 5.6e-4),
+            (8, 4e-4),
+            (8, 2.8e-4),
+            (8, 2e-4),
+            (12, 1e-4),
+            (16, 5e-5),
+            (24, 2e-5),
+            (48, 5e-6),
+        )
+    ),
+    start=7,
+    make=_factors,
+)
+
+DENSE: Final = Strategy(method="dense", ladder=(Rung(price=1e-5), Rung(price=1e-6)), start=0, make=_factors)
+"""One integer for each value: where no rank is enough."""
+
+POST_HOC: Final = Strategy(
+    method="post-hoc", ladder=tuple(Rung(share=2.0**-power) for power in range(13, 1, -1)), start=6, make=_post_hoc
+)
+LOSSLESS: Final = Strategy(method="lossless", ladder=(Rung(),), start=0, make=_lossless)
