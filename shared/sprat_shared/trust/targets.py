@@ -37,6 +37,37 @@ def graph_path(model: str, graph_digest: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalStatistics:
+    """The tensors of a release that each device computes from its own inputs: statistics of batch norms.
+
+    Attributes:
+        graph: digest of the graph that gives the norms' inputs; a target of the model like its graph.
+        tensors: their indices in the tensor table, rising.
+    """
+
+    graph: str
+    tensors: tuple[int, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {"graph": self.graph, "tensors": list(self.tensors)}
+
+    @classmethod
+    def of(cls, value: Any) -> "LocalStatistics":
+        """Read the JSON object.
+
+        Raises:
+            ValueError, TypeError, KeyError, InvalidInput: a field is missing, of another type, or not in order.
+        """
+        tensors = tuple(value["tensors"])
+        if not tensors or any(isinstance(index, bool) or not isinstance(index, int) for index in tensors):
+            raise ValueError(f"local tensors {tensors!r:.80} are not indices")
+        if tensors[0] < 0 or list(tensors) != sorted(set(tensors)):
+            raise ValueError(f"local tensors {tensors!r:.80} do not rise from 0")
+        return cls(graph=_digest(value["graph"]), tensors=tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateTarget:
     """What the signer says of one update file.
 
@@ -49,6 +80,7 @@ class UpdateTarget:
         base_weights: weights digest of that release; None for a full update.
         wire: version of the wire format.
         min_agent: oldest agent version that may install it.
+        local: what each device computes itself; None where everything is sent.
     """
 
     model: str
@@ -59,6 +91,7 @@ class UpdateTarget:
     base_weights: str | None
     wire: int = WIRE_VERSION
     min_agent: str = "0.1.0"
+    local: LocalStatistics | None = None
 
     @property
     def path(self) -> str:
@@ -77,6 +110,8 @@ class UpdateTarget:
         }
         if self.base_release is not None:
             said["base"] = {"release": self.base_release, "weights": self.base_weights}
+        if self.local is not None:
+            said["local"] = self.local.as_json()
         return {_KEY: said}
 
     @classmethod
@@ -88,7 +123,7 @@ class UpdateTarget:
         """
         try:
             said = (custom or {})[_KEY]
-            base = said.get("base")
+            base, local = said.get("base"), said.get("local")
             target = cls(
                 model=check_model_name(said["model"]),
                 release=_count(said["release"]),
@@ -98,6 +133,7 @@ class UpdateTarget:
                 base_weights=None if base is None else _digest(base["weights"]),
                 wire=_count(said["wire"]),
                 min_agent=str(said["min_agent"]),
+                local=None if local is None else LocalStatistics.of(local),
             )
         except (KeyError, TypeError, AttributeError, ValueError, InvalidInput) as bad:
             raise UntrustedUpdate(f"target {path}: its signed description cannot be read ({bad!r})") from bad

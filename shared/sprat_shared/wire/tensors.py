@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -29,6 +29,9 @@ REBUILDABLE: Final = frozenset({"F32", "F16", "BF16"})  # dtypes that integer fa
 MAX_DIMS: Final = 32
 MAX_NAME_BYTES: Final = 1024
 MAX_TENSOR_BYTES: Final = 1 << 40
+LOCAL_SHA256: Final = bytes(32)
+"""Stands for the hash of a tensor that each device computes itself; no tensor has it."""
+
 _WEIGHTS_DOMAIN: Final = b"sprat-weights-1\0"
 ALIAS_MARK: Final = b"\xff\xff"  # no name is that long, so an alias entry cannot be taken for a tensor
 
@@ -185,6 +188,32 @@ class ArrayTensors:
         return tensor_sha256(self._arrays[index])
 
 
+class WithoutLocal:
+    """A release as updates see it: its local tensors, which each device computes itself, are zero bytes.
+
+    Args:
+        source: the release's tensors.
+        local: indices of the local ones.
+
+    Raises:
+        InvalidInput: there is no tensor of such an index.
+    """
+
+    def __init__(self, source: TensorSource, local: Collection[int]) -> None:
+        self._source, self.local, self.table = source, frozenset(local), source.table
+        if not self.local <= set(range(len(self.table))):
+            raise InvalidInput(f"local tensors {sorted(self.local)}: the release has {len(self.table)} tensors")
+
+    def read(self, index: int) -> Array:
+        """Return tensor `index`; zeros for a local one."""
+        spec: TensorSpec = self.table[index]
+        return np.zeros(spec.shape, spec.storage) if index in self.local else self._source.read(index)
+
+    def sha256(self, index: int) -> bytes:
+        """Return the SHA-256 of the tensor's raw bytes; `LOCAL_SHA256` for a local one."""
+        return LOCAL_SHA256 if index in self.local else self._source.sha256(index)
+
+
 def raw_bytes(array: Array) -> memoryview:
     """Return the tensor's bytes, little-endian and row-major, without a copy where it lies so already."""
     flat = np.ascontiguousarray(array).reshape(-1)
@@ -208,7 +237,7 @@ def weights_digest(table: TensorTable, sha256s: Sequence[bytes]) -> str:
 
     Args:
         table: its tensors.
-        sha256s: for each position the SHA-256 of the tensor's raw bytes.
+        sha256s: for each position the SHA-256 of the tensor's raw bytes, `LOCAL_SHA256` for a local tensor.
 
     Raises:
         InvalidInput: the lengths differ.
