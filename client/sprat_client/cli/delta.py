@@ -29,7 +29,7 @@ Update = Annotated[Path, typer.Argument(help="The update file.", metavar="F")]
 def encode(
     *,
     base: Base,
-    new: Annotated[Path, typer.Argument(help="The weights wished: same names, shapes and dtypes.")],
+    new: Annotated[Path, typer.Argument(help="The weights wished; tensors may have been added, removed or reshaped.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The update file to write.", metavar="F")],
     lossless: Annotated[bool, typer.Option("--lossless", help="Every bit of NEW.")] = False,
     budget: Annotated[
@@ -40,18 +40,20 @@ def encode(
 ) -> None:
     """Make the update that turns BASE into NEW, or nearly: without an option within a tenth of the change's norm.
 
+    Where NEW has other tensors (a head that has grown), the update says so; what is new begins as zeros. Dtypes stay.
+
     What APPLY gives is the same on every machine, bit for bit; its weights digest is printed.
 
     Example: sprat delta encode v1.safetensors v2.safetensors -o v1-v2.sprat --budget 20kB
     """
-    from sprat_client.cli.delta_files import replacing  # noqa: PLC0415 - numpy is loaded when it is needed
+    from sprat_client.cli.delta_files import replacing, table_changes  # noqa: PLC0415 - numpy is loaded when it is needed
     from sprat_shared.encode import encode_delta  # noqa: PLC0415
     from sprat_shared.wire.safetensors import SafetensorsFile  # noqa: PLC0415
 
     budget_bytes = None if budget is None else parse_bytes(budget)
     with SafetensorsFile(base) as held, SafetensorsFile(new) as wished:
         encoded = encode_delta(held, wished, lossless=lossless, budget_bytes=budget_bytes, max_error=max_error)
-        model_bytes = held.table.nbytes
+        model_bytes, table = wished.table.nbytes, table_changes(held.table, wished.table)
     with replacing(output) as file:
         file.write(encoded.data)
     result = {
@@ -59,6 +61,7 @@ def encode(
         "bytes": len(encoded.data),
         "model_bytes": model_bytes,
         "weights": encoded.weights,
+        "table": table,
         "tensors": [asdict(row) for row in encoded.tensors],
     }
     rows = [["tensor", "encoding", "rank", "about", "largest error", "relative error"]]
@@ -66,7 +69,8 @@ def encode(
         rank, errors = str(row.rank or "-"), (shown(row.max_error), shown(row.relative_error))
         rows.append([row.name, row.encoding, rank, size(row.bytes), *errors])
     text = [
-        *(aligned(rows) if encoded.tensors else ["no tensor differs"]),
+        *(aligned(rows) if encoded.tensors else ["no value differs"]),
+        *([] if table is None else [f"tensor table: {table}"]),
         f"{output}: {size(len(encoded.data))} for {size(model_bytes)} of weights; it gives {short(encoded.weights)}",
     ]
     emit(result, as_json=json_, text="\n".join(text))

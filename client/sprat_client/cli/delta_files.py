@@ -12,11 +12,12 @@ from typing import Any, BinaryIO, Final, Self
 from sprat_shared.apply import apply_update, check_arithmetic
 from sprat_shared.errors import BaseMismatch, InvalidInput, TryLater
 from sprat_shared.ids import parse_digest
+from sprat_shared.wire.patch import patch_between
 from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
 from sprat_shared.wire.safetensors import SafetensorsFile, safetensors_header
 from sprat_shared.wire.scales import STEPS
 from sprat_shared.wire.tensors import Array, TensorTable, digest_of, raw_bytes
-from sprat_shared.wire.update import Flag, UpdateReader
+from sprat_shared.wire.update import Flag, UpdateReader, read_header
 
 _FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
@@ -82,6 +83,7 @@ class _FileSink:
 
     def begin(self, table: TensorTable) -> None:
         """Write the header."""
+        self._table = table
         self._file.write(safetensors_header(table, self._base.metadata if self._base is not None else None))
 
     def keep(self, index: int, sha256: bytes) -> None:
@@ -89,7 +91,7 @@ class _FileSink:
         del sha256
         if self._base is None:
             raise BaseMismatch(f"tensor {index} is to be kept from a base, and there is none")
-        self._write(self._base.read(index))
+        self._write(self._base.read(self._base.table.index_of(self._table[index].name)))
 
     def put(self, index: int, array: Array, sha256: bytes) -> None:
         """Write a rebuilt tensor."""
@@ -119,7 +121,7 @@ def apply_file(base: Path, update: Path, output: Path, expected: str | None) -> 
     if expected is not None:
         parse_digest(expected)
     with MappedUpdate(update) as mapped:
-        full = Flag.FULL in UpdateReader(mapped.data, None).header.flags
+        full = Flag.FULL in read_header(mapped.data).flags
         source = None if full else SafetensorsFile(base)
         with replacing(output) as file:
             sink = _FileSink(file, source, mapped)
@@ -146,8 +148,7 @@ def inspect_file(update: Path, base: Path | None) -> dict[str, Any]:
         InvalidInput: a file cannot be read.
     """
     with MappedUpdate(update) as mapped:
-        reader = UpdateReader(mapped.data, None)
-        header = reader.header
+        reader, header, changes = UpdateReader(mapped.data, None), read_header(mapped.data), None
         if base is not None and Flag.FULL not in header.flags:
             with SafetensorsFile(base) as held:
                 if not parse_digest(has := digest_of(held)).startswith(header.base):
@@ -155,6 +156,7 @@ def inspect_file(update: Path, base: Path | None) -> dict[str, Any]:
                         f"{update} was made for weights sha256:{header.base.hex()}…, {base} has {has[:23]}…"
                     )
                 reader = UpdateReader(mapped.data, held.table)
+                changes = None if reader.table is None else table_changes(held.table, reader.table)
         result: dict[str, Any] = {
             "file": str(update),
             "bytes": len(mapped.data),
@@ -163,9 +165,25 @@ def inspect_file(update: Path, base: Path | None) -> dict[str, Any]:
             "base": None if Flag.FULL in header.flags else header.base.hex(),
             "result": header.result,
             "integer_bytes": reader.integer_bytes,
+            "table": changes,
             "records": None if reader.table is None else list(_rows(reader, reader.table)),
         }
     return result
+
+
+def table_changes(base: TensorTable, new: TensorTable) -> str | None:
+    """Return what an update does to the tensor table, as text; None where it leaves it as it is."""
+    if base == new:
+        return None
+    patch, old = patch_between(base, new), [*(spec.name for spec in base), *base.aliases]
+    parts = [f"- {old[position]}" for position in patch.removed]
+    parts += [
+        f"{base[index].name} {list(base[index].shape)} -> {list(new[new.index_of(base[index].name)].shape)}"
+        for index, _ in patch.reshaped
+    ]
+    parts += [f"+ {spec.name} {list(spec.shape)}" for spec in patch.added]
+    parts += [f"+ {alias} = {name}" for alias, name in patch.aliases.items()]
+    return ", ".join(parts)
 
 
 def _rows(reader: UpdateReader, table: TensorTable) -> Iterator[dict[str, Any]]:

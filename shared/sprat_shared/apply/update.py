@@ -5,14 +5,21 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
 
-import numpy as np
-
 from sprat_shared.apply.arithmetic import rebuild_tensor
 from sprat_shared.errors import BaseMismatch, DigestMismatch, InvalidInput, TryLater
 from sprat_shared.ids import parse_digest
+from sprat_shared.wire.descriptions import Limits
+from sprat_shared.wire.patch import PatchedTensors
 from sprat_shared.wire.records import Record
-from sprat_shared.wire.tensors import Array, TensorSource, TensorSpec, TensorTable, tensor_sha256, weights_digest
-from sprat_shared.wire.update import BASE_BYTES, Flag, Limits, UpdateReader
+from sprat_shared.wire.tensors import (
+    Array,
+    ArrayTensors,
+    TensorSource,
+    TensorTable,
+    tensor_sha256,
+    weights_digest,
+)
+from sprat_shared.wire.update import BASE_BYTES, Flag, UpdateReader, read_header
 
 
 class TensorSink(Protocol):
@@ -22,7 +29,7 @@ class TensorSink(Protocol):
         """Learn which tensors will come."""
 
     def keep(self, index: int, sha256: bytes) -> None:
-        """Take tensor `index` over from the base unchanged."""
+        """Take tensor `index` over unchanged from the base, which has it under the same name."""
 
     def put(self, index: int, array: Array, sha256: bytes) -> None:
         """Take a new tensor: storage dtype, its spec's shape; valid only during the call."""
@@ -45,7 +52,7 @@ def apply_update(
         sink: takes the tensors.
         expected: the weights digest that the signed metadata promise; None where the file carries it itself.
         base_digest: weights digest of `base` where it is known already; it is computed otherwise.
-        limits: what a full update may declare.
+        limits: what a full or patched update may declare.
 
     Raises:
         BaseMismatch: the file was made for other weights.
@@ -54,25 +61,23 @@ def apply_update(
         TryLater: there is too little memory.
         InvalidInput: neither the caller nor the file says what the result must be.
     """
-    reader = UpdateReader(memoryview(data), base.table if base is not None else None, limits)
-    header = reader.header
+    header = read_header(memoryview(data))
     promised = expected or header.result
     if promised is None:
         raise InvalidInput(
             "the update carries no digest of its result and none was given; its result cannot be checked"
         )
-    full = Flag.FULL in header.flags
-    if full:
-        source: TensorSource = _Zeros(reader.table or TensorTable([]))
+    if Flag.FULL in header.flags:
+        base = ArrayTensors({})
     elif base is None:
         raise BaseMismatch(f"this update needs the weights that begin with sha256 {header.base.hex()}; none were given")
-    else:
-        source = base
-    held = [] if full else [source.sha256(i) for i in range(len(source.table))]
-    if not full:
-        has = base_digest or weights_digest(source.table, held)
+    held = [base.sha256(i) for i in range(len(base.table))]
+    if Flag.FULL not in header.flags:
+        has = base_digest or weights_digest(base.table, held)
         if parse_digest(has)[:BASE_BYTES] != header.base:
             raise BaseMismatch(f"this update was made for weights {header.base.hex()}…, these are {has[7:23]}…")
+    reader = UpdateReader(memoryview(data), base.table, limits)
+    source = PatchedTensors(base, base.table if reader.table is None else reader.table)
     try:
         actual = weights_digest(source.table, list(_rebuild(reader, source, sink, held)))
     except MemoryError:
@@ -85,7 +90,7 @@ def apply_update(
     return actual
 
 
-def _rebuild(reader: UpdateReader, source: TensorSource, sink: TensorSink, held: list[bytes]) -> Iterator[bytes]:
+def _rebuild(reader: UpdateReader, source: PatchedTensors, sink: TensorSink, held: list[bytes]) -> Iterator[bytes]:
     """Yield the SHA-256 of each tensor of the result, in table order, as the sink takes it."""
     sink.begin(source.table)
     done = 0
@@ -96,12 +101,12 @@ def _rebuild(reader: UpdateReader, source: TensorSource, sink: TensorSink, held:
     yield from _unchanged(source, sink, held, range(done, len(source.table)))
 
 
-def _unchanged(source: TensorSource, sink: TensorSink, held: list[bytes], indices: range) -> Iterator[bytes]:
+def _unchanged(source: PatchedTensors, sink: TensorSink, held: list[bytes], indices: range) -> Iterator[bytes]:
     for index in indices:
-        if held:
-            sink.keep(index, held[index])
-            yield held[index]
-        else:  # a full update has nothing to keep: what it does not name is zero
+        if (kept := source.kept(index)) is not None:
+            sink.keep(index, held[kept])
+            yield held[kept]
+        else:  # new, or of another shape: what is not named is the patched base
             yield _put(source, sink, index, [])
 
 
@@ -110,17 +115,3 @@ def _put(source: TensorSource, sink: TensorSink, index: int, records: list[Recor
     sha256 = tensor_sha256(array)
     sink.put(index, array, sha256)
     return sha256
-
-
-class _Zeros:
-    """The base of a full update."""
-
-    def __init__(self, table: TensorTable) -> None:
-        self.table = table
-
-    def read(self, index: int) -> Array:
-        spec: TensorSpec = self.table[index]
-        return np.zeros(spec.shape, spec.storage)
-
-    def sha256(self, index: int) -> bytes:
-        return tensor_sha256(self.read(index))

@@ -67,16 +67,18 @@ def lossless(change: Change, level: int = 19) -> Candidate:
 def candidates(change: Change) -> Iterator[Candidate]:
     """Yield every way to say the change that keeps the tensor usable. F32, F16 and BF16 only.
 
-    Usable is finite, and positive where it was positive before and after: a variance that an approximation makes
-    negative turns a network's answers into noise, however small the error.
+    Usable is finite, and positive where it was positive before and after, or is and began as zero: a variance that an
+    approximation makes negative turns a network's answers into noise, however small the error.
 
     Cost: one truncated SVD, randomised above 256 rows (Halko, Martinsson, Tropp, arXiv 0909.4061, with two power
     iterations and a fixed seed), and one rebuild for each candidate.
     """
     if change.spec.dtype not in REBUILDABLE:
         raise ValueError(f"{change.spec.dtype} has only the exact way")
-    positive = all((widen(side, change.spec.dtype) > 0).all() for side in (change.old, change.new))
-    yield Candidate((), 0.0, *change.missed(change.old))
+    old, new = (widen(side, change.spec.dtype) for side in (change.old, change.new))
+    positive = bool((new > 0).all() and (old >= 0).all())
+    if _usable(old, positive=positive):
+        yield Candidate((), 0.0, *change.missed(change.old))
     for record, integers in _records(change):
         rebuilt = rebuild_tensor(change.old, change.spec, [record])
         if _usable(widen(rebuilt, change.spec.dtype), positive=positive):

@@ -14,6 +14,7 @@ from sprat_shared.apply.arithmetic import widen
 from sprat_shared.encode.allocation import cheapest, finest
 from sprat_shared.encode.candidates import Candidate, Change, candidates, lossless
 from sprat_shared.errors import InvalidInput
+from sprat_shared.wire.patch import held_under, under
 from sprat_shared.wire.planes import encode_planes
 from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
 from sprat_shared.wire.tensors import (
@@ -90,8 +91,9 @@ def encode_delta(
         Without lossless, budget_bytes and max_error the error's norm is at most a tenth of the change's norm.
 
     Raises:
-        InvalidInput: the two do not have the same tensors (the message names one), a value is NaN or infinite, more
+        InvalidInput: a tensor has another dtype in the two (the message names it), a value is NaN or infinite, more
             than one of the three is asked for, or the budget is too small for any file.
+        LimitExceeded: the new weights have many times the base's bytes.
         UnsafeArithmetic: this process computes other bits.
     """
     check_arithmetic()
@@ -99,15 +101,19 @@ def encode_delta(
         raise InvalidInput("ask for one of lossless, a budget, and a largest error, not for several")
     if (budget_bytes is not None and budget_bytes < 0) or (max_error is not None and not max_error >= 0):
         raise InvalidInput("a budget and a largest error cannot be negative or NaN")
-    _check_tables(base.table, new.table)
-    held = [base.sha256(i) for i in range(len(base.table))]
-    base_digest = weights_digest(base.table, held)
+    base = held_under(base)
+    _check_dtypes(base.table, new.table)
+    held, base_table = [base.sha256(i) for i in range(len(base.table))], base.table
+    base_digest = weights_digest(base_table, held)
+    if base_table != new.table:
+        base = under(base, new.table)
+        held = [base.sha256(i) for i in range(len(base.table))]
     changes = list(_changes(base, new, held))
     options = [_options(change, exact=lossless, max_error=max_error) for change in changes]
     allowance = budget_bytes
     while True:
         choice = _choose(options, changes, allowance, max_error)
-        data, digest = _write(base, held, base_digest, changes, choice, standalone=standalone)
+        data, digest = _write(base, held, base_digest, changes, choice, base_table=base_table, standalone=standalone)
         if budget_bytes is None or len(data) <= budget_bytes:
             break
         if not allowance or not any(candidate.records for candidate in choice):
@@ -129,19 +135,14 @@ def encode_full(source: TensorSource, *, standalone: bool = False) -> bytes:
     return encode_update(source.table, records, base_digest=None, result_digest=digest)
 
 
-def _check_tables(base: TensorTable, new: TensorTable) -> None:
-    ours, theirs = ({spec.name: spec for spec in table} for table in (base, new))
-    for name in sorted(ours.keys() ^ theirs.keys()):
-        side, other = ("base", "new weights") if name in ours else ("new weights", "base")
-        raise InvalidInput(f"tensor {name!r} is only in the {side}, not in the {other}; both need the same tensors")
-    for name, spec in ours.items():
-        if spec != theirs[name]:
+def _check_dtypes(base: TensorTable, new: TensorTable) -> None:
+    wished = {spec.name: spec for spec in new}
+    for spec in base:
+        if (other := wished.get(spec.name, spec)).dtype != spec.dtype:
             raise InvalidInput(
-                f"tensor {name!r} is {spec.dtype} {list(spec.shape)} in the base, "
-                f"{theirs[name].dtype} {list(theirs[name].shape)} in the new weights; both must agree"
+                f"tensor {spec.name!r} is {spec.dtype} in the base and {other.dtype} in the new weights; an update "
+                f"keeps dtypes: convert the new weights to {spec.dtype}"
             )
-    if base.aliases != new.aliases:
-        raise InvalidInput(f"tied tensors differ: {base.aliases} in the base, {new.aliases} in the new weights")
 
 
 def _changes(base: TensorSource, new: TensorSource, held: Sequence[bytes]) -> list[Change]:
@@ -198,6 +199,7 @@ def _write(
     changes: Sequence[Change],
     choice: Sequence[Candidate],
     *,
+    base_table: TensorTable,
     standalone: bool,
 ) -> tuple[bytes, str]:
     sha256s, records = list(held), list[Record]()
@@ -207,7 +209,8 @@ def _write(
             sha256s[change.index] = tensor_sha256(rebuild_tensor(change.old, change.spec, way.records))
     digest = weights_digest(base.table, sha256s)
     result = digest if standalone else None
-    return encode_update(base.table, records, base_digest=base_digest, result_digest=result), digest
+    data = encode_update(base.table, records, base_digest=base_digest, base_table=base_table, result_digest=result)
+    return data, digest
 
 
 def _report(change: Change, way: Candidate) -> TensorReport:

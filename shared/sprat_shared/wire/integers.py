@@ -40,6 +40,11 @@ class Family(Enum):
     U = (6, 7, True)
     V = (7, 7, True)
     DENSE = (8, 24, True)
+    DIMENSION = (9, 48, True)
+    ROW = (10, 32, False)
+    SIDE = (11, 2, False)
+    SEED = (12, 32, False)
+    CORE = (13, 15, True)
 
     def __init__(self, position: int, bits: int, signed: bool) -> None:  # noqa: FBT001  # filled by the rows above
         self.position, self.bits, self.signed = position, bits, signed

@@ -7,28 +7,25 @@ Layout, little-endian:
 Everything but the frames is integers in one stream: how many records there are, what each is, and its factors.
 """
 
-import io
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final
 
-import zstandard
-
-from sprat_shared.errors import InvalidInput, LimitExceeded, MalformedUpdate, WireVersionUnsupported
+from sprat_shared.errors import InvalidInput, MalformedUpdate, WireVersionUnsupported
 from sprat_shared.ids import digest_text, parse_digest
+from sprat_shared.wire.descriptions import Limits, pack_descriptions, unpack_descriptions
 from sprat_shared.wire.integers import MAX_LOG2_LANES, Family
-from sprat_shared.wire.planes import stated_bytes, unpack_frame
+from sprat_shared.wire.patch import patch_between, patched_table, put_patch, take_patch
 from sprat_shared.wire.records import KINDS, Record
 from sprat_shared.wire.records.stream import RecordReader, RecordWriter
-from sprat_shared.wire.tensors import ALIAS_MARK, DTYPES, TensorSpec, TensorTable, describe
+from sprat_shared.wire.tensors import TensorSpec, TensorTable
 
 VERSION: Final = 1
 MAGIC: Final = b"SPR"
 BASE_BYTES: Final = 8
 MAX_TERMS: Final = 8
-MAX_TABLE_BYTES: Final = 1 << 25
 _HEAD: Final = struct.Struct("<3sBBB8s")
 
 
@@ -37,20 +34,7 @@ class Flag(IntFlag):
 
     RESULT = 1  # the result's weights digest follows the header
     FULL = 2  # no base: the first frame is the tensor table, and all tensors start as zeros
-    PATCH = 4  # reserved: a patch of the tensor table and a new graph digest; this version refuses it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a reader accepts before it takes memory.
-
-    Attributes:
-        max_tensors: tensors in the table of a full update.
-        max_bytes: of all tensors together.
-    """
-
-    max_tensors: int = 1 << 16
-    max_bytes: int = 64 << 30
+    PATCH = 4  # the base's tensor table is patched before the first record (`wire.patch`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,24 +58,36 @@ class Header:
 
 
 def encode_update(
-    table: TensorTable, records: Sequence[Record], *, base_digest: str | None, result_digest: str | None = None
+    table: TensorTable,
+    records: Sequence[Record],
+    *,
+    base_digest: str | None,
+    base_table: TensorTable | None = None,
+    result_digest: str | None = None,
 ) -> bytes:
     """Return an update file.
 
     Args:
-        table: the tensors, of base and result alike.
+        table: the tensors of the result.
         records: sorted by index; several for one tensor are applied in order, a lossless one last.
         base_digest: weights digest of the base; None makes a full update that carries its table.
+        base_table: the tensors of the base where they are others: the file then patches them to those of the result.
         result_digest: weights digest of the result, for a file that travels without signed metadata.
 
     Raises:
         InvalidInput: a record does not fit its tensor.
+        LimitExceeded: the result has many times the bytes of the base that is patched.
     """
     _check_order(table, records)
     writer, flags = RecordWriter(), Flag(0)
     if base_digest is None:
         flags |= Flag.FULL
-        writer.put_frame(_pack_table(table))
+        writer.put_frame(pack_descriptions(table.specs, table.aliases))
+    elif base_table is not None and base_table != table:
+        flags |= Flag.PATCH
+        patch = patch_between(base_table, table)
+        patched_table(base_table, patch)  # no file that readers refuse
+        put_patch(writer, patch)
     writer.put(Family.COUNT, [len(records)])
     at = 0
     for record in records:
@@ -122,15 +118,6 @@ def _check_order(table: TensorTable, records: Sequence[Record]) -> None:
             closed = record.index
 
 
-def _pack_table(table: TensorTable) -> bytes:
-    plain = struct.pack("<I", len(table)) + b"".join(map(describe, table))
-    for names in table.aliases.items():
-        plain += ALIAS_MARK + b"".join(struct.pack("<H", len(name.encode())) + name.encode() for name in names)
-    if len(table) > Limits().max_tensors or len(plain) > MAX_TABLE_BYTES:
-        raise InvalidInput(f"a full update of {len(table)} tensors, {len(plain)} bytes of names, is more than is read")
-    return zstandard.ZstdCompressor(level=19).compress(plain)
-
-
 def _leb128(value: int) -> bytes:
     out = bytearray()
     while value >> 7:
@@ -151,6 +138,10 @@ class UpdateReader:
         base_table: the tensors of the base; None reads a full update, or only the header of another.
         limits: what is accepted.
 
+    Attributes:
+        header: the file's first bytes.
+        table: the tensors of the result; None where they depend on a base that was not given.
+
     Raises:
         WireVersionUnsupported: a newer version, or a part of it that this reader does not know.
         MalformedUpdate: the bytes do not follow the format.
@@ -158,7 +149,7 @@ class UpdateReader:
     """
 
     def __init__(self, data: memoryview, base_table: TensorTable | None, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+        limits = limits or Limits()
         self.header, at = _read_header(data)
         length, at = _read_leb128(data, at)
         if length > len(data) - at:
@@ -166,7 +157,9 @@ class UpdateReader:
         self.integer_bytes = length
         self._source = RecordReader(data[at : at + length], self.header.log2_lanes, data[at + length :])
         if Flag.FULL in self.header.flags:
-            self.table: TensorTable | None = _unpack_table(self._source.take_frame(), self._limits)
+            self.table: TensorTable | None = _unpack_table(self._source.take_frame(), limits)
+        elif Flag.PATCH in self.header.flags and base_table is not None:
+            self.table = take_patch(self._source, base_table, limits)
         else:
             self.table = base_table
 
@@ -192,19 +185,30 @@ class UpdateReader:
             at += gap
             if at >= len(self.table) or at == closed or terms > MAX_TERMS:
                 raise MalformedUpdate(f"record {ordinal} is for tensor {at} of {len(self.table)}, out of place there")
-            yield (record := self._record(at, self.table[at]))
-            if record.CLOSES:
+            kind = self._kind(spec := self.table[at])
+            if kind.CLOSES:
                 closed = at
+            try:
+                yield kind.read(at, spec, self._source)  # not kept here: the caller lets go of it before the next
+            except InvalidInput as misfit:
+                raise MalformedUpdate(str(misfit)) from None
         self._source.finish()
 
-    def _record(self, index: int, spec: TensorSpec) -> Record:
+    def _kind(self, spec: TensorSpec) -> type[Record]:
         kind = KINDS.get(number := self._source.take_one(Family.KIND))
         if kind is None:
             raise WireVersionUnsupported(f"tensor {spec.name!r}: encoding {number} is not known; update sprat")
-        try:
-            return kind.read(index, spec, self._source)
-        except InvalidInput as misfit:
-            raise MalformedUpdate(str(misfit)) from None
+        return kind
+
+
+def read_header(data: memoryview) -> Header:
+    """Return the first bytes of an update file.
+
+    Raises:
+        WireVersionUnsupported: a newer version, or a part of it that this reader does not know.
+        MalformedUpdate: it is no update file.
+    """
+    return _read_header(data)[0]
 
 
 def _read_header(data: memoryview) -> tuple[Header, int]:
@@ -213,12 +217,12 @@ def _read_header(data: memoryview) -> tuple[Header, int]:
     _, version, flags, log2_lanes, base = _HEAD.unpack_from(data)
     if version != VERSION:
         raise WireVersionUnsupported(f"wire version {version}: this sprat reads version {VERSION}; update it")
-    if flags & ~int(Flag.RESULT | Flag.FULL):
-        raise WireVersionUnsupported(f"header flags {flags:#04x}: this sprat reads 0x01 and 0x02; update it")
+    if flags & ~sum(Flag):
+        raise WireVersionUnsupported(f"header flags {flags:#04x}: this sprat reads 0x01, 0x02 and 0x04; update it")
     if log2_lanes > MAX_LOG2_LANES:
         raise MalformedUpdate(f"2**{log2_lanes} lanes; at most 2**{MAX_LOG2_LANES} are allowed")
-    if Flag.FULL in Flag(flags) and any(base):
-        raise MalformedUpdate("a full update names a base")
+    if Flag.FULL in Flag(flags) and (any(base) or Flag.PATCH in Flag(flags)):
+        raise MalformedUpdate("a full update names a base or patches one")
     at, result = _HEAD.size, None
     if Flag.RESULT in Flag(flags):
         if len(data) < at + 32:
@@ -237,41 +241,10 @@ def _read_leb128(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _unpack_table(frame: memoryview, limits: Limits) -> TensorTable:
-    if (size := stated_bytes(frame, "the tensor table")) > MAX_TABLE_BYTES:
-        raise LimitExceeded(f"the tensor table takes {size} bytes, at most {MAX_TABLE_BYTES} are read")
-    cursor = io.BytesIO(unpack_frame(frame, "the tensor table"))
+    specs, aliases = unpack_descriptions(frame, limits)
     try:
-        (count,) = struct.unpack("<I", cursor.read(4))
-        if count > limits.max_tensors:
-            raise LimitExceeded(f"the update declares {count} tensors, at most {limits.max_tensors} are read")
-        specs = [_read_spec(cursor) for _ in range(count)]
-        aliases = list(_read_aliases(cursor))
-        table = TensorTable(specs, dict(aliases))
-    except (struct.error, UnicodeDecodeError, IndexError, InvalidInput) as bad:
+        table = TensorTable(specs, aliases)
+    except InvalidInput as bad:
         raise MalformedUpdate(f"the tensor table cannot be read ({bad})") from None
-    if table.nbytes > limits.max_bytes:
-        raise LimitExceeded(f"the update declares {table.nbytes} bytes of tensors, at most {limits.max_bytes} are read")
-    if list(table) != specs or list(table.aliases.items()) != aliases:
-        raise MalformedUpdate("the tensor table is not sorted by name")
+    limits.check(table)
     return table
-
-
-def _read_name(cursor: io.BytesIO) -> str:
-    (length,) = struct.unpack("<H", cursor.read(2))
-    name = cursor.read(length)
-    if len(name) != length:
-        raise struct.error(f"a name of {length} bytes is cut")
-    return name.decode()
-
-
-def _read_spec(cursor: io.BytesIO) -> TensorSpec:
-    name = _read_name(cursor)
-    dtype, dims = struct.unpack("<BB", cursor.read(2))
-    return TensorSpec(name, DTYPES[dtype], struct.unpack(f"<{dims}Q", cursor.read(8 * dims)))
-
-
-def _read_aliases(cursor: io.BytesIO) -> Iterator[tuple[str, str]]:
-    while mark := cursor.read(2):
-        if mark != ALIAS_MARK:
-            raise struct.error("bytes after the last tensor")
-        yield _read_name(cursor), _read_name(cursor)

@@ -16,11 +16,12 @@ import zstandard
 
 from sprat_shared.apply import apply_update
 from sprat_shared.errors import SpratError
+from sprat_shared.wire.descriptions import Limits
 from sprat_shared.wire.integers import Family, IntegerEncoder
 from sprat_shared.wire.planes import encode_planes
 from sprat_shared.wire.records import Dense, Lossless, LowRank
 from sprat_shared.wire.tensors import Array, ArrayTensors, TensorTable, describe, digest_of
-from sprat_shared.wire.update import Limits, encode_update
+from sprat_shared.wire.update import Flag, encode_update
 
 LIMITS = Limits(max_bytes=64 << 20)
 BASE = ArrayTensors(
@@ -46,21 +47,21 @@ class Dropped:
         """Nothing is kept."""
 
 
-def assembled(integers: Integers, frames: bytes = b"", *, full: bool = False, log2_lanes: int = 0) -> bytes:
+def assembled(integers: Integers, frames: bytes = b"", *, flags: int = 0, log2_lanes: int = 0) -> bytes:
     """A file of these integers and frames."""
     encoder = IntegerEncoder(log2_lanes)
     for family, values in integers:
         encoder.put(family, values)
     stream = encoder.finish()
-    base = bytes(8) if full else bytes.fromhex(digest_of(BASE)[7:23])
+    base = bytes(8) if flags & Flag.FULL else bytes.fromhex(digest_of(BASE)[7:23])
     length = bytes((len(stream) >> 7 * i & 127) | 128 for i in range(5)) + bytes([len(stream) >> 35 & 127])
-    return b"SPR\x01" + bytes([2 * full, log2_lanes]) + base + length + stream + frames
+    return b"SPR\x01" + bytes([flags, log2_lanes]) + base + length + stream + frames
 
 
 def full_table(table: bytes, *more: tuple[Family, list[int]], frames: bytes = b"") -> bytes:
     """A full update with this table and further integers."""
     frame = zstandard.ZstdCompressor(level=1).compress(table)
-    return assembled([(Family.LENGTH, [len(frame)]), *more], frame + frames, full=True)
+    return assembled([(Family.LENGTH, [len(frame)]), *more], frame + frames, flags=Flag.FULL)
 
 
 def hostile() -> Iterator[tuple[str, int, bytes]]:
@@ -81,6 +82,17 @@ def hostile() -> Iterator[tuple[str, int, bytes]]:
         [*begin, (Family.KIND, [2]), (Family.LENGTH, [len(bomb)])], bomb
     )  # fmt: skip
     yield "4096 lanes in a short stream", own, assembled([])[:5] + b"\x0c" + assembled([])[6:]
+    grown: Integers = [(Family.COUNT, [0]), (Family.COUNT, [1]), (Family.GAP, [index])]
+    for rows, columns in ((1 << 47, 0), (20_000, 0), (1_200, 1_200)):
+        changes: Integers = [(Family.DIMENSION, [rows]), (Family.DIMENSION, [columns]), (Family.LENGTH, [0])]
+        most = max(own, 4 * (1_500 + rows) * (1_000 + columns) if rows < 20_000 else 0)
+        yield f"a patch to {rows} more rows", most, assembled(
+            [*grown, *changes, (Family.COUNT, [0])], flags=Flag.PATCH
+        )  # fmt: skip
+    yield "a patch that removes 4 billion", own, assembled([(Family.COUNT, [2**32 - 1])], flags=Flag.PATCH)
+    yield "a patch that adds a gigabyte", own, assembled(
+        [(Family.COUNT, [0]), (Family.COUNT, [0]), (Family.LENGTH, [len(bomb)])], bomb, flags=Flag.PATCH
+    )  # fmt: skip
     yield "a stream of terabytes", own, assembled([])[:14] + b"\xff\xff\xff\xff\xff\x7f"
     yield "a table of a gigabyte", 0, full_table(bytes(1 << 28))
     yield "a table at its bound", 0, full_table(struct.pack("<I", 1 << 16) + bytes((1 << 25) - 4))

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sprat_shared.apply import rebuild_tensor
+from sprat_shared.wire.patch import PatchedTensors
 from sprat_shared.wire.planes import encode_planes
 from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
 from sprat_shared.wire.tensors import (
@@ -91,30 +92,61 @@ def tables(draw: st.DrawFn) -> TensorTable:
 
 
 @st.composite
+def before(draw: st.DrawFn, table: TensorTable) -> TensorTable:
+    """A base from which the table may have grown: tensors missing, of other shapes, dtypes, or in it alone."""
+    specs = []
+    for spec in table:
+        match draw(st.integers(0, 3)):
+            case 0:
+                continue
+            case 1:
+                shape = tuple(max(0, d + draw(st.integers(-2, 2))) for d in spec.shape)
+                specs.append(TensorSpec(spec.name, spec.dtype, shape))
+            case 2:
+                specs.append(TensorSpec(spec.name, draw(st.sampled_from(DTYPES)), draw(SHAPES)))
+            case _:
+                specs.append(spec)
+    specs += [TensorSpec("only before " + name, "U8", (2,)) for name in draw(st.sets(st.sampled_from("abc")))]
+    names = [spec.name for spec in specs]
+    aliases = {alias: name for alias, name in table.aliases.items() if name in names and draw(st.booleans())}
+    aliases |= {"once tied to " + name: name for name in names if draw(st.integers(0, 4)) == 0}
+    return TensorTable(specs, aliases)
+
+
+@st.composite
+def releases(draw: st.DrawFn, table: TensorTable) -> ArrayTensors:
+    """Tensors of the table; those that sums can change are finite."""
+    values = {
+        spec.name: (spec.dtype, draw(finite_arrays(spec) if spec.dtype in REBUILDABLE else arrays(spec)))
+        for spec in table
+    }
+    return ArrayTensors(values, table.aliases)
+
+
+@st.composite
 def cases(draw: st.DrawFn, *, full: bool | None = None) -> Case:
-    """An update with any records; every tensor that sums change starts finite."""
+    """An update with any records, from nothing, from a base of the same table, or from one that is patched."""
     table = draw(tables())
     if full is None:
         full = draw(st.booleans())
-    records, olds, sha256s = list[Record](), dict[str, tuple[str, Array]](), []
+    same = full or draw(st.booleans())
+    base = None if full else draw(releases(table if same else draw(before(table))))
+    source = PatchedTensors(base or ArrayTensors({}), table)
+    records, sha256s = list[Record](), []
     for index, spec in enumerate(table):
-        can_sum = spec.dtype in REBUILDABLE
-        old = draw(finite_arrays(spec) if can_sum else arrays(spec))
-        if full:
-            old = np.zeros(spec.shape, spec.storage)
-        olds[spec.name] = (spec.dtype, old)
+        can_sum, old = spec.dtype in REBUILDABLE, source.read(index)
         mine: list[Record] = [draw(sums(index, spec)) for _ in range(draw(st.integers(0, 2)))] if can_sum else []
         if spec.size and draw(st.booleans()):
             new = draw(arrays(spec))
             mine.append(Lossless(index, encode_planes(spec, rebuild_tensor(old, spec, mine), new, level=1)))
         records += mine
         sha256s.append(tensor_sha256(rebuild_tensor(old, spec, mine)))
-    base = None if full else ArrayTensors(olds, table.aliases)
     expected = weights_digest(table, sha256s)
     data = encode_update(
         table,
         records,
         base_digest=None if base is None else digest_of(base),
+        base_table=None if base is None else base.table,
         result_digest=draw(st.sampled_from([None, expected])),
     )
     return Case(base, table, records, data, expected)
