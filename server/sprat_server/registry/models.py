@@ -63,6 +63,7 @@ class Release(Base):
         CheckConstraint(f"weights_blob {_DIGEST}", name="weights_blob_is_sha256"),
         CheckConstraint("model_bytes > 0", name="model_is_not_empty"),
         CheckConstraint("jsonb_typeof(tensor_table) = 'array'", name="tensor_table_is_a_list"),
+        CheckConstraint("jsonb_typeof(recipe_config) = 'object'", name="recipe_config_is_an_object"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -77,6 +78,9 @@ class Release(Base):
     base_number: Mapped[int | None]
     metrics: Mapped[dict[str, Any]] = mapped_column(JSONB)
     tensor_table: Mapped[list[Any]] = mapped_column(JSONB)  # [[name, dtype, [dims]], ...] in table order
+    recipe_config: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB(none_as_null=True)
+    )  # with which the model's recipe gives this release's module; NULL: the model's own
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -152,8 +152,11 @@ def add_release(
     metrics: Mapping[str, Any],
     origin: Origin,
     base: int | None,
+    recipe_config: Mapping[str, Any] | None = None,
 ) -> Release:
     """Add the next release of a model with its updates; the number is allocated under a lock on the model.
+
+    Without a `recipe_config` of its own it has the base's.
 
     Raises:
         Conflict: a release of the model has exactly this graph and these weights already.
@@ -175,6 +178,8 @@ def add_release(
     for needed in {base, *bases}:
         if needed is not None:
             get_release(session, model, needed)
+    if recipe_config is None and base is not None:
+        recipe_config = get_release(session, model, base).recipe_config
     newest = session.scalar(select(func.max(Release.number)).where(Release.model_id == model.id)) or 0
     release = Release(
         model_id=model.id,
@@ -188,6 +193,7 @@ def add_release(
         base_number=base,
         metrics=dict(metrics),
         tensor_table=[[spec.name, spec.dtype, list(spec.shape)] for spec in table.specs],
+        recipe_config=None if recipe_config is None else dict(recipe_config),
     )
     session.add(release)
     session.flush()
