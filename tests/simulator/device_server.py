@@ -35,8 +35,8 @@ from sprat_shared.protocol.poll import (
     parse_have,
 )
 from sprat_shared.protocol.report import SIGNATURE_HEADER, Report, parse_signature
-from sprat_shared.trust.targets import UpdateTarget, graph_path, update_path
-from sprat_shared.wire.tensors import ArrayTensors, TensorTable, digest_of
+from sprat_shared.trust.targets import LocalStatistics, UpdateTarget, graph_path, update_path
+from sprat_shared.wire.tensors import ArrayTensors, TensorSource, TensorTable, WithoutLocal, digest_of
 
 ENROLMENT_TOKEN = "let-me-in"
 
@@ -44,7 +44,7 @@ ENROLMENT_TOKEN = "let-me-in"
 class MemorySink:
     """Keeps rebuilt tensors in memory (`apply.TensorSink`)."""
 
-    def __init__(self, base: ArrayTensors | None) -> None:
+    def __init__(self, base: TensorSource | None) -> None:
         self._base = base
         self.arrays: dict[int, np.ndarray[Any, Any]] = {}
 
@@ -73,6 +73,20 @@ class Release:
     base: int | None
     update: bytes | None
     full: bytes
+    local: tuple[int, ...] = ()
+    statistics: bytes | None = None
+
+    @property
+    def source(self) -> WithoutLocal:
+        """The tensors as updates see them."""
+        return WithoutLocal(ArrayTensors(self.weights), self.local)
+
+    @property
+    def signed_local(self) -> LocalStatistics | None:
+        """What the signed metadata say of local tensors."""
+        if self.statistics is None:
+            return None
+        return LocalStatistics(graph=digest_text(sha256(self.statistics).digest()), tensors=self.local)
 
 
 @dataclass
@@ -122,6 +136,8 @@ class DeviceServer:
         graph: bytes | None = None,
         lossless: bool = False,
         corrupt: bool = False,
+        local: tuple[int, ...] = (),
+        statistics: bytes | None = None,
     ) -> Release:
         """Make the next release; from `base` the released weights are what decoding the update gives.
 
@@ -132,23 +148,26 @@ class DeviceServer:
             graph: ONNX bytes; the tiny model's when left out.
             lossless: the update gives exactly `weights`.
             corrupt: the signed update gives other weights than the signed digest.
+            local: indices of the tensors that devices compute themselves.
+            statistics: the graph from which they do.
         """
         with self.lock:
             releases = self.models.setdefault(model, {})
             number, graph = len(releases) + 1, graph or tiny_onnx.graph()
             update = None
             if base is not None:
-                old = ArrayTensors(releases[base].weights)
-                update = bytes(encode_delta(old, ArrayTensors(weights), lossless=lossless).data)
+                old = releases[base].source
+                new = WithoutLocal(ArrayTensors(weights), local)
+                update = bytes(encode_delta(old, new, lossless=lossless).data)
                 sink = MemorySink(old)
-                apply_update(memoryview(update), old, sink, expected=None)
+                apply_update(memoryview(update), old, sink, expected=None, local=local)
                 weights = sink.weights()
-            source = ArrayTensors(weights)
+            source = WithoutLocal(ArrayTensors(weights), local)
             digest = digest_of(source)
             if corrupt:
                 digest = digest_text(sha256(digest.encode()).digest())
             full = bytes(encode_full(source))
-            release = Release(number, weights, digest, graph, base, update, full)
+            release = Release(number, weights, digest, graph, base, update, full, local, statistics)
             releases[number] = release
             self._publish(model, release)
             return release
@@ -166,11 +185,13 @@ class DeviceServer:
                 graph=graph_digest,
                 base_release=base,
                 base_weights=base_weights,
+                local=release.signed_local,
             )
             self.repository.add(model, target.path, data, target.to_custom())
             self.blobs[sha256(data).hexdigest()] = data
-        self.repository.add(model, graph_path(model, graph_digest), release.graph)
-        self.blobs[sha256(release.graph).hexdigest()] = release.graph
+        for data in (release.graph, *filter(None, [release.statistics])):
+            self.repository.add(model, graph_path(model, digest_text(sha256(data).digest())), data)
+            self.blobs[sha256(data).hexdigest()] = data
         self.repository.publish(model)
 
     def assign(self, model: str, release: int, device: Device | None = None) -> int:

@@ -12,6 +12,7 @@ from device_server import ENROLMENT_TOKEN, DeviceServer
 
 from sprat_client.agent.durable import Disk, PosixDisk
 from sprat_client.agent.enrol import enrol
+from sprat_client.agent.estimate import Estimator, estimate_into
 from sprat_client.agent.loop import Agent
 from sprat_client.agent.rebuild import Rebuilder, rebuild
 from sprat_client.agent.settings import AgentSettings, LinkSettings, ValidationSettings
@@ -28,6 +29,11 @@ def rebuilder_on(disk: Disk) -> Rebuilder:
     return lambda store, base, steps: rebuild(TensorStore(store, disk), base, steps)
 
 
+def estimator_on(disk: Disk) -> Estimator:
+    """Return the computing of local statistics in this process, likewise."""
+    return lambda store, job: estimate_into(TensorStore(store, disk), job)
+
+
 def agent_on(folder: Path, disk: Disk | None = None, **changes: Any) -> Agent:
     """Return an agent that polls at once, tries a release for a moment, and rebuilds in this process."""
     disk = disk or PosixDisk()
@@ -40,7 +46,7 @@ def agent_on(folder: Path, disk: Disk | None = None, **changes: Any) -> Agent:
         validation=ValidationSettings(latency_runs=1),
         space_margin_bytes=0,
     )
-    return Agent(replace(settings, **changes), disk=disk, rebuilder=rebuilder_on(disk))
+    return Agent(replace(settings, **changes), disk=disk, rebuilder=rebuilder_on(disk), estimator=estimator_on(disk))
 
 
 def release_of(agent: Agent, server: DeviceServer) -> int | None:

@@ -6,15 +6,17 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from sprat_client.agent.logs import log_json_to_stderr
-from sprat_client.agent.settings import AgentSettings
+from sprat_client.agent.settings import AgentSettings, StatisticsSettings
 from sprat_client.agent.version import VERSION
 from sprat_shared.errors import InvalidInput, SpratError
 from sprat_shared.ids import check_model_name
 
+_LEAST_INPUTS: Final = 2
 _EXIT_CODES: Final = """\
 exit codes:
   0    done; with `run`: every assignment is fulfilled
@@ -75,10 +77,26 @@ def _parser() -> argparse.ArgumentParser:
         "--holdout",
         action="append",
         default=[],
-        type=_holdout,
+        type=_of_model,
         metavar="MODEL=PATH",
         help="labelled samples that new releases must not do worse on: a file or folder of .npz or .safetensors with "
         "`inputs` and `labels` (repeatable)",
+    )
+    run.add_argument(
+        "--unlabelled",
+        action="append",
+        default=[],
+        type=_of_model,
+        metavar="MODEL=PATH",
+        help="inputs without labels, likewise: what is local in a release is computed from these and the holdout's "
+        "(repeatable)",
+    )
+    run.add_argument(
+        "--least-inputs",
+        type=int,
+        default=StatisticsSettings().least,
+        metavar="N",
+        help="with fewer inputs a release with local statistics is refused (default: %(default)s)",
     )
     run.add_argument(
         "--port", type=int, default=0, help="of the loopback endpoint (default: any free one, see endpoint.json)"
@@ -109,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _holdout(text: str) -> tuple[str, Path]:
+def _of_model(text: str) -> tuple[str, Path]:
     model, equals, path = text.partition("=")
     if not equals or not path:
         raise argparse.ArgumentTypeError(f"{text!r}: write MODEL=PATH")
@@ -142,8 +160,9 @@ def _emit(value: dict[str, Any], *, as_json: bool) -> None:
 def _brief(fact: Any) -> str:
     """Return a fact for people: of a release its number and the start of its digest."""
     match fact:
-        case {"release": number, "weights": str(weights)}:
-            return f"release {number} ({weights.removeprefix('sha256:')[:12]})"
+        case {"release": number, "weights": str(weights), "local": list(local)}:
+            own = f", {len(local)} local tensors" if local else ""
+            return f"release {number} ({weights.removeprefix('sha256:')[:12]}{own})"
         case str(text):
             return text
         case _:
@@ -172,20 +191,24 @@ def _enrol(asked: argparse.Namespace) -> int:
 def _run(asked: argparse.Namespace) -> int:
     from sprat_client.agent.loop import Agent  # noqa: PLC0415
 
-    holdouts = dict(asked.holdout)
-    for model, path in holdouts.items():
-        if not path.exists():
-            raise InvalidInput(f"--holdout {model}={path}: no such file or folder")
+    for option, given in (("--holdout", asked.holdout), ("--unlabelled", asked.unlabelled)):
+        for model, path in given:
+            if not path.exists():
+                raise InvalidInput(f"{option} {model}={path}: no such file or folder")
+    if asked.least_inputs < _LEAST_INPUTS:
+        raise InvalidInput(f"--least-inputs {asked.least_inputs}: statistics need {_LEAST_INPUTS} inputs or more")
     if asked.hooks is not None and not asked.hooks.is_dir():
         raise InvalidInput(f"--hooks {asked.hooks}: no such folder")
     settings = AgentSettings(
         folder=asked.dir,
-        holdouts=holdouts,
+        holdouts=dict(asked.holdout),
+        unlabelled=dict(asked.unlabelled),
         hooks=None if asked.hooks is None else asked.hooks.resolve(),
         port=asked.port,
         poll_interval_s=asked.poll_interval_s,
         trial_s=asked.trial_s,
         trial_requests=asked.trial_requests,
+        statistics=replace(StatisticsSettings(), least=asked.least_inputs),
     )
     with Agent(settings) as agent:
         if threading.current_thread() is threading.main_thread():

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
+from sprat_client.agent.estimate import Estimator, SubprocessEstimator
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.http_endpoint import HttpEndpoint
 from sprat_client.agent.identity import Identity, load_key
@@ -42,6 +43,7 @@ class Agent:
         settings: of the agent.
         disk: where durable writes go.
         rebuilder: computes weights; in a process of its own when left out.
+        estimator: computes local statistics; likewise.
         runtime: loads models; onnxruntime when left out.
 
     Raises:
@@ -55,13 +57,14 @@ class Agent:
         *,
         disk: Disk | None = None,
         rebuilder: Rebuilder | None = None,
+        estimator: Estimator | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         self._settings, self._disk = settings, disk or PosixDisk()
         self._identity = Identity.load(settings.folder)
         self._lock = FolderLock(settings.folder / "run.lock")
         try:
-            self._shop = self._open(rebuilder, runtime)
+            self._shop = self._open(rebuilder, estimator, runtime)
             self._machines = {model: ModelMachine(model, self._shop) for model in self._shop.journal.models}
         except BaseException:
             self._lock.__exit__(None, None, None)
@@ -76,7 +79,7 @@ class Agent:
         self._stopped = self._shop.stopping
         self._endpoint = None if settings.port is None else HttpEndpoint(self._shop.servings, settings.port)
 
-    def _open(self, rebuilder: Rebuilder | None, runtime: Runtime | None) -> Workshop:
+    def _open(self, rebuilder: Rebuilder | None, estimator: Estimator | None, runtime: Runtime | None) -> Workshop:
         folder, settings = self._settings.folder, self._settings
         return Workshop(
             settings=settings,
@@ -88,6 +91,7 @@ class Agent:
             store=TensorStore(folder / "store", self._disk),
             link=Link.of(self._identity, settings.link),
             rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
+            estimator=estimator or SubprocessEstimator(),
             runtime=runtime if runtime is not None else OnnxRuntime(),
             servings=Servings(),
             hooks=Hooks(settings.hooks, settings.hook_timeout_s),
@@ -266,7 +270,7 @@ class Agent:
                 slots = machine.shelf.slots()
                 keep = [slot.release_id for slot in (slots.active, slots.previous) if slot is not None]
                 for manifest in machine.shelf.collect(keep):
-                    wanted.update(manifest.sha256s, [parse_digest(manifest.graph)])
+                    wanted.update(manifest.files)
             self._shop.store.collect(wanted)
             self._shop.blobs = {}
             if self._shop.downloads.is_dir():

@@ -5,49 +5,41 @@ First the golden vector is computed (`check_arithmetic`): a process that would c
 each update is applied to the release before it, into the tensor store, and only the expected weights digest is taken.
 """
 
-import ctypes
-import json
 import mmap
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
-from sprat_client.agent.durable import Disk, PosixDisk
-from sprat_client.agent.lock import FolderLock
+from sprat_client.agent.child import ChildFailed, peak_bytes, run_child, serve_job
+from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.releases import Manifest, tensors_as_json, tensors_of_json
 from sprat_client.agent.store import StoredTensors, TensorStore, file_sha256
 from sprat_shared.apply import apply_update, check_arithmetic
-from sprat_shared.errors import SpratError, TryLater, UpdateRejected
+from sprat_shared.errors import UpdateRejected
 from sprat_shared.protocol.fields import Fields
-from sprat_shared.wire.tensors import Array, TensorTable, raw_bytes
-
-_PR_SET_PDEATHSIG: Final = 1
-_PEAK: Final = "VmHWM:"
+from sprat_shared.wire.tensors import Array, TensorTable, WithoutLocal, raw_bytes
 
 
-class RebuildFailed(SpratError):
+class RebuildFailed(ChildFailed):
     """The rebuild's process died or did not end; the update may or may not be at fault."""
 
     code = "rebuild.failed"
-    exit_code = 70
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RebuildStep:
-    """One update: the file that holds it and the weights digest that it must give."""
+    """One update: the file that holds it, the weights digest that it must give, and the indices of local tensors."""
 
     payload: Path
     weights: str
+    local: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebuilt:
-    """The tensors of the new release, all of them in the store.
+    """The tensors of the new release, all of them in the store; local ones are zeros, until they are computed.
 
     Attributes:
         table: tensor table.
@@ -114,17 +106,20 @@ def rebuild(store: TensorStore, base: Manifest | None, steps: Sequence[RebuildSt
     source = None if base is None else StoredTensors(base.table, base.sha256s, store)
     if source is not None:
         source.check_all()
+    local: Sequence[int] = () if base is None or base.local is None else base.local.tensors
     for step in steps:
         sink = _StoreSink(store)
         with step.payload.open("rb") as file:
             payload = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with its last view
-        apply_update(memoryview(payload), source, sink, expected=step.weights)
+        start = None if source is None else WithoutLocal(source, local)
+        apply_update(memoryview(payload), start, sink, expected=step.weights, local=step.local)
         store.settle()
+        local = step.local
         source = StoredTensors(sink.table, [sink.sha256s[index] for index in range(len(sink.table))], store)
     if source is None:
         raise UpdateRejected("an update without a step")
     sha256s = tuple(source.sha256(index) for index in range(len(source.table)))
-    return Rebuilt(table=source.table, sha256s=sha256s, peak_bytes=_peak_bytes())
+    return Rebuilt(table=source.table, sha256s=sha256s, peak_bytes=peak_bytes())
 
 
 class SubprocessRebuilder:
@@ -144,82 +139,20 @@ class SubprocessRebuilder:
             RebuildFailed: the process died, or did not end in time.
         """
         job = {
-            "store": str(store),
             "base": None if base is None else base.as_json(),
-            "steps": [[str(step.payload), step.weights] for step in steps],
-            "parent": os.getpid(),
+            "steps": [[str(step.payload), step.weights, step.local] for step in steps],
         }
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        try:
-            done = subprocess.run(  # our own interpreter and module
-                [sys.executable, "-m", "sprat_client.agent.rebuild"],
-                input=json.dumps(job).encode(),
-                stdout=subprocess.PIPE,
-                timeout=self._timeout_s,
-                check=False,
-                env={**os.environ, **one_thread},
-            )
-        except subprocess.TimeoutExpired:
-            raise RebuildFailed(f"the rebuild did not end in {self._timeout_s:g} s and was killed") from None
-        try:
-            result = json.loads(done.stdout)
-        except ValueError:
-            raise RebuildFailed(
-                f"the rebuild's process ended with status {done.returncode} and without a result; "
-                "a status of -9 means that memory ran out"
-            ) from None
-        if "error" in result:
-            raise _ERRORS[result["kind"]](result["error"], code=result["code"])
-        return Rebuilt.of(result)
+        return Rebuilt.of(run_child(__name__, store, job, timeout_s=self._timeout_s, failed=RebuildFailed))
 
 
-_ERRORS: Final[Mapping[str, type[SpratError]]] = {
-    "rejected": UpdateRejected,
-    "later": TryLater,
-    "failed": SpratError,
-}
-
-
-def _kind(error: SpratError) -> str:
-    return next(kind for kind, base in _ERRORS.items() if isinstance(error, base))
-
-
-def _peak_bytes() -> int:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(_PEAK)), 0)
-
-
-def _die_with(parent: int) -> None:
-    """Let the kernel end this process when the agent ends, and nothing else: two rebuilds must not write at once."""
-    for stop in (signal.SIGTERM, signal.SIGINT):  # a service's stop reaches the whole group; the agent decides
-        signal.signal(stop, signal.SIG_IGN)
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    except (AttributeError, OSError):
-        return
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
-def main() -> int:
-    """Read a job on stdin, write the result or the error as JSON on stdout."""
-    job = json.load(sys.stdin)
-    _die_with(job["parent"])
-    root = Path(job["store"])
-    disk: Disk = PosixDisk()
+def _work(store: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     base = None if job["base"] is None else Manifest.of(job["base"])
-    steps = [RebuildStep(payload=Path(payload), weights=weights) for payload, weights in job["steps"]]
-    try:
-        with FolderLock(root / "rebuild.lock", wait=True):
-            result = rebuild(TensorStore(root, disk), base, steps).as_json()
-    except SpratError as bad:
-        result = {"error": str(bad), "code": bad.code, "kind": _kind(bad)}
-    json.dump(result, sys.stdout)
-    return 0
+    steps = [
+        RebuildStep(payload=Path(payload), weights=weights, local=tuple(local))
+        for payload, weights, local in job["steps"]
+    ]
+    return rebuild(TensorStore(store, PosixDisk()), base, steps).as_json()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve_job(_work))

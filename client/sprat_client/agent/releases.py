@@ -3,7 +3,7 @@
     models/<name>/releases/<first 16 hex of the release id>/
         graph.onnx      hard link into the store
         t/<index>       hard link into the store; for bfloat16 a float32 copy, which is what the graph reads
-        manifest.json   release, digests, tensor table
+        manifest.json   release, digests, tensor table, which tensors are local
     models/<name>/slots.json            {active, previous}
 A folder appears under its name whole or not at all. Swap and rollback replace `slots.json` and nothing else.
 """
@@ -30,7 +30,8 @@ from sprat_client.agent.store import StoreCorrupted, StoredTensors, TensorStore,
 from sprat_shared.errors import InvalidInput
 from sprat_shared.ids import digest_text, parse_digest
 from sprat_shared.protocol.fields import Fields
-from sprat_shared.wire.tensors import TensorSpec, TensorTable, weights_digest
+from sprat_shared.trust.targets import LocalStatistics
+from sprat_shared.wire.tensors import LOCAL_SHA256, TensorSpec, TensorTable, weights_digest
 
 MANIFEST: Final = "manifest.json"
 GRAPH: Final = "graph.onnx"
@@ -78,7 +79,8 @@ class Manifest:
         graph: digest of the graph.
         weights: weights digest.
         table: the tensor table.
-        sha256s: digest of each tensor, by index.
+        sha256s: digest of each tensor, by index; of a local one that of this device's own.
+        local: which tensors this device computed; None where all were sent.
     """
 
     model: str
@@ -88,6 +90,24 @@ class Manifest:
     weights: str
     table: TensorTable
     sha256s: tuple[bytes, ...]
+    local: LocalStatistics | None = None
+
+    @property
+    def files(self) -> set[bytes]:
+        """The digests of the store's files that the release needs, now or as a base."""
+        graphs = [self.graph] if self.local is None else [self.graph, self.local.graph]
+        return {*self.sha256s, *map(parse_digest, graphs)}
+
+    @property
+    def local_names(self) -> list[str]:
+        """The names of the tensors that this device computed."""
+        return [] if self.local is None else [self.table.specs[index].name for index in self.local.tensors]
+
+    def weights_of(self, sha256s: Sequence[bytes]) -> str:
+        """Return the weights digest of tensors with these digests: local ones do not count."""
+        local = () if self.local is None else self.local.tensors
+        sent = [LOCAL_SHA256 if index in local else sha256 for index, sha256 in enumerate(sha256s)]
+        return weights_digest(self.table, sent)
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -98,6 +118,7 @@ class Manifest:
             "graph": self.graph,
             "weights": self.weights,
             **tensors_as_json(self.table, self.sha256s),
+            "local": None if self.local is None else self.local.as_json(),
         }
 
     @classmethod
@@ -117,7 +138,15 @@ class Manifest:
             weights=fields.digest("weights"),
             table=table,
             sha256s=sha256s,
+            local=_local(fields.mapping("local")) if fields.has("local") else None,
         )
+
+
+def _local(value: dict[str, Any]) -> LocalStatistics:
+    try:
+        return LocalStatistics.of(value)
+    except (KeyError, TypeError, ValueError) as bad:
+        raise InvalidInput(f"manifest: which tensors are local cannot be read: {bad}") from bad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +280,7 @@ class Shelf:
         """
         folder = self.folder_of(manifest.release_id) / _TENSORS
         sha256s = [_mapped_sha256(folder / str(index), spec) for index, spec in enumerate(manifest.table.specs)]
-        return weights_digest(manifest.table, sha256s)
+        return manifest.weights_of(sha256s)
 
     def check(self, manifest: Manifest) -> None:
         """Check every file of a release before a session reads it.
@@ -276,7 +305,7 @@ class Shelf:
 
     def discard_damaged(self, manifest: Manifest) -> None:
         """Remove a damaged release: its folder, and those of its store files that no longer have their bytes."""
-        for sha256 in (parse_digest(manifest.graph), *manifest.sha256s):
+        for sha256 in sorted(manifest.files):
             try:
                 self._store.check(sha256, "")
             except StoreCorrupted:

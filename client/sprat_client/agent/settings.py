@@ -50,12 +50,28 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatisticsSettings:
+    """How a release's local statistics are computed from this device's inputs.
+
+    Attributes:
+        least: with fewer inputs the release is refused: its weights were trained for such statistics.
+        most: of more inputs so many are used, evenly spread.
+        timeout_s: of the process, before it is killed.
+    """
+
+    least: int = 64
+    most: int = 256
+    timeout_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     """One agent.
 
     Attributes:
         folder: where everything of the device lies.
         holdouts: labelled samples by model name; a file, or a folder of files.
+        unlabelled: inputs by model name, likewise; local statistics are computed from these and the holdout's.
         hooks: folder of executables named like states; None: no hooks.
         hook_timeout_s: before a hook is killed.
         port: of the loopback endpoint; 0: any free one; None: no endpoint, only `Agent.infer`.
@@ -70,6 +86,7 @@ class AgentSettings:
 
     folder: Path
     holdouts: Mapping[str, Path] = field(default_factory=dict)
+    unlabelled: Mapping[str, Path] = field(default_factory=dict)
     hooks: Path | None = None
     hook_timeout_s: float = 60.0
     port: int | None = 0
@@ -82,3 +99,4 @@ class AgentSettings:
     space_margin_bytes: int = 8 << 20
     link: LinkSettings = field(default_factory=LinkSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
+    statistics: StatisticsSettings = field(default_factory=StatisticsSettings)

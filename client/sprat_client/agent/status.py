@@ -9,7 +9,7 @@ from sprat_client.agent.identity import Identity
 from sprat_client.agent.journal import Journal, ModelRecord
 from sprat_client.agent.lock import is_locked
 from sprat_client.agent.releases import Shelf, Slot
-from sprat_client.agent.store import TensorStore
+from sprat_client.agent.store import StoreCorrupted, TensorStore
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -41,15 +41,22 @@ def _model(record: ModelRecord, shelf: Shelf) -> dict[str, Any]:
     return {
         "state": record.state.value,
         "assignment": record.highest_assignment,
-        "active": _slot(slots.active),
-        "previous": _slot(slots.previous),
+        "active": _slot(slots.active, shelf),
+        "previous": _slot(slots.previous, shelf),
         "updating_to": None if record.work is None else record.work.wish.release,
         "refused": [{"release": bad.release, "assignment": bad.assignment, "code": bad.code} for bad in record.refused],
     }
 
 
-def _slot(slot: Slot | None) -> dict[str, Any] | None:
-    return None if slot is None else slot.as_json()
+def _slot(slot: Slot | None, shelf: Shelf) -> dict[str, Any] | None:
+    """Return a slot with the names of the tensors that this device computed itself."""
+    if slot is None:
+        return None
+    try:
+        local = shelf.manifest(slot.release_id).local_names
+    except StoreCorrupted:  # the running agent says so, and mends it
+        local = []
+    return {**slot.as_json(), "local": local}
 
 
 def _endpoint(folder: Path) -> str | None:

@@ -8,28 +8,31 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
 from sprat_client.agent.durable import Disk, make_folder, write_file
+from sprat_client.agent.estimate import EstimateJob, Estimator
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.journal import Journal, Work
 from sprat_client.agent.rebuild import Rebuilder, RebuildStep
-from sprat_client.agent.releases import Manifest, Shelf
+from sprat_client.agent.releases import Manifest, Shelf, Slot
 from sprat_client.agent.reports import Outbox
+from sprat_client.agent.samples import load_holdout
 from sprat_client.agent.serve import Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.store import StoreCorrupted, TensorStore, require_space
 from sprat_client.agent.transfer import Blob, Link
 from sprat_client.agent.trust import TrustedTarget, TrustStore, VerifiedUpdate
-from sprat_client.agent.validate import Validation, ValidationRefused, load_holdout, validate
+from sprat_client.agent.validate import Validation, ValidationRefused, validate
 from sprat_client.runtime.ports import ModelHost, ModelNotLoadable, Runtime
 from sprat_shared.errors import DigestMismatch, TryLater, UntrustedUpdate
 from sprat_shared.ids import digest_text, parse_digest
 from sprat_shared.protocol.poll import Desired
-from sprat_shared.trust.targets import UpdateTarget
-from sprat_shared.wire.tensors import release_id, weights_digest
+from sprat_shared.trust.targets import LocalStatistics, UpdateTarget, graph_path
+from sprat_shared.wire.tensors import release_id
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class Workshop:
         store: tensors.
         link: the server.
         rebuilder: computes weights, in a process of its own.
+        estimator: computes local statistics, likewise.
         runtime: loads models.
         servings: what serves.
         hooks: the owner's executables.
@@ -64,6 +68,7 @@ class Workshop:
     store: TensorStore
     link: Link
     rebuilder: Rebuilder
+    estimator: Estimator
     runtime: Runtime
     servings: Servings
     hooks: Hooks
@@ -84,18 +89,20 @@ def wished_release_id(wish: Desired) -> str:
     return release_id(f"sha256:{wish.graph.rpartition('/')[2]}", wish.weights)
 
 
-def _usable_base(shelf: Shelf) -> Manifest | None:
-    """Return the active release, if its files still have their bytes: what an update can start from."""
-    active = shelf.slots().active
-    if active is None:
-        return None
+def _slot_with(shelf: Shelf, weights: str | None) -> Slot | None:
+    """Return the slot whose release has these weights, the active one before the other; None where neither has."""
+    slots = shelf.slots()
+    return next((slot for slot in (slots.active, slots.previous) if slot is not None and slot.weights == weights), None)
+
+
+def _is_usable(shelf: Shelf, slot: Slot) -> bool:
+    """Return whether a release's files still have their bytes, so that an update can start from them."""
     try:
-        manifest = shelf.manifest(active.release_id)
-        shelf.check(manifest)
+        shelf.check(shelf.manifest(slot.release_id))
     except StoreCorrupted as bad:
-        _log.error("the active release is damaged; the full update will be fetched", extra=_said(bad))
-        return None
-    return manifest
+        _log.error("the release to start from is damaged; the full update will be fetched", extra=_said(bad))
+        return False
+    return True
 
 
 def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
@@ -118,20 +125,18 @@ def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
 
 
 def choose_steps(shop: Workshop, shelf: Shelf, wish: Desired) -> tuple[str, ...]:
-    """Return the target paths to apply: the server's path where it starts from what is held, else the full update."""
-    base = _usable_base(shelf)
-    if base is None or not wish.path:
+    """Return the target paths to apply: the server's path where it starts from a slot, else the full update."""
+    if not wish.path:
         return (wish.full,)
-    weights = base.weights
     try:
         signed = find_targets(shop, wish.path)
-        for path in wish.path:
-            target = UpdateTarget.from_custom(path, signed[path][1])
-            if target.base_weights != weights:
-                return (wish.full,)
-            weights = target.weights
+        targets = [UpdateTarget.from_custom(path, signed[path][1]) for path in wish.path]
     except UntrustedUpdate:
         _log.warning("the offered path is not signed for; trying the full update", extra={"model": wish.model})
+        return (wish.full,)
+    base = _slot_with(shelf, targets[0].base_weights)
+    joined = all(before.weights == after.base_weights for before, after in pairwise(targets))
+    if base is None or not joined or not _is_usable(shelf, base):
         return (wish.full,)
     return tuple(wish.path)
 
@@ -146,23 +151,28 @@ def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], No
     """
     signed = find_targets(shop, [*work.steps, work.wish.graph])
     targets = [signed[path][0] for path in work.steps]
-    graph = signed[work.wish.graph][0]
+    graphs = [signed[work.wish.graph][0]]
+    local = UpdateTarget.from_custom(work.steps[-1], signed[work.steps[-1]][1]).local
+    if local is not None:
+        path = graph_path(work.wish.model, local.graph)
+        graphs.append(find_targets(shop, [path])[path][0])
     active = shelf.slots().active
-    _require_space(shop, targets, graph, None if active is None else shelf.manifest(active.release_id))
+    _require_space(shop, targets, graphs, None if active is None else shelf.manifest(active.release_id))
     for target in targets:
         _fetch_one(shop, target, received)
-    if not shop.store.holds(graph.sha256, graph.length):
-        _fetch_one(shop, graph, received)
+    for graph in graphs:
+        if not shop.store.holds(graph.sha256, graph.length):
+            _fetch_one(shop, graph, received)
 
 
 def _require_space(
-    shop: Workshop, targets: Sequence[TrustedTarget], graph: TrustedTarget, base: Manifest | None
+    shop: Workshop, targets: Sequence[TrustedTarget], graphs: Sequence[TrustedTarget], base: Manifest | None
 ) -> None:
     """Check for room: payloads that are not here yet, and every tensor twice over in the worst case."""
     payloads = sum(target.length for target in targets)
     here = sum(path.stat().st_size for path in shop.downloads.glob("*")) if shop.downloads.is_dir() else 0
     tensors = 4 * payloads if base is None else max(payloads, sum(spec.nbytes for spec in base.table.specs))
-    needed = max(0, payloads + graph.length - here) + tensors
+    needed = max(0, payloads + sum(graph.length for graph in graphs) - here) + tensors
     require_space(shop.settings.folder, needed, margin=shop.settings.space_margin_bytes)
 
 
@@ -180,17 +190,17 @@ def _fetch_one(shop: Workshop, target: TrustedTarget, received: Callable[[int], 
 def verify(shop: Workshop, shelf: Shelf, work: Work) -> list[VerifiedUpdate]:
     """Check what was fetched against the signed metadata; nothing is parsed before."""
     first = UpdateTarget.from_custom(work.steps[0], find_targets(shop, work.steps[:1])[work.steps[0]][1])
-    active = shelf.slots().active
-    base = None if first.base_weights is None or active is None else active.weights
-    return shop.trust.verify(work.wish, work.steps, base, shop.downloads)
+    base = _slot_with(shelf, first.base_weights) or shelf.slots().active
+    weights = None if first.base_weights is None or base is None else base.weights
+    return shop.trust.verify(work.wish, work.steps, weights, shop.downloads)
 
 
 def rebuild(shop: Workshop, shelf: Shelf, work: Work) -> None:
-    """Compute the new weights into the store and publish their release folder.
+    """Compute the new weights, and what is local in them, into the store and publish their release folder.
 
     Raises:
-        UpdateRejected: the update is not what was signed, or gives other weights.
-        RebuildFailed: the process died.
+        UpdateRejected: the update is not what was signed, gives other weights, or needs inputs that are not here.
+        RebuildFailed, StatisticsFailed: the process died.
     """
     if work.release_id is None or work.graph is None:
         raise AssertionError("REBUILDING follows VERIFYING, which sets both")
@@ -204,29 +214,60 @@ def rebuild(shop: Workshop, shelf: Shelf, work: Work) -> None:
         else:
             return
     updates = verify(shop, shelf, work)
-    active = shelf.slots().active
-    needs_base = updates[0].target.base_weights is not None
-    base = shelf.manifest(active.release_id) if needs_base and active is not None else None
-    steps = [RebuildStep(payload=update.payload, weights=update.target.weights) for update in updates]
+    slot = _slot_with(shelf, updates[0].target.base_weights)
+    base = None if slot is None else shelf.manifest(slot.release_id)
+    steps = [
+        RebuildStep(
+            payload=update.payload,
+            weights=update.target.weights,
+            local=() if update.target.local is None else update.target.local.tensors,
+        )
+        for update in updates
+    ]
     make_folder(shop.disk, shop.settings.folder / "store")
     rebuilt = shop.rebuilder(shop.settings.folder / "store", base, steps)
-    weights = weights_digest(rebuilt.table, rebuilt.sha256s)
-    if weights != work.wish.weights:
+    manifest = Manifest(
+        model=work.wish.model,
+        release=work.wish.release,
+        release_id=work.release_id,
+        graph=work.graph,
+        weights=work.wish.weights,
+        table=rebuilt.table,
+        sha256s=rebuilt.sha256s,
+        local=updates[-1].target.local,
+    )
+    if (weights := manifest.weights_of(rebuilt.sha256s)) != work.wish.weights:
         raise DigestMismatch(
             subject=f"{work.wish.model}@{work.wish.release}", expected=work.wish.weights, actual=weights
         )
     _adopt_graph(shop, parse_digest(work.graph))
-    shelf.publish(
-        Manifest(
-            model=work.wish.model,
-            release=work.wish.release,
-            release_id=work.release_id,
-            graph=work.graph,
-            weights=weights,
-            table=rebuilt.table,
-            sha256s=rebuilt.sha256s,
-        )
+    if manifest.local is not None:
+        manifest = _with_statistics(shop, shelf, manifest, manifest.local)
+    shelf.publish(manifest)
+
+
+def _with_statistics(shop: Workshop, shelf: Shelf, manifest: Manifest, local: LocalStatistics) -> Manifest:
+    """Compute the local tensors from this device's inputs; return the manifest with what came out.
+
+    They are computed beside the statistics graph, in a folder of its own that is collected later. A cut leaves nothing
+    but store files and that folder: the whole is done again.
+    """
+    _adopt_graph(shop, parse_digest(local.graph))
+    beside = replace(manifest, graph=local.graph, release_id=release_id(local.graph, manifest.weights))
+    held = (shop.settings.unlabelled.get(manifest.model), shop.settings.holdouts.get(manifest.model))
+    job = EstimateJob(
+        folder=shelf.publish(beside),
+        tensors=local.tensors,
+        samples=tuple(path for path in held if path is not None),
+        settings=shop.settings.statistics,
     )
+    estimated = shop.estimator(shop.settings.folder / "store", job)
+    _log.info(
+        "local statistics computed",
+        extra={"model": manifest.model, "tensors": len(local.tensors), "samples": estimated.samples},
+    )
+    sha256s = [estimated.sha256s.get(index, sha256) for index, sha256 in enumerate(manifest.sha256s)]
+    return replace(manifest, sha256s=tuple(sha256s))
 
 
 def _adopt_graph(shop: Workshop, sha256: bytes) -> None:

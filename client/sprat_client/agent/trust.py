@@ -31,7 +31,7 @@ from sprat_shared.errors import (
 )
 from sprat_shared.ids import parse_digest
 from sprat_shared.protocol.poll import Desired, HeldMetadata
-from sprat_shared.trust.targets import IMAGE_REPOSITORY, WIRE_VERSION, UpdateTarget
+from sprat_shared.trust.targets import IMAGE_REPOSITORY, WIRE_VERSION, UpdateTarget, graph_path
 
 _SEAL: Final = object()
 _TOP_ROLES: Final = ("root", "timestamp", "snapshot", "targets")
@@ -201,18 +201,21 @@ class TrustStore:
                 f"the assignment says {wish.model}@{wish.release} with weights {wish.weights[:23]}…, "
                 f"the signed target says @{last.release} with {last.weights[:23]}…"
             )
-        self._check_graph(last, wish, signed)
+        self._check_graph(wish.graph, last.graph, signed)
+        if last.local is not None:
+            path = graph_path(last.model, last.local.graph)
+            self._check_graph(path, last.local.graph, self.find([path]))
         return verified
 
     @staticmethod
     def _check_graph(
-        target: UpdateTarget, wish: Desired, signed: Mapping[str, tuple[TrustedTarget, Mapping[str, object] | None]]
+        path: str, digest: str, signed: Mapping[str, tuple[TrustedTarget, Mapping[str, object] | None]]
     ) -> None:
-        if wish.graph not in signed:
-            raise UntrustedUpdate(f"target {wish.graph} is not signed for by the image repository")
-        sha256 = signed[wish.graph][0].sha256
-        if sha256 != parse_digest(target.graph):
-            raise DigestMismatch(subject=wish.graph, expected=target.graph, actual=sha256.hex())
+        if path not in signed:
+            raise UntrustedUpdate(f"target {path} is not signed for by the image repository")
+        sha256 = signed[path][0].sha256
+        if sha256 != parse_digest(digest):
+            raise DigestMismatch(subject=path, expected=digest, actual=sha256.hex())
 
     def _run(
         self, root: bytes, held: Mapping[str, bytes], source: MetadataSource | None, paths: Sequence[str]

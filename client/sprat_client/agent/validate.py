@@ -17,11 +17,11 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sprat_client.agent.samples import Holdout
 from sprat_client.agent.settings import ValidationSettings
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, PortSpec, fit_input
 from sprat_shared.errors import InvalidInput, UpdateRejected
 from sprat_shared.protocol.report import Evidence
-from sprat_shared.wire.safetensors import SafetensorsFile
 
 Mode = Literal["paired", "labelled", "unvalidated"]
 _SEED: Final = 20
@@ -36,19 +36,6 @@ class ValidationRefused(UpdateRejected):
     def __init__(self, message: str, *, code: str | None = None, evidence: Evidence | None = None) -> None:
         super().__init__(message, code=code)
         self.evidence = evidence
-
-
-@dataclass(frozen=True, slots=True)
-class Holdout:
-    """Labelled samples of this device.
-
-    Attributes:
-        inputs: (n, ...).
-        labels: (n,) integers.
-    """
-
-    inputs: Array
-    labels: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,53 +57,6 @@ class Validation:
     old_latency_s: tuple[float, float] | None
     resident_bytes: int
     detail: str
-
-
-def load_holdout(path: Path) -> Holdout:
-    """Read a holdout file, or all of a folder, in order of their names.
-
-    Raises:
-        InvalidInput: there is none, or it cannot be used.
-    """
-    files = (
-        sorted(file for file in path.iterdir() if file.suffix in {".npz", ".safetensors"}) if path.is_dir() else [path]
-    )
-    if not files:
-        raise InvalidInput(f"{path}: no .npz or .safetensors file in it", code="holdout.invalid")
-    read = [_read(file) for file in files]
-    try:
-        inputs = np.concatenate([inputs for inputs, _ in read])
-    except ValueError as bad:
-        raise InvalidInput(f"{path}: its files do not fit together: {bad}", code="holdout.invalid") from bad
-    labels = np.concatenate([labels for _, labels in read])
-    if not len(labels):
-        raise InvalidInput(f"{path}: no samples in it", code="holdout.invalid")
-    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
-        raise InvalidInput(f"{path}: inputs hold NaN or Inf", code="holdout.invalid")
-    return Holdout(inputs, labels)
-
-
-def _read(file: Path) -> tuple[Array, Array]:
-    try:
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
-                inputs, labels = arrays["inputs"], arrays["labels"]
-        elif file.suffix == ".safetensors":
-            with SafetensorsFile(file) as tensors:
-                inputs, labels = (np.array(tensors.read(tensors.table.index_of(name))) for name in ("inputs", "labels"))
-        else:
-            raise InvalidInput(f"{file}: a holdout file is .npz or .safetensors", code="holdout.invalid")
-    except KeyError as bad:
-        raise InvalidInput(f"{file}: has no array {bad}; inputs and labels are needed", code="holdout.invalid") from bad
-    except (OSError, ValueError, EOFError) as bad:
-        raise InvalidInput(f"{file}: cannot be read: {bad}", code="holdout.invalid") from bad
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or inputs.shape[:1] != labels.shape:
-        raise InvalidInput(
-            f"{file}: inputs {inputs.shape} and labels {labels.shape} of {labels.dtype}: labels must be one integer "
-            "per sample",
-            code="holdout.invalid",
-        )
-    return inputs, labels
 
 
 def tail(losses: int, discordant: int) -> float:

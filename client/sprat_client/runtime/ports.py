@@ -59,6 +59,17 @@ class ModelHost(Protocol):
         """
 
 
+class ProbedHost(ModelHost, Protocol):
+    """A loaded model whose outputs can be asked for one at a time."""
+
+    def output(self, values: Mapping[str, Array], name: str) -> Array:
+        """Return one output; what it does not depend on is not computed.
+
+        Raises:
+            InferenceFailed: the runtime failed.
+        """
+
+
 class Runtime(Protocol):
     """Loads models."""
 

@@ -1,20 +1,24 @@
 """Applying a whole update, one tensor at a time: what changed is rebuilt and hashed, what did not is only named."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
 
+import numpy as np
+
 from sprat_shared.apply.arithmetic import rebuild_tensor
-from sprat_shared.errors import BaseMismatch, DigestMismatch, InvalidInput, TryLater
+from sprat_shared.errors import BaseMismatch, DigestMismatch, InvalidInput, MalformedUpdate, TryLater
 from sprat_shared.ids import parse_digest
 from sprat_shared.wire.descriptions import Limits
 from sprat_shared.wire.patch import PatchedTensors
 from sprat_shared.wire.records import Record
 from sprat_shared.wire.tensors import (
+    LOCAL_SHA256,
     Array,
     ArrayTensors,
     TensorSource,
+    TensorSpec,
     TensorTable,
     tensor_sha256,
     weights_digest,
@@ -43,16 +47,18 @@ def apply_update(
     expected: str | None,
     base_digest: str | None = None,
     limits: Limits | None = None,
+    local: Collection[int] = (),
 ) -> str:
     """Rebuild a release and return its weights digest. Call `check_arithmetic` in this process first.
 
     Args:
         data: the update file.
-        base: the release it was made for; None for a full update.
+        base: the release it was made for, `WithoutLocal` where it has local tensors; None for a full update.
         sink: takes the tensors.
         expected: the weights digest that the signed metadata promise; None where the file carries it itself.
         base_digest: weights digest of `base` where it is known already; it is computed otherwise.
         limits: what a full or patched update may declare.
+        local: indices of the result's local tensors: the sink gets zeros for them.
 
     Raises:
         BaseMismatch: the file was made for other weights.
@@ -79,7 +85,7 @@ def apply_update(
     reader = UpdateReader(memoryview(data), base.table, limits)
     source = PatchedTensors(base, base.table if reader.table is None else reader.table)
     try:
-        actual = weights_digest(source.table, list(_rebuild(reader, source, sink, held)))
+        actual = weights_digest(source.table, list(_rebuild(reader, source, sink, held, frozenset(local))))
     except MemoryError:
         largest = max((spec.nbytes for spec in source.table), default=0)
         raise TryLater(
@@ -90,23 +96,37 @@ def apply_update(
     return actual
 
 
-def _rebuild(reader: UpdateReader, source: PatchedTensors, sink: TensorSink, held: list[bytes]) -> Iterator[bytes]:
-    """Yield the SHA-256 of each tensor of the result, in table order, as the sink takes it."""
+def _rebuild(
+    reader: UpdateReader, source: PatchedTensors, sink: TensorSink, held: list[bytes], local: frozenset[int]
+) -> Iterator[bytes]:
+    """Yield what the weights digest takes for each tensor of the result, in table order, as the sink takes it."""
+    if not local <= set(range(len(source.table))):
+        raise MalformedUpdate(f"local tensors {sorted(local)}: the release has {len(source.table)} tensors")
     sink.begin(source.table)
     done = 0
     for index, records in groupby(reader.records(), key=attrgetter("index")):
-        yield from _unchanged(source, sink, held, range(done, index))
+        if index in local:
+            raise MalformedUpdate(f"a record changes tensor {index}, which each device computes itself")
+        yield from _unchanged(source, sink, held, local, range(done, index))
         yield _put(source, sink, index, list(records))
         done = index + 1
-    yield from _unchanged(source, sink, held, range(done, len(source.table)))
+    yield from _unchanged(source, sink, held, local, range(done, len(source.table)))
 
 
-def _unchanged(source: PatchedTensors, sink: TensorSink, held: list[bytes], indices: range) -> Iterator[bytes]:
+def _unchanged(
+    source: PatchedTensors, sink: TensorSink, held: list[bytes], local: frozenset[int], indices: range
+) -> Iterator[bytes]:
     for index in indices:
-        if (kept := source.kept(index)) is not None:
+        kept = source.kept(index)
+        if index in local:
+            spec: TensorSpec = source.table[index]
+            zeros = np.zeros(spec.shape, spec.storage)
+            sink.put(index, zeros, tensor_sha256(zeros))
+            yield LOCAL_SHA256
+        elif kept is not None and held[kept] != LOCAL_SHA256:
             sink.keep(index, held[kept])
             yield held[kept]
-        else:  # new, or of another shape: what is not named is the patched base
+        else:  # new, of another shape, or local until now: what is not named is the patched base
             yield _put(source, sink, index, [])
 
 

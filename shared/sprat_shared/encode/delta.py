@@ -18,6 +18,7 @@ from sprat_shared.wire.patch import held_under, under
 from sprat_shared.wire.planes import encode_planes
 from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
 from sprat_shared.wire.tensors import (
+    LOCAL_SHA256,
     REBUILDABLE,
     Array,
     TensorSource,
@@ -83,7 +84,7 @@ def encode_delta(
 
     Args:
         base: the weights that the receiver holds.
-        new: the weights wished.
+        new: the weights wished; either is `WithoutLocal` where it has local tensors.
         lossless: the result is exactly `new`.
         budget_bytes: the file takes at most so many bytes; the error is the least found for that.
         max_error: no value differs by more than this from `new`.
@@ -108,8 +109,10 @@ def encode_delta(
     if base_table != new.table:
         base = under(base, new.table)
         held = [base.sha256(i) for i in range(len(base.table))]
+    held = _unchanged(base, new, held)
     changes = list(_changes(base, new, held))
-    options = [_options(change, exact=lossless, max_error=max_error) for change in changes]
+    exact = [lossless or base.sha256(change.index) == LOCAL_SHA256 for change in changes]  # what was local is not near
+    options = [_options(change, exact=e, max_error=max_error) for change, e in zip(changes, exact, strict=True)]
     allowance = budget_bytes
     while True:
         choice = _choose(options, changes, allowance, max_error)
@@ -129,7 +132,7 @@ def encode_full(source: TensorSource, *, standalone: bool = False) -> bytes:
     records = [
         Lossless(i, encode_planes(spec, np.zeros(spec.shape, spec.storage), source.read(i), level=level))
         for i, spec in enumerate(source.table)
-        if spec.size
+        if spec.size and source.sha256(i) != LOCAL_SHA256
     ]
     digest = digest_of(source) if standalone else None
     return encode_update(source.table, records, base_digest=None, result_digest=digest)
@@ -143,6 +146,12 @@ def _check_dtypes(base: TensorTable, new: TensorTable) -> None:
                 f"tensor {spec.name!r} is {spec.dtype} in the base and {other.dtype} in the new weights; an update "
                 f"keeps dtypes: convert the new weights to {spec.dtype}"
             )
+
+
+def _unchanged(base: TensorSource, new: TensorSource, held: Sequence[bytes]) -> list[bytes]:
+    """Return what the digest of the result takes for each tensor that no record changes: what was local is zero."""
+    ours = [tensor_sha256(base.read(i)) if sha256 == LOCAL_SHA256 else sha256 for i, sha256 in enumerate(held)]
+    return [LOCAL_SHA256 if new.sha256(i) == LOCAL_SHA256 else sha256 for i, sha256 in enumerate(ours)]
 
 
 def _changes(base: TensorSource, new: TensorSource, held: Sequence[bytes]) -> list[Change]:

@@ -148,10 +148,13 @@ except UnsafeArithmetic as bad:
 
 def test_the_status_for_people_has_one_line_for_each_model(capsys: pytest.CaptureFixture[str]) -> None:
     slot = {"release": 2, "release_id": "sha256:b54a", "weights": "sha256:80636cacd0c2f435"}
-    models = {name: {"state": "idle", "active": slot, "previous": None, "refused": []} for name in ("gate", "lid")}
+    models = {
+        name: {"state": "idle", "active": {**slot, "local": local}, "previous": None, "refused": []}
+        for name, local in (("gate", []), ("lid", ["norm.running_mean", "norm.running_var"]))
+    }
     commands._emit({"device": "x", "models": models}, as_json=False)
     assert capsys.readouterr().out.splitlines() == [
         "device           x",
         "models gate      state idle  active release 2 (80636cacd0c2)",
-        "models lid       state idle  active release 2 (80636cacd0c2)",
+        "models lid       state idle  active release 2 (80636cacd0c2, 2 local tensors)",
     ]

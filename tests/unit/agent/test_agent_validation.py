@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sprat_client.agent.samples import Holdout, load_holdout
 from sprat_client.agent.settings import ValidationSettings
-from sprat_client.agent.validate import Holdout, ValidationRefused, judge, load_holdout, tail, validate
+from sprat_client.agent.validate import ValidationRefused, judge, tail, validate
 from sprat_client.runtime.ports import Array, InferenceFailed, PortSpec
 from sprat_shared.errors import InvalidInput
 from sprat_shared.wire.safetensors import write_safetensors
