@@ -8,11 +8,14 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
 import zstandard
+from integer_stream import IntegerStream, Refused, need
+from sums import SumReader
 
 DTYPES = (
     *("F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8"),
@@ -22,30 +25,10 @@ WIDTHS = dict(zip(DTYPES, (4, 2, 2, 8, 8, 4, 2, 1, 8, 4, 2, 1, 1, 1, 1), strict=
 FLOATS = ("F32", "F16", "BF16")
 ORDERED_AS_FLOATS = ("F32", "F16", "BF16", "F64")
 OCTAVE = (0x3F800000, 0x3F8B95C2, 0x3F9837F0, 0x3FA5FED7, 0x3FB504F3, 0x3FC5672A, 0x3FD744FD, 0x3FEAC0C7)
-FAMILIES = {  # longest magnitude in bits, signed
-    "COUNT": (32, False),
-    "GAP": (32, False),
-    "KIND": (4, False),
-    "RANK": (24, False),
-    "SCALE": (9, True),
-    "LENGTH": (40, False),
-    "U": (7, True),
-    "V": (7, True),
-    "DENSE": (24, True),
-}
-LOW_RANK, DENSE, LOSSLESS = 0, 1, 2
-RESULT, FULL = 1, 2
+LOSSLESS = 2
+SUMS = (0, 1, 3, 4, 5)
+RESULT, FULL, PATCH = 1, 2, 4
 WINDOW_BYTES = 8 << 20
-
-
-class Refused(Exception):
-    """The text says: refuse."""
-
-
-def need(condition: bool, why: str) -> None:  # noqa: FBT001 - reads as a sentence at each call
-    """Refuse unless the condition holds."""
-    if not condition:
-        raise Refused(why)
 
 
 @dataclass
@@ -89,114 +72,6 @@ class Release:
             for text in (alias.encode(), name.encode()):
                 sha.update(struct.pack("<H", len(text)) + text)
         return sha.digest()
-
-
-class Lane:
-    """Section 5: one bit of one lane."""
-
-    def __init__(self, state: int) -> None:
-        need(1 << 16 <= state < 1 << 32, "a lane begins outside 2^16 to 2^32")
-        self.x = state
-
-    def bit(self, p: int, words: Iterator[int]) -> int:
-        low = self.x % 4096
-        if low < p:
-            bit, self.x = 0, p * (self.x >> 12) + low
-        else:
-            bit, self.x = 1, (4096 - p) * (self.x >> 12) + low - p
-        if self.x < 1 << 16:
-            word = next(words, None)
-            if word is None:
-                raise Refused("the words are at an end and a lane wants one more")
-            self.x = self.x * 65536 + word
-        return bit
-
-
-class Model:
-    """Section 5: two counts."""
-
-    def __init__(self) -> None:
-        self.a = self.b = 1
-
-    @property
-    def p(self) -> int:
-        return 1 + (4094 * self.a) // (self.a + self.b)
-
-    def halve_to(self, most: int) -> None:
-        while self.a + self.b > most:
-            self.a, self.b = (self.a + 1) // 2, (self.b + 1) // 2
-
-    def learn(self, bits: Sequence[int], lanes: int) -> None:
-        self.a += 2 * bits.count(0)
-        self.b += 2 * bits.count(1)
-        self.halve_to(1024 + 16 * lanes)
-
-
-EVEN_ODDS = 2048
-
-
-class IntegerStream:
-    """Section 5: runs of integers."""
-
-    def __init__(self, data: bytes, lanes: int) -> None:
-        need(len(data) % 2 == 0, "the integer stream ends inside a word")
-        words = struct.unpack(f"<{len(data) // 2}H", data)
-        need(len(words) >= 2 * lanes, "the integer stream is too short for its lanes")
-        self.lanes = [Lane(words[2 * lane] + (words[2 * lane + 1] << 16)) for lane in range(lanes)]
-        self.words = iter(words[2 * lanes :])
-        self.models = {family: [Model() for _ in range(2 * most + 1)] for family, (most, _) in FAMILIES.items()}
-
-    def one(self, family: str) -> int:
-        return self.run(family, 1)[0]
-
-    def run(self, family: str, count: int) -> list[int]:
-        for model in self.models[family]:
-            model.halve_to(64)
-        values: list[int] = []
-        while len(values) < count:
-            values += self.group(family, self.lanes[: min(count - len(values), len(self.lanes))])
-        return values
-
-    def step(self, lanes: Sequence[Lane], model: Model | None) -> list[int]:
-        """One bit of each of these lanes under one model, which learns them; no model: even odds."""
-        p = EVEN_ODDS if model is None else model.p
-        bits = [lane.bit(p, self.words) for lane in lanes]
-        if model is not None:
-            model.learn(bits, len(self.lanes))
-        return bits
-
-    def group(self, family: str, lanes: Sequence[Lane]) -> list[int]:
-        longest, signed = FAMILIES[family]
-        models = self.models[family]
-        numbers = range(len(lanes))
-        length = [longest] * len(lanes)
-        unknown = list(numbers)
-        for j in range(longest):
-            if not unknown:
-                break
-            bits = self.step([lanes[i] for i in unknown], models[j])
-            for i, bit in zip(unknown, bits, strict=True):
-                if bit == 0:
-                    length[i] = j
-            unknown = [i for i, bit in zip(unknown, bits, strict=True) if bit == 1]
-        negative = set[int]()
-        if signed:
-            coded = [i for i in numbers if length[i] >= 1]
-            bits = self.step([lanes[i] for i in coded], None)
-            negative = {i for i, bit in zip(coded, bits, strict=True) if bit == 1}
-        value = [1 << (length[i] - 1) if length[i] else 0 for i in numbers]
-        for q in range(max(length) - 2, -1, -1):
-            exact = [i for i in numbers if length[i] == q + 2]
-            others = [i for i in numbers if length[i] > q + 2]
-            for which, model in ((exact, models[longest + q + 2]), (others, None)):
-                if which:
-                    for i, bit in zip(which, self.step([lanes[i] for i in which], model), strict=True):
-                        value[i] += bit << q
-        return [-value[i] if i in negative else value[i] for i in numbers]
-
-    def end(self) -> None:
-        need(all(lane.x == 1 << 16 for lane in self.lanes), "a lane does not end at 2^16")
-        need(next(self.words, None) is None, "words are left over")
 
 
 class Cursor:
@@ -247,8 +122,8 @@ def unzstd(frame: bytes, most: int) -> bytes:
     return data
 
 
-def read_table(data: bytes) -> Release:
-    """Sections 2 and 4: the first frame of a full update."""
+def read_descriptions(data: bytes) -> Release:
+    """Section 4, items 1 and 2: tensors and aliases as a frame describes them."""
     cursor = Cursor(data)
     tensors = []
     for _ in range(cursor.number("I")):
@@ -263,15 +138,82 @@ def read_table(data: bytes) -> Release:
         need(cursor.take(2) == b"\xff\xff", "an alias does not begin with ff ff")
         alias = cursor.name(cursor.number("H"))
         aliases.append((alias, cursor.name(cursor.number("H"))))
-    names = [tensor.name.encode() for tensor in tensors]
-    need(names == sorted(set(names)), "tensors out of order")
-    further = [alias.encode() for alias, _ in aliases]
-    need(further == sorted(set(further)), "aliases out of order")
-    need(not set(further) & set(names), "an alias is the name of a tensor")
-    need({name.encode() for _, name in aliases} <= set(names), "an alias of nothing")
-    for tensor in tensors:
-        tensor.data = bytes(tensor.nbytes)
-    return Release(tensors, aliases)
+    release = Release(tensors, aliases)
+    need(release == in_order(release), "tensors or aliases out of order")
+    return release
+
+
+def in_order(release: Release) -> Release:
+    """Section 2: the order of a table."""
+    tensors = sorted(release.tensors, key=lambda tensor: tensor.name.encode())
+    return Release(tensors, sorted(release.aliases, key=lambda pair: pair[0].encode()))
+
+
+def checked(release: Release) -> Release:
+    """Section 2: what a table must be."""
+    names = [tensor.name for tensor in release.tensors] + [alias for alias, _ in release.aliases]
+    need(len(set(names)) == len(names), "two tensors or aliases of one name")
+    need({name for _, name in release.aliases} <= {tensor.name for tensor in release.tensors}, "an alias of nothing")
+    for tensor in release.tensors:
+        need(all(0 <= dimension < 1 << 48 for dimension in tensor.shape), "an impossible dimension")
+    return release
+
+
+def positions(stream: IntegerStream, end: int) -> Iterator[int]:
+    """Section 4, item 2: positions that rise."""
+    at = -1
+    for _ in range(stream.one("COUNT")):
+        gap = stream.one("GAP")
+        need(at == -1 or gap > 0, "a position twice")
+        at = max(at, 0) + gap
+        need(at < end, "no such position")
+        yield at
+
+
+def patched(base: Release, stream: IntegerStream, cursor: Cursor) -> Release:
+    """Section 4, item 2: the base under the result's table."""
+    removed = set(positions(stream, len(base.tensors) + len(base.aliases)))
+    changes = {}
+    for index in positions(stream, len(base.tensors)):
+        changes[index] = [stream.one("DIMENSION") for _ in base.tensors[index].shape]
+    need(not removed & set(changes), "a tensor is removed and reshaped")
+    length = stream.one("LENGTH")
+    result = read_descriptions(unzstd(cursor.take(length), 1 << 25)) if length else Release([], [])
+    for index, tensor in enumerate(base.tensors):
+        change = changes.get(index, [0] * len(tensor.shape))
+        if index not in removed:
+            shape = tuple(old + more for old, more in zip(tensor.shape, change, strict=True))
+            result.tensors.append(replace(tensor, shape=shape))
+    result.aliases += [pair for place, pair in enumerate(base.aliases, len(base.tensors)) if place not in removed]
+    result = checked(in_order(result))
+    need(
+        sum(tensor.nbytes for tensor in result.tensors)
+        <= 4 * sum(tensor.nbytes for tensor in base.tensors) + (1 << 24),
+        "the result has many times the base's bytes",
+    )
+    held = {(tensor.name, tensor.dtype, len(tensor.shape)): tensor for tensor in base.tensors}
+    for tensor in result.tensors:
+        tensor.data = begun(tensor, held.get((tensor.name, tensor.dtype, len(tensor.shape))))
+    return result
+
+
+def begun(tensor: Tensor, old: Tensor | None) -> bytes:
+    """Zero bytes, and the old values at all indices that both have."""
+    data, width = bytearray(tensor.nbytes), WIDTHS[tensor.dtype]
+    if old is None:
+        return bytes(data)
+    for indices in product(*(range(min(pair)) for pair in zip(tensor.shape, old.shape, strict=True))):
+        to, where = (flat(indices, side.shape) * width for side in (tensor, old))
+        data[to : to + width] = old.data[where : where + width]
+    return bytes(data)
+
+
+def flat(indices: Sequence[int], shape: Sequence[int]) -> int:
+    """The row-major position of an index."""
+    at = 0
+    for index, dimension in zip(indices, shape, strict=True):
+        at = at * dimension + index
+    return at
 
 
 def step_of(scale: int) -> np.float32:
@@ -325,7 +267,7 @@ def unlossless(tensor: Tensor, frame: bytes) -> bytes:
 
 
 class Rebuild:
-    """A tensor under its records: float32 while records of kinds 0 and 1 last, then its dtype again."""
+    """A tensor under its records: float32 while records that add last, then its dtype again."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.records, self.closed = tensor, 0, False
@@ -335,7 +277,10 @@ class Rebuild:
         self.records += 1
         need(self.records <= 8, "more than 8 records for one tensor")
         need(not self.closed, "a record after a tensor's lossless one")
-        need(kind == LOSSLESS or self.tensor.dtype in FLOATS, "a record of kind 0 or 1 for a tensor without floats")
+        need(
+            kind == LOSSLESS or self.tensor.dtype in FLOATS,
+            "a record that adds for a tensor without floats",
+        )
 
     def add(self, product: np.ndarray[Any, Any], scale: int) -> None:
         """Section 7, item 2. product: exact int64, flat."""
@@ -367,7 +312,7 @@ def read_header(cursor: Cursor) -> Header:
     need(cursor.take(3) == b"SPR", "not an update")
     need(cursor.number("B") == 1, "another version")
     flags = cursor.number("B")
-    need(flags & ~(RESULT | FULL) == 0, "unknown flags")
+    need(flags & ~(RESULT | FULL | PATCH) == 0 and flags & (FULL | PATCH) != FULL | PATCH, "unknown flags")
     log2_lanes = cursor.number("B")
     need(log2_lanes <= 12, "too many lanes")
     base = cursor.take(8)
@@ -379,9 +324,14 @@ def begin(header: Header, base: Release | None, stream: IntegerStream, cursor: C
     """The release before the first record."""
     if header.flags & FULL:
         need(header.base == bytes(8), "a full update names a base")
-        return read_table(unzstd(cursor.take(stream.one("LENGTH")), 1 << 25))
+        release = checked(read_descriptions(unzstd(cursor.take(stream.one("LENGTH")), 1 << 25)))
+        for tensor in release.tensors:
+            tensor.data = bytes(tensor.nbytes)
+        return release
     if base is None or header.base != base.digest()[:8]:
         raise Refused("it was made for another base")
+    if header.flags & PATCH:
+        return patched(base, stream, cursor)
     return Release([replace(tensor) for tensor in base.tensors], list(base.aliases))
 
 
@@ -392,39 +342,29 @@ def decode(data: bytes, base: Release | None, promised: bytes | None = None) -> 
     stream = IntegerStream(header.stream, header.lanes)
     release = begin(header, base, stream, cursor)
     rebuilds: dict[int, Rebuild] = {}
-    index, scale = 0, 128
+    index, sums = 0, SumReader(stream)
     frames: list[tuple[Rebuild, int]] = []
     for _ in range(stream.one("COUNT")):
         index += stream.one("GAP")
         need(index < len(release.tensors), "no such tensor")
         kind = stream.one("KIND")
-        need(kind in (LOW_RANK, DENSE, LOSSLESS), "an unknown kind")
+        need(kind in (*SUMS, LOSSLESS), "an unknown kind")
         tensor = release.tensors[index]
         rebuild = rebuilds.setdefault(index, Rebuild(tensor))
         rebuild.begin(kind)
         if kind == LOSSLESS:
-            need(tensor.size > 0, "a lossless record for a tensor without values")
+            need(tensor.size > 0, "an exact record for a tensor without values")
             rebuild.closed = True
             frames.append((rebuild, stream.one("LENGTH")))
             continue
-        if kind == LOW_RANK:
-            need(len(tensor.shape) >= 2, "a low-rank record for a tensor without a matrix view")
-            m, n = tensor.shape[0], prod(tensor.shape[1:])
-            rank = stream.one("RANK")
-            need(1 <= rank <= min(m, n), "an impossible rank")
-        scale += stream.one("SCALE")
-        need(0 <= scale <= 255, "a scale outside 0 to 255")
-        if kind == LOW_RANK:
-            u = np.array(stream.run("U", m * rank), np.int64).reshape(m, rank)
-            v = np.array(stream.run("V", rank * n), np.int64).reshape(rank, n)
-            rebuild.add((u @ v).reshape(-1), scale)
-        else:
-            rebuild.add(np.array(stream.run("DENSE", tensor.size), np.int64), scale)
+        integers = sums.take(kind, index, tensor.shape)
+        rebuild.add(integers, sums.scale)
     stream.end()
     for rebuild in rebuilds.values():
         rebuild.settle()
     for rebuild, length in frames:
-        rebuild.tensor.data = unlossless(rebuild.tensor, cursor.take(length))
+        tensor, frame = rebuild.tensor, cursor.take(length)
+        tensor.data = unlossless(tensor, frame)
     need(cursor.at == len(data), "bytes after the last frame")
     for wanted in (header.result, promised):
         need(wanted is None or wanted == release.digest(), "the result is not what was promised")

@@ -7,7 +7,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from decoder import EVEN_ODDS, FAMILIES, ORDERED_AS_FLOATS, WIDTHS, Model, Release, Tensor
+from decoder import ORDERED_AS_FLOATS, WIDTHS, Release, Tensor
+from integer_stream import EVEN_ODDS, FAMILIES, Model
+from sums import DENSE, DRAWN, IDENTITY, LOW_RANK, ROWS, SENT, SUBSPACE, THREE_FACTORS
 
 RAW_BLOCK_BYTES = 1 << 17
 
@@ -21,6 +23,21 @@ class StreamWriter:
     models: dict[str, list[Model]] = field(
         default_factory=lambda: {name: [Model() for _ in range(2 * most + 1)] for name, (most, _) in FAMILIES.items()}
     )
+    scale: int = 128
+    seed_sent: bool = False
+    coefficients_sent: bool = False
+
+    def one(self, family: str, value: int) -> None:
+        self.run(family, [value])
+
+    def put_scale(self, scale: int) -> None:
+        self.one("SCALE", scale - self.scale)
+        self.scale = scale
+
+    def put_seed(self, seed: int) -> None:
+        if not self.seed_sent:
+            self.one("SEED", seed)
+        self.seed_sent = True
 
     def run(self, family: str, values: Sequence[int]) -> None:
         for model in self.models[family]:
@@ -72,12 +89,89 @@ class LowRank:
     u: list[int]
     v: list[int]
 
+    def write(self, writer: StreamWriter) -> None:
+        writer.one("KIND", LOW_RANK)
+        writer.one("RANK", self.rank)
+        writer.put_scale(self.scale)
+        writer.run("U", self.u)
+        writer.run("V", self.v)
+
 
 @dataclass
 class Dense:
     index: int
     scale: int
     q: list[int]
+
+    def write(self, writer: StreamWriter) -> None:
+        writer.one("KIND", DENSE)
+        writer.put_scale(self.scale)
+        writer.run("DENSE", self.q)
+
+
+@dataclass
+class Rows:
+    index: int
+    scale: int
+    rows: list[int]
+    q: list[int]
+
+    def write(self, writer: StreamWriter) -> None:
+        writer.one("KIND", ROWS)
+        writer.one("COUNT", len(self.rows))
+        writer.put_scale(self.scale)
+        writer.run("ROW", [row - before - 1 for before, row in zip([-1, *self.rows], self.rows, strict=False)])
+        writer.run("DENSE", self.q)
+
+
+@dataclass
+class ThreeFactors:
+    """`u` and `v` are empty where their side is not sent; `ranks` are r and t."""
+
+    index: int
+    scale: int
+    ranks: tuple[int, int]
+    core: list[int]
+    u: list[int] = field(default_factory=list)
+    v: list[int] = field(default_factory=list)
+    sides: tuple[int, int] = (SENT, SENT)
+    seed: int = 0
+
+    def write(self, writer: StreamWriter) -> None:
+        writer.one("KIND", THREE_FACTORS)
+        for side in self.sides:
+            writer.one("SIDE", side)
+        if DRAWN in self.sides:
+            writer.put_seed(self.seed)
+        for side, rank in zip(self.sides, self.ranks, strict=True):
+            if side != IDENTITY:
+                writer.one("RANK", rank)
+        writer.put_scale(self.scale)
+        if self.sides[0] == SENT:
+            writer.run("U", self.u)
+        writer.run("CORE", self.core)
+        if self.sides[1] == SENT:
+            writer.run("V", self.v)
+
+
+@dataclass
+class Subspace:
+    index: int
+    scale: int
+    seed: int
+    q: list[int]
+
+    def write(self, writer: StreamWriter) -> None:
+        writer.one("KIND", SUBSPACE)
+        if not writer.coefficients_sent:
+            writer.put_seed(self.seed)
+            writer.one("COUNT", len(self.q))
+            writer.run("CORE", self.q)
+        writer.coefficients_sent = True
+        writer.put_scale(self.scale)
+
+
+Sum = LowRank | Dense | Rows | ThreeFactors | Subspace
 
 
 @dataclass
@@ -126,11 +220,35 @@ def table_bytes(release: Release) -> bytes:
     return out
 
 
+@dataclass
+class Patch:
+    """Section 4, item 2: positions removed; indices reshaped, with the growth of each dimension; what is added."""
+
+    removed: list[int] = field(default_factory=list)
+    reshaped: list[tuple[int, list[int]]] = field(default_factory=list)
+    added: Release = field(default_factory=lambda: Release([], []))
+
+    def write(self, writer: StreamWriter) -> list[bytes]:
+        """Put the integers; return the frame, where there is one."""
+        for rows in ([(position, []) for position in self.removed], self.reshaped):
+            writer.run("COUNT", [len(rows)])
+            at = 0
+            for position, growth in rows:
+                writer.run("GAP", [position - at])
+                at = position
+                for dimension in growth:
+                    writer.run("DIMENSION", [dimension])
+        frames = [raw_zstd(table_bytes(self.added))] if self.added.tensors or self.added.aliases else []
+        writer.run("LENGTH", [sum(map(len, frames))])
+        return frames
+
+
 def encode(
     base: Release | None,
-    records: Sequence[LowRank | Dense | Lossless],
+    records: Sequence[Sum | Lossless],
     *,
     table: Release | None = None,
+    patch: Patch | None = None,
     log2_lanes: int = 0,
     result: bytes | None = None,
 ) -> bytes:
@@ -139,26 +257,20 @@ def encode(
     if table is not None:
         frames.append(raw_zstd(table_bytes(table)))
         writer.run("LENGTH", [len(frames[0])])
+    if patch is not None:
+        frames += patch.write(writer)
     writer.run("COUNT", [len(records)])
-    index, scale = 0, 128
+    index = 0
     for record in records:
-        writer.run("GAP", [record.index - index])
+        writer.one("GAP", record.index - index)
         index = record.index
-        writer.run("KIND", [{LowRank: 0, Dense: 1, Lossless: 2}[type(record)]])
         if isinstance(record, Lossless):
-            writer.run("LENGTH", [len(record.frame)])
+            writer.one("KIND", 2)
+            writer.one("LENGTH", len(record.frame))
             frames.append(record.frame)
-            continue
-        if isinstance(record, LowRank):
-            writer.run("RANK", [record.rank])
-        writer.run("SCALE", [record.scale - scale])
-        scale = record.scale
-        if isinstance(record, LowRank):
-            writer.run("U", record.u)
-            writer.run("V", record.v)
         else:
-            writer.run("DENSE", record.q)
+            record.write(writer)
     stream = writer.finish()
-    flags = (result is not None) | (base is None) << 1
+    flags = (result is not None) | (base is None) << 1 | (patch is not None) << 2
     head = b"SPR" + bytes([1, flags, log2_lanes]) + (bytes(8) if base is None else base.digest()[:8])
     return head + (result or b"") + leb128(len(stream)) + stream + b"".join(frames)

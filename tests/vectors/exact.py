@@ -1,10 +1,12 @@
 """Section 7 of docs/wire-format.md in rational numbers: no floating-point unit takes part."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from math import prod
 
 from decoder import OCTAVE, WIDTHS, Tensor
-from encoder import Dense, LowRank
+from encoder import Dense, LowRank, Rows, Subspace, Sum, ThreeFactors
+from sums import DRAWN, FOR_U, FOR_V, drawn_sides, drawn_values
 
 FORMS = {"F32": (23, 8), "F16": (10, 5), "BF16": (7, 8)}  # bits of fraction and exponent
 
@@ -45,16 +47,48 @@ def step_of(scale: int) -> Fraction:
     return to_fraction(OCTAVE[scale % 8], "F32") * Fraction(2) ** (scale // 8 - 24)
 
 
-def products(tensor: Tensor, record: LowRank | Dense) -> list[int]:
+def products(tensor: Tensor, record: Sum) -> list[int]:
     """The integers of one record, row-major."""
-    if isinstance(record, Dense):
-        return record.q
-    m, n, r = tensor.shape[0], prod(tensor.shape[1:]), record.rank
-    return [sum(record.u[i * r + k] * record.v[k * n + j] for k in range(r)) for i in range(m) for j in range(n)]
+    match record:
+        case Dense():
+            return record.q
+        case LowRank():
+            m, n, r = tensor.shape[0], prod(tensor.shape[1:]), record.rank
+            return [
+                sum(record.u[i * r + k] * record.v[k * n + j] for k in range(r)) for i in range(m) for j in range(n)
+            ]
+        case Rows():
+            n, out = prod(tensor.shape[1:]), [0] * tensor.size
+            for k, row in enumerate(record.rows):
+                out[row * n : (row + 1) * n] = record.q[k * n : (k + 1) * n]
+            return out
+        case Subspace():
+            return drawn_values(record.seed, record.index, tensor.size, record.q)
+        case ThreeFactors():
+            return _three(tensor, record)
 
 
-def rebuild(tensor: Tensor, records: list[LowRank | Dense]) -> bytes:
-    """The raw bytes of a tensor with finite values after records of kinds 0 and 1."""
+def _three(tensor: Tensor, record: ThreeFactors) -> list[int]:
+    (m, n), s, (r, t), core = tensor.shape[:2], prod(tensor.shape[2:]), record.ranks, record.core
+    u, v = record.u, record.v
+    if record.sides[0]:
+        u = drawn_sides(record.seed, record.index, FOR_U, m, r) if record.sides[0] == DRAWN else _identity(m)
+    if record.sides[1]:
+        v = drawn_sides(record.seed, record.index, FOR_V, t, n) if record.sides[1] == DRAWN else _identity(n)
+    return [
+        sum(u[o * r + a] * core[(a * t + b) * s + x] * v[b * n + i] for a in range(r) for b in range(t))
+        for o in range(m)
+        for i in range(n)
+        for x in range(s)
+    ]
+
+
+def _identity(size: int) -> list[int]:
+    return [int(i == j) for i in range(size) for j in range(size)]
+
+
+def rebuild(tensor: Tensor, records: Sequence[Sum]) -> bytes:
+    """The raw bytes of a tensor with finite values after records that add."""
     width, dtype = WIDTHS[tensor.dtype], tensor.dtype
     words = [int.from_bytes(tensor.data[at : at + width], "little") for at in range(0, len(tensor.data), width)]
     values = [to_fraction(bits, dtype) for bits in words]

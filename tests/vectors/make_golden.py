@@ -6,15 +6,28 @@ The file is frozen: a change of it is a change of the format.
 
 import json
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import exact
 from decoder import DTYPES, WIDTHS, Release, Tensor
-from encoder import Dense, Lossless, LowRank, encode, planes_frame
+from encoder import (
+    Dense,
+    Lossless,
+    LowRank,
+    Patch,
+    Rows,
+    Subspace,
+    Sum,
+    ThreeFactors,
+    encode,
+    planes_frame,
+)
+from sums import DRAWN, IDENTITY, SENT
 
 GOLDEN = Path(__file__).with_name("golden.json")
-Record = LowRank | Dense | Lossless
+Record = Sum | Lossless
 
 
 def words(dtype: str, *bits: int) -> bytes:
@@ -189,6 +202,125 @@ def full() -> dict[str, Any]:
     )
 
 
+def grown_head() -> dict[str, Any]:
+    classes, more, features = 3, 2, 4
+    bias, weight = (words("F32", *pseudo(count, 0x3C000000, 0x3F000000, 20 + count)) for count in (3, 12))
+    old = [
+        Tensor("bias", "F32", (classes,), bias),
+        Tensor("body", "F16", (2, 2), words("F16", 0x3C00, 0x8000, 1, 0xC000)),
+        Tensor("weight", "F32", (classes, features), weight),
+    ]
+    base = Release(old, [("tied", "body")])
+    begun = [replace(tensor) for tensor in old]
+    for at, width in ((0, 1), (2, features)):
+        begun[at].shape = (classes + more, *begun[at].shape[1:])
+        begun[at].data += bytes(4 * more * width)
+    records: list[Record] = [
+        Dense(0, 100, [0, 1, 0, -5, 6]),
+        LowRank(2, 110, 2, signed(pseudo(10, 0, 9, 23), 24), signed(pseudo(8, 0, 9, 25), 26)),
+    ]
+    patch = Patch(reshaped=[(0, [more]), (2, [more, 0])])
+    result = result_of(Release(begun, base.aliases), records)
+    return vector("a grown head", "new rows begin as zeros", base, records, patch=patch, result=result)
+
+
+def another_table() -> dict[str, Any]:
+    bits = pseudo(36, 0x3C000000, 0x3F000000, 31)
+    base = Release(
+        [
+            Tensor("a", "F32", (2, 3), words("F32", *bits[:6])),
+            Tensor("b", "F32", (2, 3, 2), words("F32", *bits[6:18])),
+            Tensor("c", "I16", (3,), words("I16", 1, 2, 0xFFFD)),
+            Tensor("d", "F32", (2, 2), words("F32", *bits[18:22])),
+            Tensor("e", "F32", (4,), words("F32", *bits[22:26])),
+        ],
+        [("also a", "a"), ("also d", "d"), ("also e", "e")],
+    )
+    b = [bits[6 + 6 * i + 2 * j] if j < 3 else 0 for i in range(2) for j in range(4)] + [0] * 4
+    result = Release(
+        [
+            Tensor("a", "F32", (2, 3), words("F32", *bits[:6])),
+            Tensor("aa", "F32", (2,), words("F32", 0, 0)),
+            Tensor("b", "F32", (3, 4, 1), words("F32", *b)),
+            Tensor("c", "F32", (3,), words("F32", 0, 0, 0)),
+            Tensor("d", "F32", (4,), words("F32", 0, 0, 0, 0)),
+            Tensor("e", "F32", (0,), b""),
+        ],
+        [("also a", "b"), ("also e", "e"), ("b again", "b")],
+    )
+    added = Release([replace(result.tensors[at]) for at in (1, 3, 4)], [result.aliases[0], result.aliases[2]])
+    patch = Patch(removed=[2, 3, 5, 6], reshaped=[(1, [1, 1, -1]), (4, [-4])], added=added)
+    records: list[Record] = [Dense(1, 192, [3, -4])]
+    result.tensors[1].data = words("F32", 0x40400000, 0xC0800000)
+    return vector(
+        "another table", "added, removed, larger, smaller; another dtype or number of dimensions begins anew; aliases",
+        base, records, patch=patch, result=result,
+    )  # fmt: skip
+
+
+def floats(count: int, seed: int, dtype: str = "F32") -> bytes:
+    low, high = {"F32": (0x3C000000, 0x3F000000), "F16": (0x2000, 0x3C00), "BF16": (0x3C00, 0x3F00)}[dtype]
+    return words(dtype, *pseudo(count, low, high, seed))
+
+
+def some_rows() -> dict[str, Any]:
+    shapes = {"a": (5, 4), "b": (9, 1), "c": (2, 2, 1, 3), "d": (3, 7)}
+    base = Release([Tensor(n, "F32", s, floats(prod(s), len(n))) for n, s in shapes.items()], [])
+    base.tensors[3] = Tensor("d", "F16", (3, 7), floats(21, 5, "F16"))
+    base.tensors[0].data = words("F32", *[0x80000000] * 20)
+    records: list[Record] = [
+        Rows(0, 130, [1, 4], [1, -2, 3, 0, 2**24 - 1, 1 - 2**24, 0, 77]),
+        Rows(1, 120, [0, 3, 4, 8], [5, -6, 7, -8]),
+        Rows(2, 200, [1], [1, 0, -1, 100, 0, 0]),
+        Dense(3, 100, pseudo(21, -3, 3, 4)),
+        Rows(3, 101, [0, 2], pseudo(14, -200, 200, 6)),
+    ]
+    return vector("rows", "first, last and several rows; rows left out become positive zeros too", base, records)
+
+
+def between_sides() -> dict[str, Any]:
+    shapes = {"a": (6, 5), "b": (4, 3, 2, 2), "c": (3, 1, 5), "d": (2, 8), "e": (3, 3)}
+    base = Release([Tensor(n, "F32", s, floats(prod(s), ord(n))) for n, s in shapes.items()], [])
+    base.tensors[3] = Tensor("d", "BF16", (2, 8), floats(16, 9, "BF16"))
+    large = signed(pseudo(9, 30000, 32767, 1), 2)
+    records: list[Record] = [
+        ThreeFactors(0, 90, (2, 3), pseudo(6, -99, 99, 1), pseudo(12, -127, 127, 2), pseudo(15, -127, 127, 3)),
+        ThreeFactors(0, 100, (5, 4), pseudo(20, -9, 9, 4), sides=(DRAWN, DRAWN), seed=12345),
+        ThreeFactors(1, 80, (2, 2), pseudo(16, -50, 50, 5), u=pseudo(8, -9, 9, 6), sides=(SENT, DRAWN), seed=12345),
+        ThreeFactors(1, 85, (4, 2), pseudo(32, -50, 50, 7), v=pseudo(6, -9, 9, 8), sides=(IDENTITY, SENT)),
+        ThreeFactors(2, 120, (2, 1), pseudo(10, -3, 3, 9), sides=(DRAWN, IDENTITY), seed=12345),
+        ThreeFactors(3, 110, (1, 2), [300, -7], sides=(DRAWN, DRAWN), seed=12345),
+        ThreeFactors(4, 10, (3, 3), large, signed(pseudo(9, 100, 127, 3), 4), signed(pseudo(9, 100, 127, 5), 6)),
+        ThreeFactors(4, 9, (3, 3), [32767] * 9, [127] * 9, [127] * 9),
+    ]
+    return vector("three factors", "sides sent, drawn and left out; matrices and convolutions; largest integers", base,
+                  records)  # fmt: skip
+
+
+def in_a_subspace() -> dict[str, Any]:
+    base = Release([Tensor("a", "F32", (5, 7), floats(35, 1)), Tensor("b", "F16", (9,), floats(9, 2, "F16")),
+                    Tensor("c", "BF16", (), floats(1, 3, "BF16")), Tensor("d", "F32", (0, 2)),
+                    Tensor("e", "F32", (2, 70), floats(140, 4))], [])  # fmt: skip
+    q = [0, 1, -1, 2, 32767, -32767, 5]
+    records: list[Record] = [Subspace(i, scale, 2**32 - 1, q) for i, scale in enumerate((90, 100, 95, 128, 255))]
+    records.append(ThreeFactors(4, 100, (1, 1), [9], sides=(DRAWN, DRAWN), seed=2**32 - 1))
+    return vector("subspace", "coefficients of a file in tensors of every float and shape", base, records)
+
+
+def every_sum(log2_lanes: int) -> dict[str, Any]:
+    base = Release([Tensor("a", "F32", (6, 3, 3), floats(54, 1)), Tensor("b", "F32", (11, 4), floats(44, 2))], [])
+    records: list[Record] = [
+        LowRank(0, 120, 1, pseudo(6, -9, 9, 3), pseudo(9, -9, 9, 4)),
+        ThreeFactors(0, 100, (2, 2), pseudo(12, -9, 9, 5), pseudo(12, -9, 9, 6), sides=(SENT, DRAWN), seed=3),
+        Subspace(0, 110, 3, pseudo(20, -9, 9, 7)),
+        Dense(0, 100, pseudo(54, -9, 9, 8)),
+        Rows(1, 101, [2, 3, 10], pseudo(12, -99, 99, 9)),
+        Subspace(1, 99, 3, pseudo(20, -9, 9, 7)),
+    ]
+    return vector(f"every kind of sum, {1 << log2_lanes} lanes", "seed, coefficients and scales go from one record "
+                  "to the next", base, records, log2_lanes=log2_lanes)  # fmt: skip
+
+
 def lanes(log2_lanes: int) -> dict[str, Any]:
     count = 3 * (1 << log2_lanes) + 5
     base = Release(
@@ -215,6 +347,8 @@ def vectors() -> list[dict[str, Any]]:
         zeros_and_subnormals(), minus_zero_unnamed(), ties(), big_integers(), near_the_bound(),
         halves("F16", float16), halves("BF16", bfloat16), each_dtype(), then_lossless(), edge_shapes(), full(),
         *(lanes(log2_lanes) for log2_lanes in (0, 1, 4)),
+        some_rows(), between_sides(), in_a_subspace(), every_sum(0), every_sum(3),
+        grown_head(), another_table(),
     ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 from decoder import DTYPES, Refused, Release, Tensor, decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sums import DRAWN, IDENTITY, SENT
 from through_sprat import apply, release_of, source_of
 
 from sprat_shared.apply import rebuild_tensor
@@ -85,7 +86,7 @@ def test_both_decoders_read_many_lanes_and_several_records_of_one_tensor() -> No
 @st.composite
 def small_updates(draw: st.DrawFn) -> tuple[Release, bytes]:
     """A base and an update of the independent encoder: any records that the text allows, any number of lanes."""
-    tensors, records = [], list[encoder.LowRank | encoder.Dense | encoder.Lossless]()
+    tensors, records = [], list[encoder.Sum | encoder.Lossless]()
     for index in range(draw(st.integers(1, 4))):
         dtype = draw(st.sampled_from(["F32", "F16", "BF16", "I16", "BOOL"]))
         shape = tuple(draw(st.lists(st.integers(0, 4), max_size=3)))
@@ -104,21 +105,73 @@ def small_updates(draw: st.DrawFn) -> tuple[Release, bytes]:
     return base, encoder.encode(base, records, log2_lanes=draw(st.integers(0, 4)))
 
 
+SEED, COEFFICIENTS = 7, [3, 0, -1, 1, 32767]
+
+
 @st.composite
-def sums(draw: st.DrawFn, index: int, tensor: Tensor) -> encoder.LowRank | encoder.Dense:
-    """A record of kind 0 or 1 that fits."""
+def sums(draw: st.DrawFn, index: int, tensor: Tensor) -> encoder.Sum:
+    """A record that adds and fits."""
     scale, count = draw(st.integers(0, 160)), tensor.size
-    columns = count // tensor.shape[0] if tensor.shape and tensor.shape[0] else 0
-    most = min(tensor.shape[0], columns) if len(tensor.shape) > 1 else 0
-    if most and draw(st.booleans()):
-        rank, factor = draw(st.integers(1, most)), st.integers(-127, 127)
-        u, v = (draw(st.lists(factor, min_size=n, max_size=n)) for n in (tensor.shape[0] * rank, rank * columns))
-        return encoder.LowRank(index, scale, rank, u, v)
-    return encoder.Dense(index, scale, draw(st.lists(st.integers(-99, 99), min_size=count, max_size=count)))
+
+    def integers(size: int, most: int) -> list[int]:
+        return draw(st.lists(st.integers(-most, most), min_size=size, max_size=size))
+
+    ways = ["dense", "subspace"]
+    ways += ["low", "three", "rows"] if len(tensor.shape) > 1 and count else []
+    m, n = (tensor.shape[0], count // tensor.shape[0]) if len(ways) > 2 else (0, 0)
+    match draw(st.sampled_from(ways)):
+        case "low":
+            rank = draw(st.integers(1, min(m, n)))
+            return encoder.LowRank(index, scale, rank, integers(m * rank, 127), integers(rank * n, 127))
+        case "rows" if m * n > n:
+            most = min(m, m * n // (n + 1))
+            rows = sorted(draw(st.sets(st.integers(0, m - 1), min_size=1, max_size=most)))
+            return encoder.Rows(index, scale, rows, integers(len(rows) * n, 99))
+        case "three":
+            sides = draw(st.tuples(*[st.sampled_from([SENT, DRAWN, IDENTITY])] * 2))
+            n, s = tensor.shape[1], n // tensor.shape[1]
+            r = m if sides[0] == IDENTITY else draw(st.integers(1, min(m, n * s)))
+            t = n if sides[1] == IDENTITY else draw(st.integers(1, min(n, m * s)))
+            u = integers(m * r, 127) if sides[0] == SENT else []
+            v = integers(t * n, 127) if sides[1] == SENT else []
+            return encoder.ThreeFactors(index, scale, (r, t), integers(r * t * s, 32767), u, v, sides, SEED)
+        case "subspace":
+            return encoder.Subspace(index, scale, SEED, COEFFICIENTS)
+        case _:
+            return encoder.Dense(index, scale, integers(count, 99))
+
+
+@st.composite
+def patched_updates(draw: st.DrawFn) -> tuple[Release, bytes]:
+    """A base and an update of the independent encoder that changes its table."""
+    base, _ = draw(small_updates())
+    count = len(base.tensors)
+    removed = draw(st.sets(st.integers(0, count - 1)))
+    removed |= {count} if base.aliases and (0 in removed or draw(st.booleans())) else set()
+    reshaped = [
+        (index, [draw(st.integers(-min(2, old), 3)) for old in tensor.shape])
+        for index, tensor in enumerate(base.tensors)
+        if index not in removed and draw(st.booleans())
+    ]
+    added = [Tensor(name, draw(st.sampled_from(["F32", "I64"])), (2, 3)) for name in sorted(draw(NEW_NAMES))]
+    kept = {tensor.name for index, tensor in enumerate(base.tensors) if index not in removed}
+    added = [tensor for tensor in added if tensor.name not in kept]
+    patch = encoder.Patch(sorted(removed), reshaped, Release(added, [("new", added[0].name)] if added else []))
+    begun = decode(encoder.encode(base, [], patch=patch), base)
+    records = [
+        draw(sums(index, tensor))
+        for index, tensor in enumerate(begun.tensors)
+        if tensor.dtype in {"F32", "F16", "BF16"} and draw(st.booleans())
+    ]
+    return base, encoder.encode(base, records, patch=patch, log2_lanes=draw(st.integers(0, 2)))
+
+
+NEW_NAMES = st.sets(st.sampled_from(["a", "t0", "t1", "z"]))
+UPDATES = st.one_of(small_updates(), patched_updates())
 
 
 @settings(max_examples=60, deadline=None)
-@given(small_updates())
+@given(UPDATES)
 def test_both_decoders_agree_on_files_of_another_encoder(case: tuple[Release, bytes]) -> None:
     base, data = case
     result = decode(data, base)
@@ -126,7 +179,7 @@ def test_both_decoders_agree_on_files_of_another_encoder(case: tuple[Release, by
 
 
 @settings(max_examples=60, deadline=None)
-@given(small_updates(), st.data())
+@given(UPDATES, st.data())
 def test_both_decoders_refuse_or_accept_the_same_damaged_files(
     case: tuple[Release, bytes], chance: st.DataObject
 ) -> None:

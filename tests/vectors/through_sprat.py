@@ -24,8 +24,9 @@ class Collected:
 
     def keep(self, index: int, sha256: bytes) -> None:
         assert self._base is not None
-        assert hashlib.sha256(self._base.tensors[index].data).digest() == sha256
-        self.release.tensors.append(self._base.tensors[index])
+        held = next(tensor for tensor in self._base.tensors if tensor.name == self._table[index].name)
+        assert hashlib.sha256(held.data).digest() == sha256
+        self.release.tensors.append(held)
 
     def put(self, index: int, array: np.ndarray[Any, Any], sha256: bytes) -> None:
         spec = self._table[index]

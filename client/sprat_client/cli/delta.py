@@ -120,7 +120,7 @@ def inspect(
     result = inspect_file(update, base)
     text = aligned([[name, shown(value)] for name, value in result.items() if name != "records"])
     if result["records"] is not None:
-        rows = [["index", "tensor", "kind", "rank", "scale", "step", "bytes"]]
+        rows = [["index", "tensor", "kind", "rank", "scale", "step", "bytes", "detail"]]
         rows += [[shown(record[column]) for column in ("index", *rows[0][1:])] for record in result["records"]]
         text += ["", *aligned(rows)]
     else:

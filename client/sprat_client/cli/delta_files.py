@@ -3,7 +3,7 @@
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -13,13 +13,33 @@ from sprat_shared.apply import apply_update, check_arithmetic
 from sprat_shared.errors import BaseMismatch, InvalidInput, TryLater
 from sprat_shared.ids import parse_digest
 from sprat_shared.wire.patch import patch_between
-from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
+from sprat_shared.wire.records import (
+    Dense,
+    Drawn,
+    Exact,
+    Identity,
+    Lossless,
+    LowRank,
+    Record,
+    Rows,
+    Side,
+    Subspace,
+    ThreeFactors,
+)
 from sprat_shared.wire.safetensors import SafetensorsFile, safetensors_header
 from sprat_shared.wire.scales import STEPS
 from sprat_shared.wire.tensors import Array, TensorTable, digest_of, raw_bytes
 from sprat_shared.wire.update import Flag, UpdateReader, read_header
 
 _FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+_NAMES: Final[Mapping[type[Record], str]] = {
+    LowRank: "low-rank",
+    Dense: "dense",
+    Lossless: "lossless",
+    Rows: "rows",
+    ThreeFactors: "three-factors",
+    Subspace: "subspace",
+}
 
 
 @contextmanager
@@ -189,26 +209,33 @@ def table_changes(base: TensorTable, new: TensorTable) -> str | None:
 def _rows(reader: UpdateReader, table: TensorTable) -> Iterator[dict[str, Any]]:
     read = reader.integer_bytes_read
     for record in reader.records():
-        kind, rank, scale = _said(record)
-        frame = len(record.frame) if isinstance(record, Lossless) else 0
+        frame, scale = (len(record.frame), None) if isinstance(record, Exact) else (0, record.scale)
         now = reader.integer_bytes_read
         yield {
             "index": record.index,
             "tensor": table[record.index].name,
-            "kind": kind,
-            "rank": rank,
+            "kind": _NAMES[type(record)],
+            "rank": record.u.shape[1] if isinstance(record, LowRank) else None,
             "scale": scale,
             "step": None if scale is None else float(STEPS[scale]),
             "bytes": now - read + frame,
+            "detail": _detail(record),
         }
         read = now
 
 
-def _said(record: Record) -> tuple[str, int | None, int | None]:
+def _detail(record: Record) -> str | None:
     match record:
-        case LowRank():
-            return "low-rank", record.u.shape[1], record.scale
-        case Dense():
-            return "dense", None, record.scale
-        case Lossless():
-            return "lossless", None, None
+        case Rows():
+            return f"{record.rows.size} rows"
+        case ThreeFactors():
+            core = " x ".join(map(str, record.core.shape))
+            return f"core {core}, sides {_side(record.u)} and {_side(record.v)}"
+        case Subspace():
+            return f"{record.q.size} coefficients, seed {record.seed}"
+        case _:
+            return None
+
+
+def _side(side: Side) -> str:
+    return "drawn" if isinstance(side, Drawn) else "left out" if isinstance(side, Identity) else "sent"

@@ -1,98 +1,63 @@
 """The arithmetic of the format (docs/wire-format.md, section 7): exact integers first, then single float32 operations.
 
-A float32 matrix product of integers is exact in any order of summation while every partial sum stays within 2**24;
-factors lie in [-127, 127], so 1,040 of them may be summed. What follows is elementwise and correctly rounded
-(IEEE 754), so every machine, thread count and library that keeps subnormal numbers computes the same bits.
+`apply.products` gives the integers of a record. What follows is elementwise and correctly rounded (IEEE 754), so every
+machine, thread count and library that keeps subnormal numbers computes the same bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from sprat_shared.apply.products import BLOCK, EXACT_RANK, Floats, integer_product, products
 from sprat_shared.errors import UnsafeArithmetic
-from sprat_shared.wire.planes import decode_planes
-from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
+from sprat_shared.wire.records import Dense, Exact, Record, Sum
 from sprat_shared.wire.scales import STEPS
 from sprat_shared.wire.tensors import Array, TensorSpec
 
-EXACT_RANK: Final = 1040  # 1040 * 127 * 127 <= 2**24
-_BLOCK: Final = 1 << 16  # values worked on at a time: they stay in the processor's cache
-Floats = npt.NDArray[np.float32]
 
-
-def rebuild_tensor(base: Array, spec: TensorSpec, records: Sequence[Record]) -> Array:
+def rebuild_tensor(base: Array, spec: TensorSpec, records: Iterable[Record]) -> Array:
     """Return the tensor that `records` make of `base`.
 
     Args:
         base: storage dtype, spec's shape; it is not changed.
         spec: name, dtype and shape.
-        records: of this tensor, in file order; a lossless one last.
+        records: of this tensor, in file order, an exact one last; one at a time is taken and let go.
 
     Returns:
-        A new array in storage dtype and shape. Memory: the result, the factors as float32, and a few MB.
+        A new array in storage dtype and shape; `base` itself where there are no records. Memory: the result (and for
+        halves its values as float32), the factors as float32, and some MB.
     """
-    sums = [record for record in records if not isinstance(record, Lossless)]
-    if not sums:
-        return decode_planes(spec, base, records[-1].frame) if records else base  # type: ignore[union-attr]
-    out = np.empty(spec.shape, spec.storage)
-    rows, columns = (spec.matrix or (0, 0)) if any(isinstance(record, LowRank) for record in sums) else (1, spec.size)
-    old, new = base.reshape(rows, columns), out.reshape(rows, columns)
-    width = min(columns, _BLOCK)
-    height = max(1, _BLOCK // max(1, width))
-    for left in range(0, columns, max(1, width)):
-        across = slice(left, min(columns, left + width))
-        terms = [_Term(record, rows, columns, across) for record in sums]
-        for top in range(0, rows, height):
-            down = slice(top, min(rows, top + height))
-            values = widen(old[down, across], spec.dtype)
-            with np.errstate(over="ignore", invalid="ignore"):  # a writer promises finite results; a digest holds it
-                for term in terms:
-                    values += term.rows(down)
-                new[down, across] = narrow(values, spec.dtype)
-    if isinstance(last := records[-1], Lossless):
-        return decode_planes(spec, out, last.frame)
+    values: Floats | None = None
+    for record in records:
+        if isinstance(record, Exact):
+            return record.restore(spec, base if values is None else _narrowed(values, spec))
+        values = _add(base, values, spec, record)
+        del record  # before the next one is read
+    return base if values is None else _narrowed(values, spec)
+
+
+def _add(base: Array, values: Floats | None, spec: TensorSpec, record: Sum) -> Floats:
+    """Return the values after a record, float32; `values` is what there is so far, or None for `base`."""
+    shape = spec.matrix or (1, spec.size)
+    start = values is None
+    out = np.empty(spec.shape, np.float32) if values is None else values
+    old, new, step = base.reshape(shape), out.reshape(shape), STEPS[record.scale]
+    with np.errstate(over="ignore", invalid="ignore"):  # a writer promises finite results; a digest holds it
+        for down, across, product in products(record, spec):
+            before = widen(old[down, across], spec.dtype) if start else new[down, across]
+            np.add(before, np.multiply(product, step, out=product), out=new[down, across])
     return out
 
 
-class _Term:
-    """What one record adds to some columns of the matrix view, a block of rows at a time."""
-
-    def __init__(self, record: LowRank | Dense, rows: int, columns: int, across: slice) -> None:
-        self._step = STEPS[record.scale]
-        if isinstance(record, Dense):
-            self._q = record.q.reshape(rows, columns)[:, across]
-        else:
-            self._u, self._v = record.u, record.v[:, across].astype(np.float32)
-        self._is_dense = isinstance(record, Dense)
-
-    def rows(self, down: slice) -> Floats:
-        if self._is_dense:
-            product = self._q[down].astype(np.float32)
-        else:
-            product = integer_product(self._u[down].astype(np.float32), self._v)
-        product *= self._step
-        return product
-
-
-def integer_product(u: Floats, v: Floats) -> Floats:
-    """Return u @ v, exact before its one rounding to float32, every zero positive.
-
-    Args:
-        u: integers in [-127, 127] as float32, (m, r).
-        v: the same, (r, n).
-    """
-    rank = u.shape[1]
-    if rank <= EXACT_RANK:
-        product: Floats = u @ v
-    else:
-        total = np.zeros((u.shape[0], v.shape[1]), np.float64)
-        for at in range(0, rank, EXACT_RANK):
-            total += u[:, at : at + EXACT_RANK] @ v[at : at + EXACT_RANK]
-        product = total.astype(np.float32)
-    product += np.float32(0.0)
-    return product
+def _narrowed(values: Floats, spec: TensorSpec) -> Array:
+    if spec.dtype == "F32":
+        return values
+    out = np.empty(spec.shape, spec.storage)
+    flat, new = values.reshape(-1), out.reshape(-1)
+    for at in range(0, flat.size, BLOCK):
+        new[at : at + BLOCK] = narrow(flat[at : at + BLOCK], spec.dtype)
+    return out
 
 
 def widen(array: Array, dtype: str) -> Floats:

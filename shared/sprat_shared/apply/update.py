@@ -1,6 +1,6 @@
 """Applying a whole update, one tensor at a time: what changed is rebuilt and hashed, what did not is only named."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
@@ -108,7 +108,7 @@ def _rebuild(
         if index in local:
             raise MalformedUpdate(f"a record changes tensor {index}, which each device computes itself")
         yield from _unchanged(source, sink, held, local, range(done, index))
-        yield _put(source, sink, index, list(records))
+        yield _put(source, sink, index, records)
         done = index + 1
     yield from _unchanged(source, sink, held, local, range(done, len(source.table)))
 
@@ -130,7 +130,7 @@ def _unchanged(
             yield _put(source, sink, index, [])
 
 
-def _put(source: TensorSource, sink: TensorSink, index: int, records: list[Record]) -> bytes:
+def _put(source: TensorSource, sink: TensorSink, index: int, records: Iterable[Record]) -> bytes:
     array = rebuild_tensor(source.read(index), source.table[index], records)
     sha256 = tensor_sha256(array)
     sink.put(index, array, sha256)

@@ -1,6 +1,7 @@
 """Update files: what was said is read back; what is damaged is refused by name."""
 
 import struct
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -54,14 +55,15 @@ def applied(case: Case, data: bytes, expected: str | None = None) -> str:
     return apply_update(data, case.base, Kept(), expected=expected or case.expected, limits=SMALL)
 
 
-def content(record: Record) -> tuple[object, ...]:
-    match record:
-        case LowRank():
-            return record.index, record.scale, record.u.tolist(), record.v.tolist()
-        case Dense():
-            return record.index, record.scale, record.q.tolist()
-        case Lossless():
-            return record.index, bytes(record.frame)
+def content(record: Record) -> list[object]:
+    held = [getattr(record, field.name) for field in fields(record)]
+    return [
+        type(record),
+        *(
+            bytes(part) if isinstance(part, memoryview) else part.tolist() if isinstance(part, np.ndarray) else part
+            for part in held
+        ),
+    ]
 
 
 @settings(max_examples=60, deadline=None)

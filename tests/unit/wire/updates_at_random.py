@@ -8,7 +8,19 @@ from hypothesis import strategies as st
 from sprat_shared.apply import rebuild_tensor
 from sprat_shared.wire.patch import PatchedTensors
 from sprat_shared.wire.planes import encode_planes
-from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
+from sprat_shared.wire.records import (
+    Dense,
+    Drawn,
+    Identity,
+    Lossless,
+    LowRank,
+    Record,
+    Rows,
+    Subspace,
+    Sum,
+    ThreeFactors,
+)
+from sprat_shared.wire.records.three_factors import three_sides
 from sprat_shared.wire.tensors import (
     DTYPES,
     REBUILDABLE,
@@ -66,21 +78,44 @@ def factors(draw: st.DrawFn, rows: int, columns: int) -> Array:
     return np.array(values, np.int8).reshape(rows, columns)
 
 
+SEED = 2**31 + 5
+COEFFICIENTS = np.array([3, 0, -1, 1, 32767, -20], np.int16)
+
+
 @st.composite
-def sums(draw: st.DrawFn, index: int, spec: TensorSpec) -> LowRank | Dense:
-    """A record of kind 0 or 1 that fits."""
+def sums(draw: st.DrawFn, index: int, spec: TensorSpec) -> Sum:
+    """A record that adds and fits; what a file has once is the same in all."""
     scale = draw(st.integers(0, 200))
     m, n = spec.matrix or (0, 0)
-    if min(m, n) and draw(st.booleans()):
+    ways = [LowRank, ThreeFactors, *[Rows] * (m > 1)] if m * n else []
+    kind = draw(st.sampled_from([Dense, Subspace, *ways]))
+    if kind is LowRank:
         rank = draw(st.integers(1, min(m, n)))
-        sizes = ((m, rank), (rank, n))
-        factor = st.integers(-127, 127)
-        u, v = (
-            np.array(draw(st.lists(factor, min_size=a * b, max_size=a * b)), np.int8).reshape(a, b) for a, b in sizes
-        )
-        return LowRank(index, scale, u, v)
+        return LowRank(index, scale, draw(factors(m, rank)), draw(factors(rank, n)))
+    if kind is ThreeFactors:
+        return draw(three_factors(index, scale, spec))
+    if kind is Rows:
+        rows = sorted(draw(st.sets(st.integers(0, m - 1), min_size=1, max_size=m * n // (n + 1))))
+        values = draw(st.lists(st.integers(-99, 99), min_size=len(rows) * n, max_size=len(rows) * n))
+        return Rows(index, scale, np.array(rows, np.uint32), np.array(values, np.int32).reshape(-1, n))
+    if kind is Subspace:
+        return Subspace(index, scale, SEED, COEFFICIENTS)
     q = draw(st.lists(st.integers(1 - 2**24, 2**24 - 1), min_size=spec.size, max_size=spec.size))
     return Dense(index, scale, np.array(q, np.int32))
+
+
+@st.composite
+def three_factors(draw: st.DrawFn, index: int, scale: int, spec: TensorSpec) -> ThreeFactors:
+    """Sides of every kind."""
+    m, n, s = three_sides(spec)
+    sent, drawn, left_out = object(), Drawn(SEED), Identity()
+    u, v = (draw(st.sampled_from([sent, drawn, left_out])) for _ in range(2))
+    r = m if u is left_out else draw(st.integers(1, min(m, n * s)))
+    t = n if v is left_out else draw(st.integers(1, min(n, m * s)))
+    core = np.array(draw(st.lists(st.integers(-32767, 32767), min_size=r * t * s, max_size=r * t * s)), np.int16)
+    u = draw(factors(m, r)) if u is sent else u
+    v = draw(factors(t, n)) if v is sent else v
+    return ThreeFactors(index, scale, u, core.reshape(r, t, s), v)
 
 
 @st.composite

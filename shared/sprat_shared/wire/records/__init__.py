@@ -11,9 +11,28 @@ from typing import Final
 from sprat_shared.wire.records.dense import Dense
 from sprat_shared.wire.records.lossless import Lossless
 from sprat_shared.wire.records.low_rank import LowRank
+from sprat_shared.wire.records.rows import Rows
+from sprat_shared.wire.records.subspace import Subspace
+from sprat_shared.wire.records.three_factors import Drawn, Identity, Side, ThreeFactors
 
-__all__ = ["KINDS", "Dense", "Lossless", "LowRank", "Record", "Sum"]
+__all__ = [
+    "KINDS",
+    "Dense",
+    "Drawn",
+    "Exact",
+    "Identity",
+    "Lossless",
+    "LowRank",
+    "Record",
+    "Rows",
+    "Side",
+    "Subspace",
+    "Sum",
+    "ThreeFactors",
+]
 
-Sum = LowRank | Dense  # exact integers times a step, added to the tensor
-Record = Sum | Lossless
-KINDS: Final[Mapping[int, type[Record]]] = MappingProxyType({kind.KIND: kind for kind in (LowRank, Dense, Lossless)})
+Sum = LowRank | Dense | Rows | ThreeFactors | Subspace  # exact integers times a step, added to the tensor
+Exact = Lossless  # the tensor's last: every bit of it
+Record = Sum | Exact
+_ALL = (LowRank, Dense, Lossless, Rows, ThreeFactors, Subspace)
+KINDS: Final[Mapping[int, type[Record]]] = MappingProxyType({kind.KIND: kind for kind in _ALL})

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from sprat_shared.errors import InvalidInput
+from sprat_shared.wire.planes import decode_planes
 from sprat_shared.wire.records.stream import RecordReader, RecordWriter
-from sprat_shared.wire.tensors import TensorSpec
+from sprat_shared.wire.tensors import Array, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +32,10 @@ class Lossless:
         """Take what `write` put; raise InvalidInput where it does not fit the tensor."""
         _check_values(spec)
         return cls(index, source.take_frame())
+
+    def restore(self, spec: TensorSpec, old: Array) -> Array:
+        """Return the new tensor; raise MalformedUpdate where the frame gives none."""
+        return decode_planes(spec, old, self.frame)
 
 
 def _check_values(spec: TensorSpec) -> None:
