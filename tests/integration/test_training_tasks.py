@@ -30,6 +30,7 @@ from sprat_server.worker import load_tasks
 from sprat_shared.apply import TensorSink, apply_update
 from sprat_shared.wire.safetensors import SafetensorsFile, write_safetensors
 from sprat_shared.wire.tensors import Array, TensorSource, TensorTable, digest_of
+from sprat_shared.wire.update import Flag, read_header
 
 EXAMPLE = {"shape": [1, 1, 8, 8], "dtype": "F32"}
 
@@ -105,7 +106,7 @@ class Rebuilt(TensorSink):
 
     def keep(self, index: int, sha256: bytes) -> None:  # noqa: ARG002 - the port's signature
         assert self.base is not None
-        self.tensors[index] = self.base.read(index)
+        self.tensors[index] = self.base.read(self.base.table.index_of(self.table[index].name))
 
     def put(self, index: int, array: Array, sha256: bytes) -> None:  # noqa: ARG002 - the port's signature
         self.tensors[index] = array.copy()
@@ -226,6 +227,58 @@ def test_a_retrain_by_budget_releases_an_update_that_fits_and_says_what_was_aske
     refused = carried_out(worker, admin, "/models/quadrants/retrain", budget=40, base=1, **asked)
     assert refused["error"]["code"] == "retrain.budget"
     assert "the smallest found has" in refused["error"]["message"]
+
+
+def test_a_head_grows_with_the_recipe_s_config_and_later_retrains_go_on_from_there(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    registered(worker, admin, blobs, tmp_path)
+    inputs, labels = small_recipes.images(900, 3, classes=6)
+    asked = {"dataset": dataset(worker, admin, blobs, inputs=inputs, labels=labels), "max_epochs": 12}
+    asked |= {"budget": 900, "max_candidates": 1}
+    small = carried_out(worker, admin, "/models/quadrants/retrain", **asked)
+    assert small["error"]["code"] == "dataset.mismatch"
+    assert "--config '{\"classes\": 6}'" in small["error"]["message"]
+
+    job = carried_out(worker, admin, "/models/quadrants/retrain", **asked, config={"classes": 6})
+    assert job["state"] == "succeeded", job
+    told = job["result"]
+    assert told["accuracy_base"] < 0.7 < told["accuracy_released"], "a label beyond the base's outputs is wrong there"
+    first, second = (admin.get(f"/api/v1/models/quadrants/releases/{n}").json() for n in (1, 2))
+    assert (first["recipe_config"], second["recipe_config"]) == (None, {"classes": 6})
+    assert second["graph"] != first["graph"]
+    update = blobs.read(next(u["blob"] for u in second["updates"] if u["base"] == 1), max_bytes=1 << 20)
+    assert Flag.PATCH in read_header(memoryview(update)).flags
+    assert len(update) <= 900
+    with (
+        blobs.local(first["weights_blob"]) as old_path,
+        blobs.local(second["weights_blob"]) as new_path,
+        SafetensorsFile(old_path) as old,
+        SafetensorsFile(new_path) as new,
+    ):
+        sink = Rebuilt(old)
+        apply_update(update, old, sink, expected=second["weights"])
+        assert all(np.array_equal(sink.tensors[i], new.read(i)) for i in range(len(new.table)))
+        assert new.table[new.table.index_of("tell.weight")].shape == (6, 24)
+
+    again = {"inputs": inputs - 1, "labels": labels}
+    asked["dataset"] = dataset(worker, admin, blobs, name="dimmer", **again)
+    job = carried_out(worker, admin, "/models/quadrants/retrain", **asked)
+    assert job["state"] == "succeeded", job
+    third = admin.get("/api/v1/models/quadrants/releases/3").json()
+    assert (third["recipe_config"], third["graph"]) == ({"classes": 6}, second["graph"])
+
+
+def test_a_config_that_changes_what_no_training_sends_is_refused_by_name(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    registered(worker, admin, blobs, tmp_path)
+    asked = {"dataset": dataset(worker, admin, blobs), "max_candidates": 1, "max_epochs": 1}
+    job = carried_out(worker, admin, "/models/quadrants/retrain", **asked, config={"width": 9})
+    assert job["error"]["code"] == "weights.mismatch"
+    assert "norm.running_var would be new or larger" in job["error"]["message"]
+    job = carried_out(worker, admin, "/models/quadrants/retrain", **asked, config={"colour": True})
+    assert job["error"]["code"] == "recipe.broken"
 
 
 def test_registration_keeps_a_graph_without_weights_and_a_probe_graph(

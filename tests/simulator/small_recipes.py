@@ -98,14 +98,20 @@ def build_error(_config: Mapping[str, Any]) -> nn.Module:
     raise KeyError("width")
 
 
-def images(count: int, seed: int, *, dim: float = 0.0, turn: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return noisy images (count, 1, 8, 8) float32 of a bright quadrant, and its number; drift dims and turns them."""
+def images(
+    count: int, seed: int, *, dim: float = 0.0, turn: float = 0.0, classes: int = CLASSES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return noisy images (count, 1, 8, 8) float32 of a bright quadrant, and its number; drift dims and turns them.
+
+    Classes 4 and 5 are a bright upper and a bright left half.
+    """
     rng = np.random.default_rng(seed)
-    labels = rng.integers(0, CLASSES, count)
+    labels = rng.integers(0, classes, count)
     inputs = rng.normal(0, 0.6, (count, 1, SIDE, SIDE))
     for position, label in enumerate(labels):
-        row, column = divmod(int(label), 2)
-        inputs[position, 0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1
+        for part in {4: (0, 1), 5: (0, 2)}.get(int(label), (int(label),)):
+            row, column = divmod(part, 2)
+            inputs[position, 0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1
     turned = (1 - turn) * inputs + turn * np.rot90(inputs, axes=(2, 3))
     return (turned - dim).astype(np.float32), labels.astype(np.int64)
 

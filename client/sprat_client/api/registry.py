@@ -53,7 +53,8 @@ class Models:
             options: further fields of the request: `retain` (digest of an old domain's dataset that is to be kept);
                 at most one of `keep` (share of the full retrain's gain, above 0 to 1; the server's default is 0.95),
                 `budget` (most bytes of the update) and `max_drop` (most that accuracy may be below the full
-                retrain's: 0.005 is half a point); `seed`, `max_epochs`, …
+                retrain's: 0.005 is half a point); `config` (keys of the recipe's config that change); `seed`,
+                `max_epochs`, …
         """
         body = {"dataset": dataset, "base": base, **options}
         return _job(self._transport.post(f"/models/{name}/retrain", body))

@@ -61,6 +61,7 @@ class ReleaseView(TypedDict):
     weights: str
     weights_blob: str
     graph: str
+    recipe_config: dict[str, Any] | None
     model_bytes: int
     tensors: int
     origin: str

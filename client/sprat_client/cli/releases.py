@@ -8,6 +8,7 @@ import typer
 
 from sprat_client.cli.curve import check_drawable, draw, points_of
 from sprat_client.cli.invocation import JsonFlag, connect
+from sprat_client.cli.models import parse_config
 from sprat_client.cli.output import emit, emit_fields, emit_table, short, size
 from sprat_client.cli.quantities import parse_bytes, parse_points
 from sprat_client.cli.watching import NoWait, finish, upload, wait_for_job
@@ -142,6 +143,9 @@ def retrain(
         str | None, typer.Option(metavar="POINTS", help="Most accuracy below the full retrain's: 0.5pp.")
     ] = None,
     base: Base = None,
+    config: Annotated[
+        str | None, typer.Option(help='JSON, or @FILE: keys of the recipe\'s config that change, {"classes": 12}.')
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training.")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Most epochs of the full retrain.")] = None,
     max_candidates: Annotated[int | None, typer.Option(help="Most sizes of update to try.")] = None,
@@ -157,6 +161,8 @@ def retrain(
     A model that learns a new domain forgets the old one where its inputs look different. With `--retain` samples of
     the old domain are replayed, the update is chosen on both, and the accuracies on the old one are reported too.
 
+    With `--config` the module changes: a head of more classes, whose new rows the update sends with the graph.
+
     Example: sprat retrain digits --dataset tilted-digits --keep 0.95 --watch
 
     Example: sprat retrain digits --dataset tilted-digits --budget 2kB --watch
@@ -166,6 +172,8 @@ def retrain(
     with connect(ctx) as client:
         digest = client.datasets.resolve(dataset)["digest"]
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if config is not None:
+            given["config"] = parse_config(config)
         if retain is not None:
             given["retain"] = client.datasets.resolve(retain)["digest"]
         job = client.models.retrain(model, dataset=digest, base=base, **given)

@@ -15,10 +15,11 @@ from sprat_shared.apply import check_arithmetic, rebuild_tensor
 from sprat_shared.encode import encode_delta
 from sprat_shared.errors import BaseMismatch
 from sprat_shared.ids import parse_digest
+from sprat_shared.wire.patch import held_under, under
 from sprat_shared.wire.planes import encode_planes
 from sprat_shared.wire.records import Lossless, Record
 from sprat_shared.wire.tensors import Array, ArrayTensors, TensorSource, TensorSpec, digest_of
-from sprat_shared.wire.update import BASE_BYTES, UpdateReader, encode_update
+from sprat_shared.wire.update import BASE_BYTES, UpdateReader, encode_update, read_header
 
 _THOROUGH_BELOW_BYTES: Final = 16 << 20  # of a model: above it zstd's highest level takes minutes for a percent
 
@@ -43,23 +44,25 @@ def decode(data: bytes, base: TensorSource) -> Updated:
 
     Args:
         data: the file.
-        base: the weights it was made for.
+        base: the weights it was made for, or those under the table of its result.
 
     Raises:
         UpdateRejected: the file is malformed or made for other weights.
         UnsafeArithmetic: this process does not compute the format's bits.
     """
     check_arithmetic()
-    reader = UpdateReader(memoryview(data), base.table)
-    if parse_digest(digest_of(base))[:BASE_BYTES] != reader.header.base:
+    held = held_under(base)
+    if parse_digest(digest_of(held))[:BASE_BYTES] != read_header(memoryview(data)).base:
         raise BaseMismatch("the update was made for other weights than the base it is decoded against")
+    reader = UpdateReader(memoryview(data), held.table)
+    source = under(held, held.table if reader.table is None else reader.table)
     arrays: dict[str, tuple[str, Array]] = {
-        spec.name: (spec.dtype, base.read(index)) for index, spec in enumerate(base.table)
+        spec.name: (spec.dtype, source.read(index)) for index, spec in enumerate(source.table)
     }
     for index, records in groupby(reader.records(), key=attrgetter("index")):
-        spec: TensorSpec = base.table[index]
-        arrays[spec.name] = (spec.dtype, rebuild_tensor(base.read(index), spec, list(records)))
-    weights = ArrayTensors(arrays, base.table.aliases)
+        spec: TensorSpec = source.table[index]
+        arrays[spec.name] = (spec.dtype, rebuild_tensor(source.read(index), spec, list(records)))
+    weights = ArrayTensors(arrays, source.table.aliases)
     return Updated(data, weights, digest_of(weights))
 
 
@@ -67,10 +70,12 @@ def from_records(base: TensorSource, records: Sequence[Record]) -> Updated:
     """Encode trained records against `base` and decode them.
 
     Args:
-        base: the exact weights that devices have.
+        base: the exact weights that devices have; under the result's table (`wire.patch.under`) where that is another.
         records: one for each tensor that changes.
     """
-    return decode(encode_update(base.table, records, base_digest=digest_of(base)), base)
+    held = held_under(base)
+    data = encode_update(base.table, records, base_digest=digest_of(held), base_table=held.table)
+    return decode(data, held)
 
 
 def from_weights(
@@ -80,12 +85,12 @@ def from_weights(
 
     Args:
         base: the exact weights that devices have.
-        new: weights trained elsewhere, with equal names, shapes and dtypes.
+        new: weights trained elsewhere, with equal dtypes.
         lossless: give exactly `new`; otherwise close to it, in fewer bytes.
         budget_bytes: give what is closest in so many bytes.
 
     Raises:
-        InvalidInput: a tensor is on one side only, has another shape or dtype, or holds NaN or Inf; it is named.
+        InvalidInput: a tensor has another dtype, or holds NaN or Inf; it is named.
     """
     return decode(encode_delta(base, new, lossless=lossless, budget_bytes=budget_bytes, standalone=False).data, base)
 

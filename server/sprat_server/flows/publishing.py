@@ -31,6 +31,7 @@ def publish_release(
     origin: Origin,
     base: int | None,
     probe_blob: str | None = None,
+    recipe_config: Mapping[str, Any] | None = None,
 ) -> Release:
     """Add the next release of `model`, sign it, and let devices know when the transaction commits.
 
@@ -48,6 +49,7 @@ def publish_release(
         origin: "registered" (the first), "retrained" or "created".
         base: number of the release it came from; None for the first.
         probe_blob: digest of the probe graph, where there is one.
+        recipe_config: of the recipe in this release; None: as in the base.
 
     Raises:
         Conflict: the model has exactly this release already.
@@ -68,6 +70,7 @@ def publish_release(
         metrics=metrics,
         origin=origin,
         base=base,
+        recipe_config=recipe_config,
     )
     open_repository(session, settings).add_targets(
         model.name,

@@ -28,7 +28,7 @@ class BaseRelease:
     Attributes:
         model: the name of the model.
         number: of the release.
-        recipe: of the model; None where it came from ONNX alone.
+        recipe: factory of the model and config of the release; None where it came from ONNX alone.
         example: of one input, as registered.
         weights_blob: digest of its safetensors file.
         weights_digest: over its tensors.
@@ -56,11 +56,13 @@ class BaseRelease:
         release: Release = (
             registry.latest_release(session, model) if number is None else registry.get_release(session, model, number)
         )
-        graph = session.get_one(Graph, release.graph_digest)
+        graph, recipe = session.get_one(Graph, release.graph_digest), model.recipe
+        if recipe is not None and release.recipe_config is not None:
+            recipe = {**recipe, "config": release.recipe_config}
         return cls(
             model=model.name,
             number=release.number,
-            recipe=model.recipe,
+            recipe=recipe,
             example=model.example,
             weights_blob=release.weights_blob,
             weights_digest=release.weights_digest,

@@ -8,9 +8,10 @@ from sprat_server.flows.release_files import MAX_GRAPH_BYTES, keep_files, weight
 from sprat_server.jobs.tasks import JobContext, task
 from sprat_server.registry import service as registry
 from sprat_server.training import graphs, recipes
-from sprat_server.training.export import Example, export, run, verify, verify_runs
+from sprat_server.training.architecture import export_verified
+from sprat_server.training.export import Example, verify_runs
 from sprat_server.training.graphs import Graph, GraphRefused
-from sprat_server.training.states import check_finite, load_weights, tied_names, with_tied_once
+from sprat_server.training.states import check_finite, tied_names, with_tied_once
 from sprat_shared.errors import InvalidInput
 from sprat_shared.wire.tensors import TensorSource, digest_of
 
@@ -84,12 +85,8 @@ def _from_recipe(
     ctx.progress("building", 0.1, f"building {recipe['factory']}")
     module = recipes.build(recipe["factory"], recipe.get("config") or {}, ctx.settings.recipe_packages).module
     weights = with_tied_once(given, tied_names(module))
-    load_weights(module, weights)
-    ctx.progress("exporting", 0.2, "exporting graph and probe graph")
-    exported = export(module, weights, example)
-    ctx.progress("verifying", 0.6, "comparing onnxruntime with torch")
-    verify(module, weights, exported.graph, example)
-    run(weights, exported.probe, example.inputs(1))
+    ctx.progress("exporting", 0.2, "exporting graph and probe graph, comparing onnxruntime with torch")
+    exported = export_verified(module, weights, example)
     return weights, exported.graph, exported.probe
 
 

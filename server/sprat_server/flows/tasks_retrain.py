@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from sprat_server.jobs.tasks import JobContext, JobInterrupted, JobLost, task
 from sprat_server.registry import service as registry
 from sprat_server.registry.samples import LabelledSamples, Split, read_samples
 from sprat_server.training import graphs, recipes
+from sprat_server.training.architecture import begin, export_verified
 from sprat_server.training.checkpoints import Checkpoints
 from sprat_server.training.data import Samples, TrainingData, check_fit
 from sprat_server.training.evaluate import HeldBack, TestSamples, report
 from sprat_server.training.export import Example, compare
 from sprat_server.training.recipes import Trainable
 from sprat_server.training.search import Retrained, SearchPlan, retrain
-from sprat_server.training.states import check_finite, load_weights
+from sprat_server.training.states import check_finite
 from sprat_server.training.strategies import Pace
 from sprat_server.training.targets import Budget, Keep, MaxDrop, Target
 from sprat_server.training.teacher import TeacherPlan
@@ -41,7 +42,7 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         args: model, dataset (digest), retain (digest of an old domain's dataset that is to be kept, or None), base
             (number, None: the newest), one of keep (share of the gain), budget (bytes) and max_drop (0.005: half a
             point), judged on the validation split; strategy (auto | full | factors); seed, max_epochs and
-            max_candidates (None: the plan's own).
+            max_candidates (None: the plan's own); config (keys of the recipe's config that change, or None).
 
     Raises:
         DataMismatch: a dataset does not fit the model.
@@ -61,8 +62,8 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with weights_of(ctx.blobs, base.weights_blob) as weights, ExitStack() as files:
             datasets = [files.enter_context(ctx.blobs.local(digest)) for digest in digests]
-            done, quality = _train(ctx, args, base, weights=weights, datasets=datasets, scratch=scratch)
-            result = _publish(ctx, args, base, done, quality)
+            done, quality, made = _train(ctx, args, base, weights=weights, datasets=datasets, scratch=scratch)
+            result = _publish(ctx, args, base, done, quality=quality, made=made)
     except (JobLost, JobInterrupted, TryLater, OperationalError):
         raise  # the job goes on elsewhere or later, from what is finished
     except BaseException:
@@ -70,6 +71,15 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         raise
     shutil.rmtree(scratch, ignore_errors=True)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Graphs:
+    """Digests of the release's graph and probe graph, and its recipe's config where that is not the base's."""
+
+    graph: str
+    probe: str | None
+    config: Mapping[str, Any] | None = None
 
 
 def _train(
@@ -80,43 +90,54 @@ def _train(
     weights: TensorSource,
     datasets: Sequence[Path],
     scratch: Path,
-) -> tuple[Retrained, dict[str, Any]]:
+) -> tuple[Retrained, dict[str, Any], _Graphs]:
     """Train and measure; `datasets` is the file of the new domain and, where one is to be kept, of the old."""
-    trainable, example = _trainable(ctx, base, weights), Example.of(base.example)
-    data, *old = [_training_data(trainable, path, example) for path in datasets]
+    recipe, example = base.recipe or {}, Example.of(base.example)
+    before = recipe.get("config") or {}
+    config = {**before, **(args.get("config") or {})}
+    changed = config != before
+    start = begin(recipe["factory"], config, weights, ctx.settings.recipe_packages, before=before if changed else None)
+    data, *old = [_training_data(start.trainable, path, example) for path in datasets]
     done = retrain(
-        trainable,
-        weights,
+        start.trainable,
+        start.base,
         data,
         teacher=_teacher_plan(args),
         search=_search_plan(args),
         progress=lambda fraction, message: ctx.progress("training", 0.02 + 0.85 * fraction, message),
         checkpoints=Checkpoints(scratch),
         retained=next(iter(old), None),
+        deployed=start.deployed,
     )
     check_finite(done.updated.weights)
     ctx.progress("verifying", 0.88, "running the graph on the released weights")
-    graph = graphs.stored(ctx.blobs.read(base.graph, max_bytes=MAX_GRAPH_BYTES))
-    compare(trainable.module, done.updated.weights, graph, example, "the released weights")
+    if changed:
+        made = _new_graphs(ctx, recipe["factory"], config, done.updated.weights, example)
+    else:
+        graph = graphs.stored(ctx.blobs.read(base.graph, max_bytes=MAX_GRAPH_BYTES))
+        compare(start.trainable.module, done.updated.weights, graph, example, "the released weights")
+        made = _Graphs(base.graph, base.probe)
     ctx.progress("reporting", 0.9, "measuring on the test split")
     held_back, *kept = [_held_back(path, example) for path in datasets]
     quality = report(
-        trainable,
+        start.trainable,
         held_back,
         retained=next(iter(kept), None),
+        deployed=start.deployed,
         base=done.base,
         teacher=done.teacher,
         released=done.released,
     )
-    return done, quality
+    return done, quality, made
 
 
-def _trainable(ctx: JobContext, base: BaseRelease, weights: TensorSource) -> Trainable:
-    recipe = base.recipe or {}
-    trainable = recipes.build(recipe["factory"], recipe.get("config") or {}, ctx.settings.recipe_packages)
-    load_weights(trainable.module, weights)
-    trainable.module.float().eval()
-    return trainable
+def _new_graphs(
+    ctx: JobContext, factory: str, config: Mapping[str, Any], weights: TensorSource, example: Example
+) -> _Graphs:
+    """Export the recipe's module under its new config, as at registration."""
+    exported = export_verified(recipes.build(factory, config, ctx.settings.recipe_packages).module, weights, example)
+    graph, probe = (ctx.blobs.put_bytes(one.data).digest for one in (exported.graph, exported.probe))
+    return _Graphs(graph, probe, config)
 
 
 def _training_data(trainable: Trainable, dataset: Path, example: Example) -> TrainingData:
@@ -173,13 +194,19 @@ def _held_back(dataset: Path, example: Example) -> HeldBack:
 
 
 def _publish(
-    ctx: JobContext, args: Mapping[str, Any], base: BaseRelease, done: Retrained, quality: Mapping[str, Any]
+    ctx: JobContext,
+    args: Mapping[str, Any],
+    base: BaseRelease,
+    done: Retrained,
+    *,
+    quality: Mapping[str, Any],
+    made: _Graphs,
 ) -> dict[str, Any]:
     ctx.progress("storing", 0.93, "storing weights and updates")
     files = keep_files(ctx, done.updated.weights, base=base.number, update=done.updated.data)
     ctx.progress("publishing", 0.97, "signing the release")
     curve = [asdict(tried) for tried in done.curve]
-    asked = {name: args.get(name) for name in ("dataset", "retain", "keep", "budget", "max_drop", "strategy")}
+    asked = {name: args.get(name) for name in ("dataset", "retain", "keep", "budget", "max_drop", "strategy", "config")}
     told = {key: value for key, value in quality.items() if not key.startswith("test_indices")}
     if "test_indices_old" in quality:
         told["test_samples_old"] = len(quality["test_indices_old"])
@@ -189,7 +216,7 @@ def _publish(
             ctx.blobs,
             ctx.settings,
             model=registry.get_model(session, base.model),
-            graph_blob=base.graph,
+            graph_blob=made.graph,
             weights_blob=files.weights,
             table=done.updated.weights.table,
             weights_digest=done.updated.digest,
@@ -204,7 +231,8 @@ def _publish(
             },
             origin="retrained",
             base=base.number,
-            probe_blob=base.probe,
+            probe_blob=made.probe,
+            recipe_config=made.config,
         )
         result = {
             "model": base.model,

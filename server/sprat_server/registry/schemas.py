@@ -110,6 +110,7 @@ class ReleaseView(BaseModel):
     weights: str
     weights_blob: str
     graph: str
+    recipe_config: dict[str, Any] | None
     model_bytes: int
     tensors: int
     origin: str
@@ -128,6 +129,7 @@ class ReleaseView(BaseModel):
             weights=release.weights_digest,
             weights_blob=release.weights_blob,
             graph=release.graph_digest,
+            recipe_config=release.recipe_config,
             model_bytes=release.model_bytes,
             tensors=len(release.tensor_table),
             origin=release.origin,
@@ -166,6 +168,7 @@ class RetrainRequest(BaseModel):
     the validation split. `retain` names a dataset of an old domain that is to be kept: it is replayed, and measured.
     `strategy` is how updates are made: `factors` trains low-rank factors on their grid, `full` cuts the full retrain's
     change afterwards, `auto` takes what gives the smallest file.
+    `config` names the keys of the recipe's config that change with the release, such as a larger number of classes.
     """
 
     model_config = ConfigDict(
@@ -181,6 +184,7 @@ class RetrainRequest(BaseModel):
     max_drop: Annotated[float | None, Field(ge=0, lt=1)] = None
     max_epochs: Annotated[int | None, Field(ge=1, le=10_000)] = None
     max_candidates: Annotated[int | None, Field(ge=1, le=100)] = None
+    config: dict[str, Any] | None = None
     strategy: Literal["auto", "full", "factors"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 

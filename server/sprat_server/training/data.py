@@ -99,7 +99,8 @@ def check_fit(trainable: Trainable, inputs: Tensor, labels: Tensor, *, largest: 
     if largest >= outputs.shape[1]:
         raise DataMismatch(
             f"label {largest} is beyond the model's {outputs.shape[1]} outputs (labels 0 to {outputs.shape[1] - 1}); "
-            "relabel the dataset or register a model with a larger head"
+            f"where the recipe's config says how many, give one that says {largest + 1}, such as --config "
+            f"'{{\"classes\": {largest + 1}}}'; else relabel the dataset"
         )
 
 

@@ -98,11 +98,20 @@ def lost(before: np.ndarray, state: np.ndarray) -> Loss:
     return Loss(float(fall.mean()), float(fall.std() / np.sqrt(len(fall))))
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A module with the state that it runs with."""
+
+    trainable: Trainable
+    state: Mapping[str, Tensor]
+
+
 def report(
     trainable: Trainable,
     held_back: HeldBack,
     *,
     retained: HeldBack | None = None,
+    deployed: Run | None = None,
     base: Mapping[str, Tensor],
     teacher: Mapping[str, Tensor],
     released: Mapping[str, Tensor],
@@ -113,6 +122,7 @@ def report(
         trainable: the module.
         held_back: the test split of the new domain.
         retained: of the old domain, where one is to be kept.
+        deployed: the base where it is another module; a label beyond its outputs is wrong there.
         base: state of the base.
         teacher: state of the full retrain.
         released: state of the decoded release.
@@ -122,9 +132,13 @@ def report(
         retrain gained nothing on the test split) and test_indices; with `retained` also accuracy_old_base,
         accuracy_old_retrained, accuracy_old_released and test_indices_old.
     """
-    states = {"base": base, "retrained": teacher, "released": released}
+    states = {
+        "base": deployed or Run(trainable, base),
+        "retrained": Run(trainable, teacher),
+        "released": Run(trainable, released),
+    }
     test = held_back.open()
-    mean = _means(trainable, states, test)
+    mean = _means(states, test)
     gain = mean["retrained"] - mean["base"]
     told = {
         **{f"accuracy_{name}": value for name, value in mean.items()},
@@ -136,10 +150,12 @@ def report(
     old = retained.open()
     return {
         **told,
-        **{f"accuracy_old_{name}": value for name, value in _means(trainable, states, old).items()},
+        **{f"accuracy_old_{name}": value for name, value in _means(states, old).items()},
         "test_indices_old": [int(index) for index in old.indices],
     }
 
 
-def _means(trainable: Trainable, states: Mapping[str, Mapping[str, Tensor]], test: TestSamples) -> dict[str, float]:
-    return {name: float(_scores(trainable, state, test.inputs, test.labels).mean()) for name, state in states.items()}
+def _means(states: Mapping[str, Run], test: TestSamples) -> dict[str, float]:
+    return {
+        name: float(_scores(one.trainable, one.state, test.inputs, test.labels).mean()) for name, one in states.items()
+    }

@@ -17,7 +17,7 @@ from torch import Tensor
 from sprat_server.compress.updates import Updated
 from sprat_server.training.checkpoints import Checkpoints
 from sprat_server.training.data import TrainingData, with_replay
-from sprat_server.training.evaluate import Share, lost, recovered, scores
+from sprat_server.training.evaluate import Run, Share, lost, recovered, scores
 from sprat_server.training.lesson import Lesson, teacher_outputs
 from sprat_server.training.norms import shifted_norms
 from sprat_server.training.recipes import Trainable
@@ -94,6 +94,7 @@ def retrain(
     progress: Progress,
     checkpoints: Checkpoints | None = None,
     retained: TrainingData | None = None,
+    deployed: Run | None = None,
 ) -> Retrained:
     """Retrain fully, then find the smallest update that meets the target, or the best one that fits its budget.
 
@@ -107,6 +108,7 @@ def retrain(
         checkpoints: what an earlier attempt finished, and where this one keeps its own.
         retained: train and validation split of an old domain that is to be kept: its samples are replayed among the
             new ones, in the full retrain and in each candidate, and each candidate is judged on both validation splits.
+        deployed: the base as devices run it, where the recipe's config has changed since; gains are measured from it.
 
     Raises:
         NothingToLearn: the full retrain is not better than the base.
@@ -121,6 +123,7 @@ def retrain(
         progress=progress,
         checkpoints=checkpoints or Checkpoints(None),
         retained=retained,
+        deployed=deployed,
     )
     return run.run()
 
@@ -137,21 +140,24 @@ class _Search:
         progress: Progress,
         checkpoints: Checkpoints,
         retained: TrainingData | None,
+        deployed: Run | None,
     ) -> None:
         self._trainable, self._source, self._validation = trainable, base, data.validation
         self._old = None if retained is None else retained.validation
         self._train = data.train if retained is None else with_replay(data.train, retained.train, seed=plan.pace.seed)
         self._teacher_plan, self._plan, self._checkpoints = teacher, plan, checkpoints
-        self._tell = progress
+        self._tell, self._deployed = progress, deployed
         self._curve: list[Tried] = []
         self._best: tuple[Tried, Updated] | None = None
 
     def run(self) -> Retrained:
         self._lesson = lesson = self._taught()
-        self._scores_base = scores(self._trainable, lesson.base, self._validation)
+        base = self._deployed or Run(self._trainable, lesson.base)
+        self._scores_base = scores(base.trainable, base.state, self._validation)
         self._scores_teacher = scores(self._trainable, lesson.teacher, self._validation)
         if self._old is not None:  # what is kept: as the base has it, or where even the full retrain loses, as that
-            both = [scores(self._trainable, state, self._old) for state in (lesson.base, lesson.teacher)]
+            runs = (base, Run(self._trainable, lesson.teacher))
+            both = [scores(run.trainable, run.state, self._old) for run in runs]
             self._scores_old = min(both, key=lambda given: float(given.mean()))
         self._aim = Aim(self._plan.target, float((self._scores_teacher - self._scores_base).mean()))
         self._try_strategies()
