@@ -21,6 +21,7 @@ _INCHES: Final = (7.5, 4.6)
 _DOTS_PER_INCH: Final = 150
 _MARK: Final = "#2563eb"
 _CHOSEN: Final = "#dc2626"
+_SHAPES: Final = {"factors": "o", "subspace": "s", "dense": "D", "post-hoc": "^", "lossless": "v"}
 _FAINT: Final = "#d1d5db"
 _LONG: Final = 10_000_000  # bytes from which whole numbers run into each other
 _LOWEST: Final = -1.0  # a share far below zero would press the rest of the curve flat
@@ -89,17 +90,21 @@ def drawing(release: Mapping[str, Any]) -> "Figure":
 
 
 def _draw_points(axes: "Axes", points: Sequence[Point]) -> None:
+    named: set[str] = set()
     for point in points:
+        method = point["method"]
         at = (point["update_bytes"], max(point["share"], _LOWEST))
         axes.errorbar(
             *at,
             yerr=point["error"],
-            fmt="o",
+            fmt=_SHAPES.get(method, "X"),
+            label=None if method in named else method,
             color=_MARK,
             markerfacecolor=_MARK if point["keeps"] else "white",
             markersize=6,
             elinewidth=1,
         )
+        named.add(method)
         if point["chosen"]:
             axes.plot(*at, "o", markersize=14, markerfacecolor="none", markeredgecolor=_CHOSEN, markeredgewidth=2)
             label = f"{point['update_bytes']:,} bytes, {100 * point['share']:.1f} %"
@@ -120,8 +125,7 @@ def _draw_target(axes: "Axes", metrics: Mapping[str, Any]) -> None:
         axes.axhline(keep, color=_CHOSEN, linestyle="--", linewidth=1, label=f"{100 * keep:g} % asked for")
     if budget is not None:
         axes.axvline(budget, color=_CHOSEN, linestyle="--", linewidth=1, label=f"at most {size(budget)}")
-    if keep is not None or budget is not None:
-        axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower right", frameon=False)
 
 
 def _set_axes(axes: "Axes", points: Sequence[Point], metrics: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`sprat release` and `sprat retrain`: the immutable, numbered states of a model and how they are made."""
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from sprat_client.api import JobView
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Releases: numbered, immutable weights of a model.")
+
+
+class Strategy(StrEnum):
+    """How a retrain makes its update."""
+
+    AUTO = "auto"
+    FULL = "full"
+    FACTORS = "factors"
+    SUBSPACE = "subspace"
+
 
 Model = Annotated[str, typer.Argument(help="The model's name.")]
 Base = Annotated[int | None, typer.Option(help="Number of the release to start from.  [default: the latest]")]
@@ -118,10 +129,12 @@ def curve(
         "meets": lambda one: one["keeps"],
         "method": lambda one: one["method"],
         "rank": lambda one: one["rank"],
+        "coefficients": lambda one: one.get("coefficients"),
         "price": lambda one: one["price"],
     }
-    if all(point.get("accuracy_old") is None for point in points):
-        del columns["old"]
+    for column, key in (("old", "accuracy_old"), ("coefficients", "coefficients")):
+        if all(point.get(key) is None for point in points):
+            del columns[column]
     emit_table(points, columns, as_json=json_, empty="nothing was tried")
 
 
@@ -142,6 +155,7 @@ def retrain(
     max_drop: Annotated[
         str | None, typer.Option(metavar="POINTS", help="Most accuracy below the full retrain's: 0.5pp.")
     ] = None,
+    strategy: Annotated[Strategy, typer.Option(help="How the update is made.")] = Strategy.AUTO,
     base: Base = None,
     config: Annotated[
         str | None, typer.Option(help='JSON, or @FILE: keys of the recipe\'s config that change, {"classes": 12}.')
@@ -161,6 +175,11 @@ def retrain(
     A model that learns a new domain forgets the old one where its inputs look different. With `--retain` samples of
     the old domain are replayed, the update is chosen on both, and the accuracies on the old one are reported too.
 
+    `--strategy factors` trains low-rank factors on their integer grid, `subspace` a few coefficients that all matrices
+    share, `full` cuts the full retrain's change afterwards; `auto` tries what promises the smallest file and falls back
+    to sending every value, at last without loss. What it took is printed at the end, with every update that was tried
+    in `sprat release curve`.
+
     With `--config` the module changes: a head of more classes, whose new rows the update sends with the graph.
 
     Example: sprat retrain digits --dataset tilted-digits --keep 0.95 --watch
@@ -174,6 +193,8 @@ def retrain(
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         if config is not None:
             given["config"] = parse_config(config)
+        if strategy is not Strategy.AUTO:
+            given["strategy"] = strategy.value
         if retain is not None:
             given["retain"] = client.datasets.resolve(retain)["digest"]
         job = client.models.retrain(model, dataset=digest, base=base, **given)
@@ -182,6 +203,8 @@ def retrain(
         else:
             typer.echo(f"the server works on it; see: sprat job watch {job['id']}", err=True)
     emit(job, as_json=json_, text=summary(model, job) if watch else f"job {job['id']}")
+    if note := (job["result"] or {}).get("note"):
+        typer.echo(note, err=True)
 
 
 def target(keep: float | None, budget: str | None, max_drop: str | None) -> dict[str, float | None]:
@@ -208,7 +231,8 @@ def summary(model: str, job: "JobView") -> str:
     result: dict[str, Any] = job["result"] or {}
     parts = [f"{model}@{result['release']}" if "release" in result else model]
     if "update_bytes" in result:
-        parts.append(f"update {result['update_bytes']:,} bytes")
+        way = f" ({result['method']})" if "method" in result else ""
+        parts.append(f"update {result['update_bytes']:,} bytes{way}")
     parts += [
         f"{word} {result[key]:.4f}"
         for word, key in (

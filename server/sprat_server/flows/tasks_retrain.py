@@ -41,7 +41,7 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         ctx: of the job.
         args: model, dataset (digest), retain (digest of an old domain's dataset that is to be kept, or None), base
             (number, None: the newest), one of keep (share of the gain), budget (bytes) and max_drop (0.005: half a
-            point), judged on the validation split; strategy (auto | full | factors); seed, max_epochs and
+            point), judged on the validation split; strategy (auto | full | factors | subspace); seed, max_epochs and
             max_candidates (None: the plan's own); config (keys of the recipe's config that change, or None).
 
     Raises:

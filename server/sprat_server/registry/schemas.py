@@ -166,8 +166,8 @@ class RetrainRequest(BaseModel):
     One of `keep` (share of the full retrain's gain; 0.95 where none is given), `budget` (most bytes of the update) and
     `max_drop` (most that accuracy may be below the full retrain's: 0.005 is half a point) is given, all measured on
     the validation split. `retain` names a dataset of an old domain that is to be kept: it is replayed, and measured.
-    `strategy` is how updates are made: `factors` trains low-rank factors on their grid, `full` cuts the full retrain's
-    change afterwards, `auto` takes what gives the smallest file.
+    `strategy` is how updates are made: `factors` trains low-rank factors on their grid, `subspace` a few coefficients
+    that all matrices share, `full` cuts the full retrain afterwards, `auto` takes what gives the smallest file.
     `config` names the keys of the recipe's config that change with the release, such as a larger number of classes.
     """
 
@@ -185,7 +185,7 @@ class RetrainRequest(BaseModel):
     max_epochs: Annotated[int | None, Field(ge=1, le=10_000)] = None
     max_candidates: Annotated[int | None, Field(ge=1, le=100)] = None
     config: dict[str, Any] | None = None
-    strategy: Literal["auto", "full", "factors"] = "auto"
+    strategy: Literal["auto", "full", "factors", "subspace"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")

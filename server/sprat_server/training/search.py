@@ -1,9 +1,10 @@
 """The search: the fewest encoded bytes whose decoded release meets the target, or the best that fits a budget.
 
 A strategy's ladder is walked from its middle, bracketed, and refined between two rungs while candidates remain; each
-candidate is trained, encoded, decoded, and judged on the validation split as decoded. Where no rank is enough, `auto`
-trains every value on its grid, then cuts the full retrain itself, at last sends it without loss. What was trained is
-kept in a checkpoint folder, so that a second attempt goes on.
+candidate is trained, encoded, decoded, and judged on the validation split as decoded. `auto` walks the ladder of
+low-rank factors, then that of the hashed subspace near the size that was found. Where no rank is enough, it trains
+every value on its grid, then cuts the full retrain itself, at last sends it without loss. What was trained is kept in
+a checkpoint folder, so that a second attempt goes on.
 """
 
 import logging
@@ -27,6 +28,7 @@ from sprat_server.training.strategies import (
     FACTORS,
     LOSSLESS,
     POST_HOC,
+    SUBSPACE,
     Choice,
     Pace,
     Rung,
@@ -41,6 +43,10 @@ _log: Final = logging.getLogger(__name__)
 _STRIDE: Final = 2  # rungs of the first step away from the start; doubled while the target stays on one side
 _FINEST: Final = 0.25  # of a rung: closer ones differ by less than the luck of training
 _TEACHER: Final = 0.25  # of the time of a retrain
+_FACTORS_OF_EIGHT: Final = 5  # of eight candidates of `auto`; the others are the subspace's
+_SMALLER: Final = 0.75  # of the best file so far: where the subspace is tried first
+_BYTES_A_COEFFICIENT: Final = 0.25  # of a subspace's file, about
+_FEW_NUMBERS: Final = frozenset({FACTORS.method, SUBSPACE.method})
 _ENCODING: Final = 0.95  # where the last resorts begin
 
 
@@ -195,6 +201,8 @@ class _Search:
         match self._plan.strategy:
             case "factors":
                 used_up = self._walk(FACTORS, most)
+            case "subspace":
+                used_up = self._walk(SUBSPACE, most)
             case "full":
                 used_up = self._walk(POST_HOC, most)
             case "auto":
@@ -205,20 +213,33 @@ class _Search:
             self._last_resorts()
 
     def _walk_all(self, most: int) -> bool:
-        """Walk factors, then values where no rank was enough."""
-        used_up = self._walk(FACTORS, most)
+        """Walk factors, then the subspace near what they found, or values where no rank was enough."""
+        used_up = self._walk(FACTORS, most, reserve=most - math.ceil(most * _FACTORS_OF_EIGHT / 8))
+        left = most - len(self._curve)
         if used_up:
-            self._walk(DENSE, most - len(self._curve))
+            self._walk(DENSE, left)
+        elif (near := self._subspace_near()) is not None:
+            self._walk(SUBSPACE, left, start=near)
         return used_up
 
-    def _walk(self, strategy: Strategy, most: int) -> bool:
-        """Walk a ladder: bracket the target from its start, then refine; say whether its last rung has too few bytes.
+    def _subspace_near(self) -> int | None:
+        """Return the rung of the subspace that should take a little less than the best file, or fill the budget."""
+        if self._best is None and self._aim.budget is None:
+            return None
+        wanted = self._aim.budget or _SMALLER * self._best[0].update_bytes  # type: ignore[index]  # one of the two
+        steps = [abs(math.log(_BYTES_A_COEFFICIENT * (rung.coefficients or 1) / wanted)) for rung in SUBSPACE.ladder]
+        nearest = min(range(len(steps)), key=steps.__getitem__)
+        return nearest if steps[nearest] < math.log(2) or nearest == 0 else None
 
-        `low` is the highest position known to have too few bytes, `high` the lowest known to have enough.
+    def _walk(self, strategy: Strategy, most: int, *, start: int | None = None, reserve: int = 0) -> bool:
+        """Walk a ladder: bracket the target from `start`, then refine; say whether its last rung has too few bytes.
+
+        `low` is the highest position known to have too few bytes, `high` the lowest known to have enough. Of `most`
+        candidates `reserve` are kept for another ladder, for a share once something is found that has it.
         """
         low, high, last = -1.0, float(len(strategy.ladder)), len(strategy.ladder) - 1
-        position, stride, begun = float(strategy.start), _STRIDE, len(self._curve)
-        while len(self._curve) - begun < most:
+        position, stride, begun = float(strategy.start if start is None else start), _STRIDE, len(self._curve)
+        while len(self._curve) - begun < most - (reserve if self._best or self._aim.budget else 0):
             if self._wants_more_bytes(self._try(strategy, strategy.rung(position))):
                 low = position
             else:
@@ -251,7 +272,11 @@ class _Search:
     def _note(self) -> str | None:
         """Say where the full retrain's change turned out not to be low rank."""
         factors = [tried for tried in self._curve if tried.method == FACTORS.method]
-        if not factors or self._aim.budget is not None or any(tried.keeps for tried in factors):
+        if (
+            not factors
+            or self._aim.budget is not None
+            or any(tried.keeps for tried in self._curve if tried.method in _FEW_NUMBERS)
+        ):
             return None
         best = max(factors, key=lambda tried: tried.share)
         said = f"factors of rank {best.rank} in {best.update_bytes} bytes keep {100 * best.share:.1f} % of the gain"
@@ -291,6 +316,7 @@ class _Search:
             method=method,
             rank=rung.rank,
             price=rung.price,
+            coefficients=rung.coefficients,
             update_bytes=len(updated.data),
             share=share.value,
             error=share.error,

@@ -43,7 +43,7 @@ class Tried:
     """One point of the curve, measured on the validation split.
 
     Attributes:
-        method: factors | dense | post-hoc | lossless.
+        method: factors | subspace | dense | post-hoc | lossless.
         rank: upper bound of each matrix's rank; None where there is none.
         price: of magnitudes; None where there is none.
         update_bytes: length of the encoded file.
@@ -52,6 +52,7 @@ class Tried:
         accuracy: mean of the metric.
         keeps: it is what was asked for (large enough a share, or small enough a file).
         accuracy_old: mean of the metric on the old domain that is to be kept; None where there is none.
+        coefficients: of the subspace; None where there is none.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Tried:
     accuracy: float
     keeps: bool
     accuracy_old: float | None = None
+    coefficients: int | None = None
 
     @property
     def merit(self) -> float:

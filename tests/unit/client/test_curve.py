@@ -68,6 +68,14 @@ def test_the_accuracy_on_an_old_domain_has_a_column_where_one_was_kept(monkeypat
     assert lines[1].split()[4:6] == ["0.8883", "0.93"]
 
 
+def test_the_coefficients_of_a_subspace_have_a_column_where_one_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = point(272, 0.965, keeps=True) | {"method": "subspace", "rank": None, "coefficients": 1000}
+    with answering(monkeypatch, lambda *_request: release(curve=[found, CHOSEN], chosen=found)):
+        lines = curve("digits@2").stdout.splitlines()
+    assert lines[0].split()[-4:] == ["method", "rank", "coefficients", "price"]
+    assert lines[1].split()[-4:] == ["subspace", "-", "1000", "0.001"]
+
+
 @pytest.mark.usefixtures("server")
 def test_with_json_each_point_is_an_object_that_says_whether_it_was_chosen() -> None:
     points = [json.loads(line) for line in curve("digits", "2", "--json").stdout.splitlines()]
@@ -114,7 +122,7 @@ def test_a_release_that_was_not_retrained_has_no_curve() -> None:
 
 def test_the_chosen_point_is_ringed_and_named_and_the_target_is_a_line() -> None:
     axes = drawing(release()).axes[0]
-    dots = [line for line in axes.lines if line.get_marker() == "o" and line.get_markersize() == 6]
+    dots = [line for line in axes.lines if line.get_marker() in {"o", "^"} and line.get_markersize() == 6]
     (ring,) = (line for line in axes.lines if line.get_markersize() == 14)
     (target,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert axes.get_xscale() == "log"
@@ -123,7 +131,8 @@ def test_the_chosen_point_is_ringed_and_named_and_the_target_is_a_line() -> None
     assert (float(ring.get_xdata()[0]), float(ring.get_ydata()[0])) == (1384, 0.961)
     assert [text.get_text() for text in axes.texts] == ["1,384 bytes, 96.1 %"]
     assert list(target.get_ydata()) == [0.95, 0.95]
-    assert axes.get_legend().get_texts()[0].get_text() == "95 % asked for"
+    assert [dot.get_marker() for dot in dots] == ["o", "o", "^"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["95 % asked for", "factors", "post-hoc"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +148,7 @@ def test_the_chosen_point_is_ringed_and_named_and_the_target_is_a_line() -> None
 def test_every_mark_lies_on_the_sheet(metrics: dict[str, Any], lines: int) -> None:
     axes = drawing(release(**metrics)).axes[0]
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    marks = [line for line in axes.lines if line.get_marker() == "o"]
+    marks = [line for line in axes.lines if line.get_marker() in {"o", "^"}]
     assert len(marks) == len(release(**metrics)["metrics"]["curve"]) + 1
     for mark in marks:
         assert left < mark.get_xdata()[0] < right

@@ -40,13 +40,26 @@ def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Any]:
         (("--budget", "2kB"), {"budget": 2000}),
         (("--max-drop", "0.5pp"), {"max_drop": 0.005}),
         (("--retain", "summer", "--seed", "3"), {"retain": OLD, "seed": 3}),
+        (("--strategy", "subspace"), {"strategy": "subspace"}),
+        (("--strategy", "auto"), {}),
     ],
-    ids=["nothing", "keep", "budget", "max-drop", "retain"],
+    ids=["nothing", "keep", "budget", "max-drop", "retain", "strategy", "auto"],
 )
 def test_the_request_has_what_was_given_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], fields: dict[str, Any]
 ) -> None:
     assert asked(monkeypatch, *words) == {"dataset": NEW, "base": None} | fields
+
+
+def test_an_unknown_strategy_is_refused_with_those_that_there_are() -> None:
+    refused = CliRunner().invoke(app, ["retrain", "gate", "--dataset", "winter", "--strategy", "magic"])
+    assert refused.exit_code == 2
+    assert all(name in refused.stderr for name in ("'magic'", "'auto'", "'full'", "'factors'", "'subspace'"))
+
+
+def test_the_line_says_how_the_update_was_made() -> None:
+    job: Any = {"result": {"release": 2, "update_bytes": 272, "method": "subspace"}}
+    assert summary("gate", job) == "gate@2  update 272 bytes (subspace)"
 
 
 def test_the_accuracies_on_an_old_domain_are_told_where_it_was_measured() -> None:
