@@ -1,6 +1,7 @@
-"""sprat's rows: factors trained on their grid at several prices, and post-hoc encoding at several budgets."""
+"""sprat's rows: factors and a subspace trained on their grid at several prices, and post-hoc encoding by budget."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -8,25 +9,32 @@ from sizes.cases import Problem
 from sizes.method import Method, Sent
 from sizes.store import Store
 from sprat_server.compress import updates
-from sprat_server.training import factors, grid, norms, strategies, student, values
+from sprat_server.training import factors, grid, lesson, norms, strategies, student, subspace, values
 from sprat_server.training.lesson import Lesson
 from sprat_server.training.states import floats, to_source, to_torch
-from sprat_server.training.strategies import FACTORS, Pace
+from sprat_server.training.strategies import FACTORS, SUBSPACE, Pace, Rung, Strategy
 from sprat_shared import apply, encode, wire
 from sprat_shared.encode import encode_delta
 
-_RUNGS: Final = {str(rung): rung for rung in FACTORS.ladder[:-2]}
+_TRAINED: Final[Mapping[str, Mapping[str, Rung]]] = {
+    strategy.method: {str(rung): rung for rung in rungs}
+    for strategy, rungs in ((FACTORS, FACTORS.ladder[:-2]), (SUBSPACE, SUBSPACE.ladder[:13]))
+}
+"""The rungs of each strategy by its name and theirs: up to 3 kB on small networks."""
+
 _BUDGETS: Final = {f"budget {kb:g} kB": round(1000 * kb) for kb in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)}
 _HERE: Final = Path(__file__)
 
 
 def _files(*packages: object) -> tuple[Path, ...]:
-    folders = [Path(str(getattr(package, "__file__", ""))).parent for package in packages]
-    return tuple(sorted(file for folder in folders for file in folder.glob("*.py")))
+    """Return the files of modules and packages."""
+    paths = [Path(str(getattr(package, "__file__", ""))) for package in packages]
+    found = (path.parent.rglob("*.py") if path.name == "__init__.py" else (path,) for path in paths)
+    return tuple(sorted(file for files in found for file in files))
 
 
-def _factors(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
-    lesson = Lesson(
+def _sweep(strategy: Strategy, problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
+    taught = Lesson(
         trainable=problem.trainable,
         source=problem.source,
         base=problem.base,
@@ -37,7 +45,7 @@ def _factors(problem: Problem, settings: Sequence[str], _store: Store) -> Iterat
     )
     pace = Pace(epochs=problem.epochs, batch=problem.batch, min_steps=0, seed=problem.seed)
     for setting in settings:
-        updated = FACTORS.make(lesson, _RUNGS[setting], pace, lambda _fraction, _text: None)
+        updated = strategy.make(taught, _TRAINED[strategy.method][setting], pace, lambda _fraction, _text: None)
         yield Sent(setting, len(updated.data), floats(to_torch(updated.weights)))
 
 
@@ -51,16 +59,24 @@ def _post_hoc(problem: Problem, settings: Sequence[str], _store: Store) -> Itera
         yield Sent(setting, len(updated.data), floats(to_torch(updated.weights)))
 
 
-_MADE_BY: Final = tuple(Path(str(module.__file__)) for module in (factors, grid, norms, strategies, student, values))
+_COMMON: Final = (grid, lesson, norms, strategies, student, values, wire)
 
 METHODS: Final = (
     Method(
         key="factors",
         title="sprat factors (distilled, all sent)",
         ours=True,
-        settings=tuple(_RUNGS),
-        sweep=_factors,
-        code=(_HERE, *_MADE_BY, *_files(wire)),
+        settings=tuple(_TRAINED["factors"]),
+        sweep=partial(_sweep, FACTORS),
+        code=(_HERE, *_files(factors, *_COMMON)),
+    ),
+    Method(
+        key="subspace",
+        title="sprat subspace (distilled, all sent)",
+        ours=True,
+        settings=tuple(_TRAINED["subspace"]),
+        sweep=partial(_sweep, SUBSPACE),
+        code=(_HERE, *_files(factors, subspace, *_COMMON)),
     ),
     Method(
         key="post-hoc",
