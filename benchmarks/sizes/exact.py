@@ -6,12 +6,13 @@ from typing import Final
 
 from sizes.cases import Problem
 from sizes.method import Method, Sent
+from sizes.store import Store
 from sprat_server.training.states import to_source
 from sprat_shared import encode, wire
 from sprat_shared.encode import encode_delta
 
 
-def _lossless(problem: Problem, settings: Sequence[str], _folder: Path) -> Iterator[Sent]:
+def _lossless(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
     counters = {name: t for name, t in problem.base.items() if not t.is_floating_point()}  # no peer sends these
     wished = to_source({**problem.teacher, **counters})
     for setting in settings:

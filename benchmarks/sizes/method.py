@@ -4,16 +4,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
+import numpy as np
 from torch import Tensor
 
+from sizes import store as store_code
 from sizes.cases import Problem
+from sizes.environments import Environment
 from sizes.store import Point, Store, source_digest
-from sprat_server.training.evaluate import recovered, report, scores
+from sprat_server.training.evaluate import Share, recovered, report, scores
 
-
-class Unavailable(Exception):
-    """A peer that cannot run here; its row is left out, and the message says why."""
+_JUDGING: Final = (Path(__file__), Path(str(store_code.__file__)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,8 @@ class Sent:
     state: Mapping[str, Tensor]
 
 
-Sweep = Callable[[Problem, Sequence[str], Path], Iterator[Sent]]
-"""(problem, settings that are wanted, folder for files of its own) -> what each gives, in any order."""
+Sweep = Callable[[Problem, Sequence[str], Store], Iterator[Sent]]
+"""(problem, settings that are wanted, store of the problem) -> what each gives, in any order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class Method:
         settings: all that are tried; the best counts.
         sweep: makes them.
         code: files whose change makes cached points worthless.
+        environment: of its own, where it needs one.
     """
 
     key: str
@@ -48,6 +51,7 @@ class Method:
     settings: tuple[str, ...]
     sweep: Sweep
     code: tuple[Path, ...]
+    environment: Environment | None = None
 
     def points(self, problem: Problem, store: Store) -> list[Point]:
         """Return the point of each setting, from the cache where it is there; each new one is kept at once.
@@ -55,24 +59,39 @@ class Method:
         Raises:
             Unavailable: the method cannot run here.
         """
-        name = f"{self.key}-{source_digest(*self.code)}"
+        name = f"{self.key}-{source_digest(*self.code, *_JUDGING)}"
         points = store.points(name)
         wanted = [setting for setting in self.settings if setting not in points]
-        begin = time.perf_counter()
-        for sent in self.sweep(problem, wanted, store.scratch(name)) if wanted else ():
-            share, test = judge(problem, sent.state)
-            end = time.perf_counter()
-            points[sent.setting] = Point(
-                setting=sent.setting, bytes=sent.bytes, validation=share, test=test, seconds=round(end - begin, 2)
-            )
-            store.keep(name, points)
-            begin = end
+        if wanted:
+            judge, begin = Judge(problem), time.perf_counter()
+            for sent in self.sweep(problem, wanted, store):
+                share, test = judge(sent.state)
+                end = time.perf_counter()
+                points[sent.setting] = Point(
+                    setting=sent.setting,
+                    bytes=sent.bytes,
+                    validation=share.value,
+                    error=share.error,
+                    test=test,
+                    seconds=round(end - begin, 2),
+                )
+                store.keep(name, points)
+                begin = end
         return [points[setting] for setting in self.settings]
 
 
-def judge(problem: Problem, state: Mapping[str, Tensor]) -> tuple[float, float | None]:
-    """Return the recovered share of the gain on the validation and on the test split."""
-    trainable, validation = problem.trainable, problem.data.validation
-    before, full, now = (scores(trainable, s, validation) for s in (problem.base, problem.teacher, state))
-    test = report(trainable, problem.test, base=problem.base, teacher=problem.teacher, released=state)
-    return recovered(before, full, now).value, test["recovered_gain"]
+class Judge:
+    """Says how much of the full retrain's gain a state has."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._bounds = [self._scores(state) for state in (problem.base, problem.teacher)]
+
+    def _scores(self, state: Mapping[str, Tensor]) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        return scores(self._problem.trainable, state, self._problem.data.validation)
+
+    def __call__(self, state: Mapping[str, Tensor]) -> tuple[Share, float | None]:
+        """Return the share on the validation split, and on the test split (None: nothing was gained there)."""
+        problem, (before, full) = self._problem, self._bounds
+        test = report(problem.trainable, problem.test, base=problem.base, teacher=problem.teacher, released=state)
+        return recovered(before, full, self._scores(state)), test["recovered_gain"]

@@ -1,31 +1,29 @@
-"""NNCodec (ISO/IEC 15938-17) on the full difference, in an environment of its own.
+"""NNCodec (ISO/IEC 15938-17), in an environment of its own.
 
-It is measured here and is no part of sprat: its licence grants no patents. The environment is made in the cache folder
-the first time (about a gigabyte); where it cannot be made, the row is left out with a message. What is given to the
-coder: one file of float32 differences. What counts: the length of its bitstream, decoded by its own decoder.
+It is measured here and is no part of sprat: its licence grants no patents. Where its environment cannot be made, its
+rows are left out with a message. What is given to the coder: float32 tensors, the full difference or trained factors.
+What counts: the length of its bitstream, decoded by its own decoder.
 """
 
 import json
-import os
 import subprocess
 import sys
-import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sizes.cases import Problem
-from sizes.method import Method, Sent, Unavailable
+from sizes.environments import Environment, Unavailable
+from sizes.method import Method, Sent
 from sizes.post_hoc import deltas, patched
+from sizes.store import Store
 
-PYTHON: Final = "SPRAT_BENCH_NNCODEC"
-"""Environment variable that hands the environment's Python to the measuring processes."""
-
-PACKAGES: Final = ("torch==2.13.0", "torchvision<0.29", "nncodec==2.1.3")
 _QPS: Final = {f"qp {qp}": qp for qp in range(-42, -13, 2)}
+_FINEST: Final = -44  # of what is no matrix
 # torchvision beside a torch built for CPUs only has no such operator, and cannot be imported without one of the name.
 _IMPORTS: Final = """
 import contextlib, io, json, sys
@@ -39,46 +37,41 @@ import nncodec.nn
 torch.set_num_threads(1)
 """
 _SCRIPT: Final = """
-given, qps = sys.argv[1], json.loads(sys.argv[2])
-with np.load(given) as file:
-    delta = {name: file[name] for name in file.files}
-for qp in qps:
+for given, taken, qp, other in json.loads(sys.argv[1]):
+    with np.load(given) as file:
+        tensors = {name: file[name] for name in file.files}
     with contextlib.redirect_stdout(io.StringIO()):
-        stream = nncodec.nn.encode(dict(delta), args={"qp": qp, "nonweight_qp": -44, "use_dq": True, "verbose": False})
+        args = {"qp": qp, "nonweight_qp": other, "use_dq": True, "verbose": False}
+        stream = nncodec.nn.encode(tensors, args=args)
         decoded = nncodec.nn.decode(stream, args={"verbose": False})
-    np.savez(f"{given}.{qp}.npz", **{name: np.asarray(value) for name, value in decoded.items()})
-    print(json.dumps({"qp": qp, "bytes": len(stream)}), flush=True)
+    np.savez(taken, **{name: np.asarray(value) for name, value in decoded.items()})
+    print(len(stream), flush=True)
 """
+ENVIRONMENT: Final = Environment(
+    name="nncodec", packages=("torch==2.13.0", "torchvision<0.29", "nncodec==2.1.3"), check=_IMPORTS
+)
 
 
-def environment(folder: Path) -> Path:
-    """Return the Python of an environment that has NNCodec, made in `folder` where it is not there yet.
+def coded(
+    asked: Mapping[str, tuple[Mapping[str, Tensor], int, int]], folder: Path
+) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
+    """Yield the bytes of each bitstream, and the tensors that decoding it gives.
+
+    Args:
+        asked: name -> tensors, quantisation parameter of matrices, the same of all else.
+        folder: for files of its own.
 
     Raises:
-        Unavailable: it cannot be made; the message has pip's last lines.
+        Unavailable: NNCodec is not there, or failed.
     """
-    python, ready = folder / "bin" / "python", folder / ".ready"
-    if ready.exists():
-        return python
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-    command = [str(python), "-m", "pip", "install", "--quiet", *PACKAGES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        done = subprocess.run([str(python), "-c", _IMPORTS], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Unavailable("NNCodec cannot be installed: " + " / ".join(done.stderr.splitlines()[-3:]))
-    ready.touch()
-    return python
-
-
-def _sweep(problem: Problem, settings: Sequence[str], folder: Path) -> Iterator[Sent]:
-    python = Path(os.environ[PYTHON])
-    given = folder / "delta.npz"
-    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in deltas(problem).items()}
-    np.savez(given, **arrays)
-    by_qp = {_QPS[setting]: setting for setting in settings}
-    command = [str(python), "-c", _IMPORTS + _SCRIPT, str(given), json.dumps(list(by_qp))]
+    jobs, files = [], dict[int, Path]()
+    for number, (tensors, qp, other) in enumerate(asked.values()):
+        if id(tensors) not in files:
+            files[id(tensors)] = folder / f"given-{number}.npz"
+            arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+            np.savez(files[id(tensors)], **arrays)
+        jobs.append((str(files[id(tensors)]), str(folder / f"taken-{number}.npz"), qp, other))
+    command = [str(ENVIRONMENT.python), "-c", _IMPORTS + _SCRIPT, json.dumps(jobs)]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -87,17 +80,24 @@ def _sweep(problem: Problem, settings: Sequence[str], folder: Path) -> Iterator[
         cwd=folder,  # it writes files where it stands
     ) as process:
         assert process.stdout  # a pipe was asked for
-        for line in process.stdout:
-            row = json.loads(line)
-            path = Path(f"{given}.{row['qp']}.npz")
-            with np.load(path) as file:
-                decoded = {name: torch.from_numpy(file[name]).float() for name in file.files}
-            path.unlink()
-            yield Sent(by_qp[row["qp"]], row["bytes"], patched(problem, decoded))
+        for name, job, line in zip(asked, jobs, process.stdout, strict=False):
+            with np.load(job[1]) as file:
+                decoded = {key: torch.from_numpy(file[key]).float() for key in file.files}
+            Path(job[1]).unlink()
+            yield name, int(line), decoded
         errors = process.stderr.read() if process.stderr else ""
+    for given in files.values():
+        given.unlink()
     if process.returncode:
         print(errors, file=sys.stderr)
         raise Unavailable(f"NNCodec failed: {errors.splitlines()[-1] if errors else process.returncode}")
+
+
+def _sweep(problem: Problem, settings: Sequence[str], store: Store) -> Iterator[Sent]:
+    change = deltas(problem)
+    asked = {setting: (change, _QPS[setting], _FINEST) for setting in settings}
+    for setting, size, decoded in coded(asked, store.scratch("nncodec")):
+        yield Sent(setting, size, patched(problem, decoded))
 
 
 METHODS: Final = (
@@ -108,5 +108,6 @@ METHODS: Final = (
         settings=tuple(_QPS),
         sweep=_sweep,
         code=(Path(__file__),),
+        environment=ENVIRONMENT,
     ),
 )

@@ -19,10 +19,9 @@ from torch.nn import functional
 
 from sizes.cases import Problem
 from sizes.method import Method, Sent
+from sizes.store import Store
 from sprat_server.compress import updates
-from sprat_server.training.factors import teacher_outputs
-from sprat_server.training.search import floats
-from sprat_server.training.states import to_torch
+from sprat_server.training.states import floats, to_torch
 from sprat_shared import wire
 from sprat_shared.wire.records import Dense
 from sprat_shared.wire.scales import STEPS, nearest_scale
@@ -71,7 +70,7 @@ _EXACT: Final = {
 }
 
 
-def _exact(problem: Problem, settings: Sequence[str], _folder: Path) -> Iterator[Sent]:
+def _exact(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
     for setting in settings:
         xor, planes, level = _EXACT[setting]
         raw = b""
@@ -89,7 +88,7 @@ _PATCH: Final = {
 }
 
 
-def _patch_from(problem: Problem, settings: Sequence[str], _folder: Path) -> Iterator[Sent]:
+def _patch_from(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
     names = deltas(problem)
     old, new = (b"".join(s[n].numpy().tobytes() for n in names) for s in (problem.base, problem.teacher))
     reference = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
@@ -104,7 +103,7 @@ def _patch_from(problem: Problem, settings: Sequence[str], _folder: Path) -> Ite
 _KEPT: Final = {f"{100 * share:g} %": share for share in (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)}
 
 
-def _top_k(problem: Problem, settings: Sequence[str], _folder: Path) -> Iterator[Sent]:
+def _top_k(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
     large, small = split(deltas(problem))
     sizes = torch.cat([t.abs().flatten() for t in large.values()]).sort(descending=True).values
     rounded, rest = halves(small)
@@ -134,7 +133,7 @@ _STEPS: Final = {f"step {step:g} rms": step for step in (0.35, 0.5, 0.7, 1, 1.4,
 _FINER: Final = 16
 
 
-def _uniform(problem: Problem, settings: Sequence[str], _folder: Path) -> Iterator[Sent]:
+def _uniform(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
     change = deltas(problem)
     large, small = split(change)
     whole = torch.cat([t.flatten() for t in large.values()]).square().mean().sqrt().item()
@@ -159,7 +158,7 @@ _CUTS: Final[Mapping[str, float]] = {
 }
 
 
-def _svd(problem: Problem, settings: Sequence[str], _folder: Path) -> Iterator[Sent]:
+def _svd(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
     large, small = split(deltas(problem))
     parts = {name: torch.linalg.svd(t.flatten(1), full_matrices=False) for name, t in large.items()}
     for setting in settings:
@@ -187,7 +186,7 @@ _SIGNS: Final = {
 }
 
 
-def _bit_delta(problem: Problem, settings: Sequence[str], _folder: Path) -> Iterator[Sent]:
+def _bit_delta(problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
     large, small = split(deltas(problem))
     rounded, rest = halves(small)
     signs = {name: torch.where(t >= 0, 1.0, -1.0) for name, t in large.items()}
@@ -206,7 +205,6 @@ def _bit_delta(problem: Problem, settings: Sequence[str], _folder: Path) -> Iter
 def _distil_scales(problem: Problem, signs: Deltas, scales: Deltas, rounded: Deltas) -> None:
     """Train the scales on the full retrain's outputs, as BitDelta does (arXiv 2402.10193, section 3.1)."""
     train, module = problem.data.train, problem.trainable.module.eval()
-    targets = teacher_outputs(problem.trainable, problem.teacher, train)
     leaves = {name: scale.clone().requires_grad_() for name, scale in scales.items()}
     optimizer = torch.optim.Adam([{"params": [t], "lr": 0.02 * float(t.detach().mean())} for t in leaves.values()])
     order = torch.Generator().manual_seed(problem.seed)
@@ -215,7 +213,7 @@ def _distil_scales(problem: Problem, signs: Deltas, scales: Deltas, rounded: Del
             optimizer.zero_grad()
             change = rounded | {name: leaves[name] * sign for name, sign in signs.items()}
             outputs = functional_call(module, patched(problem, change), (train.inputs[batch],))
-            functional.mse_loss(outputs, targets[batch]).backward()
+            functional.mse_loss(outputs, problem.taught[batch]).backward()
             optimizer.step()
     scales.update({name: leaf.detach() for name, leaf in leaves.items()})
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sprat_server.training.evaluate import Share
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
@@ -19,6 +21,7 @@ class Point:
         setting: in words.
         bytes: of the payload.
         validation: share of the full retrain's gain on the validation split; choices are made on this one.
+        error: standard error of that share.
         test: the same on the test split; None where the full retrain gained nothing there.
         seconds: that making and judging it took.
     """
@@ -26,8 +29,13 @@ class Point:
     setting: str
     bytes: int
     validation: float
+    error: float
     test: float | None
     seconds: float
+
+    def keeps(self, share: float) -> bool:
+        """Say whether the validation split is proof enough of a share, by the rule of a retrain (`Share.keeps`)."""
+        return Share(self.validation, self.error).keeps(share)
 
 
 def source_digest(*files: Path) -> str:

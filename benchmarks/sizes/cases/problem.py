@@ -12,10 +12,10 @@ from sizes.cases.case import Case, Domain
 from sizes.store import Store
 from sprat_server.training.data import Samples, TrainingData
 from sprat_server.training.evaluate import HeldBack, TestSamples, report, scores
+from sprat_server.training.lesson import teacher_outputs
 from sprat_server.training.norms import shifted_norms
 from sprat_server.training.recipes import Trainable, build
-from sprat_server.training.search import floats
-from sprat_server.training.states import to_source
+from sprat_server.training.states import floats, to_source
 from sprat_server.training.teacher import TeacherPlan, train_teacher
 from sprat_shared.wire.tensors import ArrayTensors
 
@@ -55,6 +55,11 @@ class Problem:
     def norms(self) -> dict[str, Tensor]:
         """Scale and bias of the base's norms after their statistics were re-estimated on the train split."""
         return shifted_norms(self.trainable.module, self.base, self.data.train)
+
+    @cached_property
+    def taught(self) -> Tensor:
+        """What the full retrain says to the train split, (n, classes): the lesson of every distilled row."""
+        return teacher_outputs(self.trainable, self.teacher, self.data.train)
 
     def gains(self) -> dict[str, Any]:
         """Return the network's values and the accuracies of base and full retrain on validation and test split."""
