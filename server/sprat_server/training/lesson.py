@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from sprat_server.training.data import Samples
+from sprat_server.training.local import LocalNorms
 from sprat_server.training.recipes import Trainable
 from sprat_shared.wire.tensors import TensorSource
 
@@ -27,6 +28,7 @@ class Lesson:
         norms: new values of batch norm tensors (`norms.shifted_norms`): where their records start.
         train: the train split, samples without a label (-1) among it.
         targets: the teacher's outputs on it, (n, ...).
+        local: the norms whose statistics each device computes; None where all are sent.
     """
 
     trainable: Trainable
@@ -36,6 +38,14 @@ class Lesson:
     norms: Mapping[str, Tensor]
     train: Samples
     targets: Tensor
+    local: LocalNorms | None = None
+
+    def outputs(self, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return the outputs of the module with this state as devices compute them; differentiable."""
+        if self.local is not None:
+            return self.local.outputs(state, inputs)
+        outputs: Tensor = functional_call(self.trainable.module.eval(), dict(state), (inputs,))
+        return outputs
 
     def learned(self) -> list[str]:
         """Return the tensors of the table that training changes: not frozen, not empty; in the table's order."""

@@ -12,7 +12,6 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn import functional
 
 from sprat_server.training.data import UNLABELLED
@@ -107,8 +106,7 @@ class GridStudent:
     def _loss(self, batch: Tensor, *, on_grid: bool) -> Tensor:
         lesson, share, t = self._lesson, self._plan.distillation, self._plan.temperature
         labels, targets = lesson.train.labels[batch], lesson.targets[batch]
-        module = lesson.trainable.module.eval()
-        outputs = functional_call(module, self.weights(on_grid=on_grid), (lesson.train.inputs[batch],))
+        outputs = lesson.outputs(self.weights(on_grid=on_grid), lesson.train.inputs[batch])
         labelled = labels != UNLABELLED
         own = lesson.trainable.loss(outputs[labelled], labels[labelled]) if labelled.any() else outputs.new_zeros(())
         if not lesson.trainable.classifies:
