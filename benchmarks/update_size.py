@@ -31,6 +31,7 @@ from sizes.method import Method  # noqa: E402
 from sizes.plot import draw  # noqa: E402
 from sizes.store import Point  # noqa: E402
 from sizes.summary import best_points, table  # noqa: E402
+from sizes.together import AUTO, unite  # noqa: E402
 
 METHODS: Final[tuple[Method, ...]] = (
     *post_hoc.METHODS,
@@ -39,6 +40,7 @@ METHODS: Final[tuple[Method, ...]] = (
     *peft_lora.METHODS,
     *lora_xs.METHODS,
     *own.METHODS,
+    AUTO,
     *exact.METHODS,
 )
 Found = dict[str, dict[str, dict[int, list[Point]]]]
@@ -104,6 +106,8 @@ def run(
                     reasons.add(points)
                 else:
                     found[case].setdefault(key, {})[seed] = points
+    for of_case in found.values():
+        unite(of_case)
     for reason in sorted(reasons):
         print(f"left out: {reason}\n")
     return gains, found
@@ -168,7 +172,7 @@ def main() -> None:
             print(f"{case}, seed {seed}: {told(of_problem)}")
         print("\n".join([f"{case}", "", *table(METHODS, needs, asked.seeds), ""]))
     if asked.plot:
-        print(draw(METHODS, found, asked.plot))
+        print(draw([method for method in METHODS if method is not AUTO], found, asked.plot))
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

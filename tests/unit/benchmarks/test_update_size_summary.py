@@ -4,6 +4,7 @@ import pytest
 from sizes.method import Method
 from sizes.store import Point
 from sizes.summary import best_points, interval, smallest, table
+from sizes.together import AUTO, unite
 
 
 def point(size: int, share: float, *, error: float = 0.0, test: float | None = 0.9, setting: str = "") -> Point:
@@ -99,3 +100,19 @@ def test_the_table_has_a_row_for_each_method_that_ran_and_says_how_far_the_best_
 def test_a_cell_says_where_fewer_seeds_got_there(seeds: int, words: str) -> None:
     rows = {"own": {"0.90": row(400), "0.95": None, "0.99": None}}
     assert words in table([method("own", ours=True)], rows, seeds)[2]
+
+
+def test_where_nobody_names_a_strategy_any_point_of_the_trained_rows_may_be_chosen() -> None:
+    factors, subspace = {0: [point(300, 0.93), point(500, 0.96)], 1: [point(300, 0.93)]}, {0: [point(200, 0.92)]}
+    of_case = {"factors": factors, "subspace": subspace, AUTO.key: {0: []}}
+    unite(of_case)
+    assert list(of_case[AUTO.key]) == [0], "a seed without one of the rows says nothing"
+    chosen = smallest(of_case[AUTO.key][0], 0.90)
+    assert chosen is not None
+    assert (chosen.bytes, chosen.setting) == (200, "subspace: 200 B")
+
+
+def test_without_the_trained_rows_there_is_no_such_row() -> None:
+    of_case = {"zstd": {0: [point(900, 1.0)]}, AUTO.key: {0: []}}
+    unite(of_case)
+    assert list(of_case) == ["zstd"]

@@ -1,0 +1,34 @@
+"""The row of what sprat does where nobody names a strategy: it may take any point of its trained rows."""
+
+from collections.abc import MutableMapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from sizes.method import Method
+from sizes.store import Point
+
+_ROWS: Final = ("factors", "subspace")
+AUTO: Final = Method(
+    key="auto",
+    title="sprat auto (factors or subspace, by the rule of choice)",
+    ours=True,
+    settings=(),
+    sweep=lambda _problem, _settings, _store: iter(()),
+    code=(Path(__file__),),
+)
+
+
+def unite(of_case: MutableMapping[str, dict[int, list[Point]]]) -> None:
+    """Give the row the points of the rows that it chooses among; without them there is no such row.
+
+    Args:
+        of_case: key of a method -> seed -> its points; it is changed.
+    """
+    of_case.pop(AUTO.key, None)
+    if all(key in of_case for key in _ROWS):
+        seeds = set.intersection(*(set(of_case[key]) for key in _ROWS))
+        of_case[AUTO.key] = {
+            seed: [replace(p, setting=f"{key}: {p.setting}") for key in _ROWS for p in of_case[key][seed]]
+            for seed in sorted(seeds)
+        }
