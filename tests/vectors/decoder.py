@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import zstandard
+from coded import EXPONENT_BITS, uncoded
 from integer_stream import IntegerStream, Refused, need
 from sums import SumReader
 
@@ -25,7 +26,7 @@ WIDTHS = dict(zip(DTYPES, (4, 2, 2, 8, 8, 4, 2, 1, 8, 4, 2, 1, 1, 1, 1), strict=
 FLOATS = ("F32", "F16", "BF16")
 ORDERED_AS_FLOATS = ("F32", "F16", "BF16", "F64")
 OCTAVE = (0x3F800000, 0x3F8B95C2, 0x3F9837F0, 0x3FA5FED7, 0x3FB504F3, 0x3FC5672A, 0x3FD744FD, 0x3FEAC0C7)
-LOSSLESS = 2
+LOSSLESS, CODED = 2, 6
 SUMS = (0, 1, 3, 4, 5)
 RESULT, FULL, PATCH = 1, 2, 4
 WINDOW_BYTES = 8 << 20
@@ -278,7 +279,7 @@ class Rebuild:
         need(self.records <= 8, "more than 8 records for one tensor")
         need(not self.closed, "a record after a tensor's lossless one")
         need(
-            kind == LOSSLESS or self.tensor.dtype in FLOATS,
+            kind in (LOSSLESS, CODED) or self.tensor.dtype in FLOATS,
             "a record that adds for a tensor without floats",
         )
 
@@ -343,28 +344,32 @@ def decode(data: bytes, base: Release | None, promised: bytes | None = None) -> 
     release = begin(header, base, stream, cursor)
     rebuilds: dict[int, Rebuild] = {}
     index, sums = 0, SumReader(stream)
-    frames: list[tuple[Rebuild, int]] = []
+    frames: list[tuple[Rebuild, int, int]] = []
     for _ in range(stream.one("COUNT")):
         index += stream.one("GAP")
         need(index < len(release.tensors), "no such tensor")
         kind = stream.one("KIND")
-        need(kind in (*SUMS, LOSSLESS), "an unknown kind")
+        need(kind in (*SUMS, LOSSLESS, CODED), "an unknown kind")
         tensor = release.tensors[index]
         rebuild = rebuilds.setdefault(index, Rebuild(tensor))
         rebuild.begin(kind)
-        if kind == LOSSLESS:
+        if kind in (LOSSLESS, CODED):
             need(tensor.size > 0, "an exact record for a tensor without values")
+            need(kind == LOSSLESS or tensor.dtype in EXPONENT_BITS, "a coded record for a tensor without floats")
             rebuild.closed = True
-            frames.append((rebuild, stream.one("LENGTH")))
+            frames.append((rebuild, stream.one("LENGTH"), kind))
             continue
         integers = sums.take(kind, index, tensor.shape)
         rebuild.add(integers, sums.scale)
     stream.end()
     for rebuild in rebuilds.values():
         rebuild.settle()
-    for rebuild, length in frames:
+    for rebuild, length, kind in frames:
         tensor, frame = rebuild.tensor, cursor.take(length)
-        tensor.data = unlossless(tensor, frame)
+        if kind == LOSSLESS:
+            tensor.data = unlossless(tensor, frame)
+        else:
+            tensor.data = uncoded(tensor.dtype, tensor.data, WIDTHS[tensor.dtype], frame)
     need(cursor.at == len(data), "bytes after the last frame")
     for wanted in (header.result, promised):
         need(wanted is None or wanted == release.digest(), "the result is not what was promised")

@@ -178,6 +178,7 @@ Sum = LowRank | Dense | Rows | ThreeFactors | Subspace
 class Lossless:
     index: int
     frame: bytes
+    kind: int = 2
 
 
 def raw_zstd(data: bytes) -> bytes:
@@ -265,7 +266,7 @@ def encode(
         writer.one("GAP", record.index - index)
         index = record.index
         if isinstance(record, Lossless):
-            writer.one("KIND", 2)
+            writer.one("KIND", record.kind)
             writer.one("LENGTH", len(record.frame))
             frames.append(record.frame)
         else:

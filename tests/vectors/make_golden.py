@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import exact
+from coded import EXPONENT_BITS, coded_frame
 from decoder import DTYPES, WIDTHS, Release, Tensor
 from encoder import (
     Dense,
@@ -151,6 +152,22 @@ def each_dtype() -> dict[str, Any]:
         Lossless(i, planes_frame(tensor, result.tensors[i].data)) for i, tensor in enumerate(base.tensors)
     ]
     return vector("lossless, every dtype", "NaN and infinities too", base, records, result=result)
+
+
+def coded() -> dict[str, Any]:
+    base, result, records = Release([], []), Release([], []), list[Record]()
+    for index, dtype in enumerate(sorted(EXPONENT_BITS)):
+        width = WIDTHS[dtype]
+        size = 1100 if dtype == "BF16" else 9  # two lanes, the second one shorter
+        old = bytes(pseudo(size * width, 0, 255, index))
+        near = [(v + k % 7 - 3) % 256 for k, v in enumerate(old[::width])]
+        new = bytearray(old)
+        new[::width] = bytes(near)  # the lowest bytes move a little, some not at all
+        new[-2 * width :] = bytes(pseudo(2 * width, 0, 255, 50 + index))
+        base.tensors.append(Tensor(dtype, dtype, (size,), old))
+        result.tensors.append(Tensor(dtype, dtype, (size,), bytes(new)))
+        records.append(Lossless(index, coded_frame(dtype, old, width, bytes(new)), kind=6))
+    return vector("coded, every float", "each dtype; two lanes", base, records, result=result)
 
 
 def then_lossless() -> dict[str, Any]:
@@ -345,7 +362,7 @@ def vectors() -> list[dict[str, Any]]:
     return [
         vector("nothing changes", "an update without records", one("F32", 0x80000000, 0x3F800000), []),
         zeros_and_subnormals(), minus_zero_unnamed(), ties(), big_integers(), near_the_bound(),
-        halves("F16", float16), halves("BF16", bfloat16), each_dtype(), then_lossless(), edge_shapes(), full(),
+        halves("F16", float16), halves("BF16", bfloat16), each_dtype(), coded(), then_lossless(), edge_shapes(), full(),
         *(lanes(log2_lanes) for log2_lanes in (0, 1, 4)),
         some_rows(), between_sides(), in_a_subspace(), every_sum(0), every_sum(3),
         grown_head(), another_table(),

@@ -17,9 +17,10 @@ import zstandard
 from sprat_shared.apply import apply_update
 from sprat_shared.errors import SpratError
 from sprat_shared.wire.descriptions import Limits
+from sprat_shared.wire.exact import encode_exact
 from sprat_shared.wire.integers import Family, IntegerEncoder
 from sprat_shared.wire.planes import encode_planes
-from sprat_shared.wire.records import Dense, Lossless, LowRank
+from sprat_shared.wire.records import Coded, Dense, Lossless, LowRank
 from sprat_shared.wire.tensors import Array, ArrayTensors, TensorTable, describe, digest_of
 from sprat_shared.wire.update import Flag, encode_update
 
@@ -81,6 +82,12 @@ def hostile() -> Iterator[tuple[str, int, bytes]]:
     yield "a frame that unpacks to a gigabyte", own, assembled(
         [*begin, (Family.KIND, [2]), (Family.LENGTH, [len(bomb)])], bomb
     )  # fmt: skip
+    away = np.random.default_rng(2).standard_normal((1500, 1000), dtype=np.float32)
+    coded = encode_exact(BASE.table[index], BASE.read(index), away)
+    for length in (8, 5000, len(coded) - 1):
+        yield f"{length} of {len(coded)} coded bytes", own, assembled(
+            [*begin, (Family.KIND, [6]), (Family.LENGTH, [length])], coded[:length]
+        )  # fmt: skip
     yield "4096 lanes in a short stream", own, assembled([])[:5] + b"\x0c" + assembled([])[6:]
     grown: Integers = [(Family.COUNT, [0]), (Family.COUNT, [1]), (Family.GAP, [index])]
     for rows, columns in ((1 << 47, 0), (20_000, 0), (1_200, 1_200)):
@@ -114,6 +121,7 @@ def good() -> bytes:
     i, w, h = (BASE.table.index_of(name) for name in "iwh")
     records = [
         LowRank(h, 100, *(rng.integers(-3, 4, s).astype(np.int8) for s in ((64, 8), (8, 64)))),
+        Coded(h, encode_exact(BASE.table[h], BASE.read(h), BASE.read(h) + 1)),
         Lossless(i, encode_planes(BASE.table[i], BASE.read(i), BASE.read(i) + 1)),
         LowRank(w, 100, *(rng.integers(-3, 4, s).astype(np.int8) for s in ((1500, 60), (60, 1000)))),
         Dense(w, 90, (rng.random(1_500_000) < 0.001).astype(np.int32)),

@@ -6,9 +6,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sprat_shared.apply import rebuild_tensor
+from sprat_shared.wire.exact import EXPONENT_BITS, encode_exact
 from sprat_shared.wire.patch import PatchedTensors
 from sprat_shared.wire.planes import encode_planes
 from sprat_shared.wire.records import (
+    Coded,
     Dense,
     Drawn,
     Identity,
@@ -173,7 +175,11 @@ def cases(draw: st.DrawFn, *, full: bool | None = None) -> Case:
         mine: list[Record] = [draw(sums(index, spec)) for _ in range(draw(st.integers(0, 2)))] if can_sum else []
         if spec.size and draw(st.booleans()):
             new = draw(arrays(spec))
-            mine.append(Lossless(index, encode_planes(spec, rebuild_tensor(old, spec, mine), new, level=1)))
+            between = rebuild_tensor(old, spec, mine)
+            if spec.dtype in EXPONENT_BITS and draw(st.booleans()):
+                mine.append(Coded(index, encode_exact(spec, between, new)))
+            else:
+                mine.append(Lossless(index, encode_planes(spec, between, new, level=1)))
         records += mine
         sha256s.append(tensor_sha256(rebuild_tensor(old, spec, mine)))
     expected = weights_digest(table, sha256s)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from sprat_shared.wire.records.coded import Coded
 from sprat_shared.wire.records.dense import Dense
 from sprat_shared.wire.records.lossless import Lossless
 from sprat_shared.wire.records.low_rank import LowRank
@@ -17,6 +18,7 @@ from sprat_shared.wire.records.three_factors import Drawn, Identity, Side, Three
 
 __all__ = [
     "KINDS",
+    "Coded",
     "Dense",
     "Drawn",
     "Exact",
@@ -32,7 +34,7 @@ __all__ = [
 ]
 
 Sum = LowRank | Dense | Rows | ThreeFactors | Subspace  # exact integers times a step, added to the tensor
-Exact = Lossless  # the tensor's last: every bit of it
+Exact = Lossless | Coded  # the tensor's last: every bit of it
 Record = Sum | Exact
-_ALL = (LowRank, Dense, Lossless, Rows, ThreeFactors, Subspace)
+_ALL = (LowRank, Dense, Lossless, Rows, ThreeFactors, Subspace, Coded)
 KINDS: Final[Mapping[int, type[Record]]] = MappingProxyType({kind.KIND: kind for kind in _ALL})
