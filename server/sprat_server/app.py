@@ -41,12 +41,14 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(check, app)
-        signing = asyncio.create_task(upkeep.keep_signed(database, settings))
+        chores = [upkeep.keep_signed(database, settings), upkeep.keep_direct(database)]
+        kept = [asyncio.create_task(chore) for chore in chores]
         try:
             async with poll.running():
                 yield
         finally:
-            signing.cancel()
+            for chore in kept:
+                chore.cancel()
             await to_thread.run_sync(database.close)
 
     app = FastAPI(

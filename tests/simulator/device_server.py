@@ -119,6 +119,7 @@ class DeviceServer:
         self.requests: list[tuple[str, str, Mapping[str, str]]] = []
         self.inline = True
         self.poll_interval_s = 0.05
+        self.offered: dict[int, tuple[str, ...]] = {}  # the path to a release, whatever a device holds
         # faults
         self.cut_after: list[int] = []  # the next blob bodies end after so many bytes
         self.unavailable = 0  # so many answers of 503, with
@@ -246,7 +247,9 @@ class DeviceServer:
         release = self.models[model][number]
         has = device.running(model)
         path: tuple[str, ...] = ()
-        if release.base is not None and has == release.base:
+        if number in self.offered:
+            path = self.offered[number]
+        elif release.base is not None and has == release.base:
             path = (update_path(model, number, release.base),)
         return Desired(
             model=model,

@@ -20,6 +20,7 @@ from sprat_client.api.views import (
     TokenView,
     UpdateView,
     WaveView,
+    WayView,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "TokenView",
     "UpdateView",
     "WaveView",
+    "WayView",
 ]

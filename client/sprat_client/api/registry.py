@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from sprat_client.api.naming import unique_match
 from sprat_client.api.transport import Transport
-from sprat_client.api.views import DatasetView, JobView, ModelView, ReleaseView
+from sprat_client.api.views import DatasetView, JobView, ModelView, ReleaseView, WayView
 from sprat_shared.errors import NotFound
 
 
@@ -71,6 +71,10 @@ class Models:
     def release(self, name: str, number: int) -> ReleaseView:
         """Return one release."""
         return cast("ReleaseView", self._transport.get(f"/models/{name}/releases/{number}"))
+
+    def updates(self, name: str, *, to: int | None = None) -> list[WayView]:
+        """Return the way from each release of a model to one release (the newest when None), with its bytes."""
+        return list(self._transport.pages(f"/models/{name}/updates", to=to))
 
     def list(self) -> list[ModelView]:
         """Return all models."""

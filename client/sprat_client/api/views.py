@@ -71,6 +71,19 @@ class ReleaseView(TypedDict):
     created_at: str
 
 
+class WayView(TypedDict):
+    """The way from release `base` to release `to` with the fewest bytes; `devices` run `base`."""
+
+    base: int
+    to: int
+    devices: int
+    way: Literal["none", "direct", "chain", "full"]
+    files: int
+    bytes: int
+    share: float
+    path: list[str]
+
+
 class ProgressView(TypedDict):
     """How far a job is: `fraction` of the whole, 0 to 1."""
 

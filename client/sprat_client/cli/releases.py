@@ -94,6 +94,36 @@ def show(
 
 
 @app.command()
+def updates(
+    ctx: typer.Context,
+    *,
+    model: Model,
+    to: Annotated[int | None, typer.Option(help="Number of the release to come to.  [default: the newest]")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Show how devices come to a release from each other one, and the bytes that it takes.
+
+    `way` is direct (one update), chain (several, one after another), full (the whole release) or none. Devices get
+    what takes fewest bytes. Where many run a release that leads on by a chain or by the full update only, a direct one
+    is built in the background. `share` is of the model's bytes; `devices` counts those that run the base.
+
+    Example: sprat release updates digits
+    """
+    with connect(ctx) as client:
+        ways = client.models.updates(model, to=to)
+    columns: dict[str, Callable[[Any], Any]] = {
+        "from": lambda one: f"{model}@{one['base']}",
+        "to": lambda one: f"{model}@{one['to']}",
+        "devices": lambda one: one["devices"],
+        "way": lambda one: one["way"],
+        "files": lambda one: one["files"],
+        "bytes": lambda one: f"{one['bytes']:,}",
+        "share": lambda one: f"{100 * one['share']:.3g} %",
+    }
+    emit_table(ways, columns, as_json=json_, empty=f"{model} has no release yet")
+
+
+@app.command()
 def curve(
     ctx: typer.Context,
     *,

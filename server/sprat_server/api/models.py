@@ -1,8 +1,9 @@
 """/api/v1/models: models, their releases, and the jobs that make new ones."""
 
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from sqlalchemy import func, select
 
 from sprat_server.access import audit
@@ -11,11 +12,12 @@ from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import BlobsDep
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
+from sprat_server.flows.ways import ways
 from sprat_server.jobs import service as jobs
 from sprat_server.jobs.schemas import JobAccepted, JobView
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model, Release
-from sprat_server.registry.schemas import ModelView, NewModel, NewRelease, ReleaseView, RetrainRequest
+from sprat_server.registry.schemas import ModelView, NewModel, NewRelease, ReleaseView, RetrainRequest, WayView
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -73,6 +75,28 @@ def get_release(name: str, number: int, session: SessionDep, _viewer: Viewer) ->
     model = registry.get_model(session, name)
     release = registry.get_release(session, model, number)
     return ReleaseView.of(model, release, registry.updates_of(session, release))
+
+
+@router.get("/{name}/updates")
+def list_updates(
+    name: str,
+    session: SessionDep,
+    _viewer: Viewer,
+    page: Paging,
+    to: Annotated[int | None, Query(description="Number of the release; the newest where left out.")] = None,
+) -> Page[WayView]:
+    """Show how devices come to a release from each release of the model, newest first, and what it costs them."""
+    model = registry.get_model(session, name)
+    target = registry.latest_release(session, model) if to is None else registry.get_release(session, model, to)
+    rows, following = take_page(
+        session,
+        select(Release).where(Release.model_id == model.id),
+        key=Release.number,
+        parse=int,
+        cursor=page.cursor,
+        limit=page.limit,
+    )
+    return Page(items=ways(session, model, target, rows), next=following)
 
 
 @router.post("/{name}/releases", status_code=202)

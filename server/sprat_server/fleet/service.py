@@ -1,13 +1,14 @@
 """Enrol devices, assign releases to them, take their reports. Callers own the transaction."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import bindparam, func, insert, select, tuple_, update
+from sqlalchemy import and_, bindparam, exists, func, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -16,7 +17,7 @@ from sprat_server.fleet.tokens import DEVICE_PREFIX, ENROLMENT_PREFIX, hash_toke
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import AccessDenied, Conflict, InvalidInput, NotFound, Unauthenticated
 from sprat_shared.protocol.enrol import EnrolRequest
-from sprat_shared.protocol.report import Report
+from sprat_shared.protocol.report import Outcome, Report
 
 Reason = Literal["rollout", "return", "enrolment"]
 
@@ -182,6 +183,7 @@ def assign(session: Session, model_id: UUID, wishes: Mapping[UUID, int | None], 
     locked = session.scalars(live.with_for_update()).all()
     if not locked:
         return {}
+    _forget_previous_of_the_unanswered(session, model_id, locked)
     counters = dict(
         session.execute(
             update(Device)
@@ -202,6 +204,33 @@ def assign(session: Session, model_id: UUID, wishes: Mapping[UUID, int | None], 
         if isinstance(device, Device) and device.id in counters:
             session.refresh(device)
     return counters
+
+
+def _forget_previous_of_the_unanswered(session: Session, model_id: UUID, device_ids: Sequence[UUID]) -> None:
+    """Believe no more that devices which have not answered hold their previous release: a trial gives it up.
+
+    A newer assignment ends a trial without a report. What a device starts an update from must be there; a wrong
+    belief would cost it the full update.
+    """
+    newest = (
+        select(Assignment.device_id, func.max(Assignment.counter))
+        .where(Assignment.device_id.in_(device_ids), Assignment.model_id == model_id)
+        .group_by(Assignment.device_id)
+    )
+    session.execute(
+        update(DeviceSlots)
+        .where(
+            DeviceSlots.model_id == model_id,
+            DeviceSlots.device_id == Assignment.device_id,
+            tuple_(Assignment.device_id, Assignment.counter).in_(newest),
+            Assignment.number.is_distinct_from(DeviceSlots.active),
+            ~exists().where(
+                DeviceReport.device_id == Assignment.device_id, DeviceReport.assignment == Assignment.counter
+            ),
+        )
+        .values(previous=None)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def current_assignments(
@@ -229,6 +258,50 @@ def slots(
     if model_id is not None:
         query = query.where(DeviceSlots.model_id == model_id)
     return {(row.device_id, row.model_id): row for row in session.scalars(query)}
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Devices that hold the same of a model and should run the same.
+
+    Attributes:
+        active: number of the release that serves.
+        previous: of the one they can go back to.
+        assigned: of the one that they should run.
+        devices: how many they are.
+    """
+
+    active: int
+    previous: int | None
+    assigned: int | None
+    devices: int
+
+
+def holders(session: Session, model_id: UUID) -> list[Holders]:
+    """Return what the devices that are not revoked hold of a model, as far as their reports say."""
+    newest = (
+        select(Assignment.device_id, func.max(Assignment.counter).label("counter"))
+        .where(Assignment.model_id == model_id)
+        .group_by(Assignment.device_id)
+        .subquery()
+    )
+    held = (DeviceSlots.active, DeviceSlots.previous, Assignment.number)
+    rows = session.execute(
+        select(*held, func.count())
+        .join(Device, Device.id == DeviceSlots.device_id)
+        .outerjoin(newest, newest.c.device_id == DeviceSlots.device_id)
+        .outerjoin(
+            Assignment,
+            and_(Assignment.device_id == newest.c.device_id, Assignment.counter == newest.c.counter),
+        )
+        .where(DeviceSlots.model_id == model_id, DeviceSlots.active.is_not(None), Device.revoked_at.is_(None))
+        .group_by(*held)
+    )
+    return [
+        Holders(active, previous, assigned, devices)
+        for active, previous, assigned, devices in rows
+        if active is not None
+    ]
 
 
 def check_signature(device: Device, body: bytes, signature: bytes) -> None:
@@ -303,6 +376,8 @@ def _move_slots(session: Session, report: DeviceReport) -> None:
         session.add(held)
     if report.serving_number != held.active:
         held.previous, held.active = held.active, report.serving_number
+    elif report.outcome == Outcome.ROLLED_BACK.value:
+        held.previous = None  # the trial took its slot
     held.weights, held.outcome, held.reported_at = report.serving_weights, report.outcome, now
     session.flush()
 

@@ -13,6 +13,7 @@ from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import DeviceSlots
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import repository
+from sprat_server.registry import paths
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Graph, Model, Release, UpdateFile
 from sprat_server.settings import Settings
@@ -132,9 +133,8 @@ def wishes_of(session: Session, device_id: UUID) -> list[Wish]:
 
 def _wish(session: Session, model: Model, number: int, counter: int, slots: DeviceSlots | None) -> Wish:
     release = registry.get_release(session, model, number)
-    active = None if slots is None else slots.active
-    holds_it = slots is not None and number in {slots.active, slots.previous}
-    steps = [] if holds_it else registry.cheapest_path(registry.all_updates(session, model), active, number)
+    held = [] if slots is None else [slot for slot in (slots.active, slots.previous) if slot is not None]
+    steps = paths.cheapest_from(registry.all_updates(session, model), held, number)
     desired = Desired(
         model=model.name,
         release=number,
@@ -144,15 +144,15 @@ def _wish(session: Session, model: Model, number: int, counter: int, slots: Devi
         path=tuple(update_path(model.name, step.number, step.base_number) for step in steps),
         full=update_path(model.name, number, None),
     )
-    return Wish(desired, _files(session, model, release, active, steps))
+    return Wish(desired, _files(session, model, release, held, steps))
 
 
 def _files(
-    session: Session, model: Model, release: Release, active: int | None, steps: Sequence[UpdateFile]
+    session: Session, model: Model, release: Release, held: Sequence[int], steps: Sequence[UpdateFile]
 ) -> tuple[tuple[str, int], ...]:
     files = [(step.blob, step.bytes) for step in steps]
-    has_graph = active is not None and registry.get_release(session, model, active).graph_digest == release.graph_digest
-    if steps and not has_graph:
+    graphs = {registry.get_release(session, model, number).graph_digest for number in held}
+    if steps and release.graph_digest not in graphs:
         graph = session.get_one(Graph, release.graph_digest)
         files.append((graph.digest, graph.bytes))
     return tuple(files)

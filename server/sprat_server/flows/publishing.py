@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
+from tuf.api.metadata import TargetFile
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.flows import direct
 from sprat_server.publish.repository import open_repository
 from sprat_server.publish.targets import SignedFile, graph_file_target, update_file_target
 from sprat_server.registry import service as registry
@@ -76,23 +78,48 @@ def publish_release(
         model.name,
         [
             graph_file_target(model.name, SignedFile(graph.digest, graph.bytes)),
-            *(
-                update_file_target(
-                    UpdateTarget(
-                        model=model.name,
-                        release=release.number,
-                        weights=weights_digest,
-                        graph=graph.digest,
-                        base_release=update.base,
-                        base_weights=_weights_of(session, model, update.base),
-                    ),
-                    SignedFile(update.blob, update.length),
-                )
-                for update in updates
-            ),
+            *(_target(session, model, release, update) for update in updates),
         ],
     )
+    direct.enqueue(session, model)
     return release
+
+
+def publish_updates(
+    session: Session, settings: Settings, *, model: Model, updates: Sequence[tuple[int, NewUpdate]]
+) -> None:
+    """Add further updates of releases that are published, and sign them, in the caller's transaction.
+
+    Args:
+        session: the caller's transaction, which has locked the model.
+        settings: of the server.
+        model: of the releases.
+        updates: the number of the release that each leads to, and the update.
+
+    Raises:
+        NotFound: there is no such release.
+    """
+    targets = []
+    for number, update in updates:
+        release = registry.get_release(session, model, number)
+        registry.add_update(session, release, update)
+        targets.append(_target(session, model, release, update))
+    if targets:
+        open_repository(session, settings).add_targets(model.name, targets)
+
+
+def _target(session: Session, model: Model, release: Release, update: NewUpdate) -> TargetFile:
+    return update_file_target(
+        UpdateTarget(
+            model=model.name,
+            release=release.number,
+            weights=release.weights_digest,
+            graph=release.graph_digest,
+            base_release=update.base,
+            base_weights=_weights_of(session, model, update.base),
+        ),
+        SignedFile(update.blob, update.length),
+    )
 
 
 def _weights_of(session: Session, model: Model, number: int | None) -> str | None:

@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 from sprat_server.access import audit
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport
+from sprat_server.fleet.service import Holders
+from sprat_server.flows import direct
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
@@ -98,6 +100,7 @@ def start(session: Session, rollout_id: UUID) -> Rollout:
         {d: wishes.get(d) == rollout.number == held.get(d) for d in cohort},
     )
     _advance(session, rollout)
+    direct.enqueue(session, model)
     return rollout
 
 
@@ -156,6 +159,9 @@ def on_report(session: Session, device: Device, body: bytes, signature: bytes) -
     if part is not None and rollout is not None:
         session.refresh(part)
         _judge(session, rollout, part, report, model)
+    slots = fleet.slots(session, device_ids=[device.id], model_id=model.id).get((device.id, model.id))
+    if slots is not None and slots.active is not None:
+        direct.enqueue(session, model, [Holders(slots.active, slots.previous, None, devices=1)])
     return row
 
 

@@ -1,4 +1,4 @@
-"""What must be done although nobody asks: metadata are signed again before they expire."""
+"""What must be done although nobody asks: metadata are signed again before they expire, direct updates asked for."""
 
 import asyncio
 from typing import Final
@@ -8,11 +8,14 @@ from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
 from sprat_server.db.session import Database
+from sprat_server.flows import direct
 from sprat_server.publish import repository
+from sprat_server.registry import service as registry
 from sprat_server.settings import Settings
 from sprat_shared.errors import SpratError
 
-_EVERY_S: Final = 3600.0  # the shortest half-life is three and a half days
+_SIGN_EVERY_S: Final = 3600.0  # the shortest half-life is three and a half days
+_LOOK_EVERY_S: Final = 300.0  # what a release, a rollout or a report sets off needs no look
 
 _log = structlog.get_logger(__name__)
 
@@ -31,11 +34,31 @@ def prepare(database: Database, settings: Settings) -> None:
 async def keep_signed(database: Database, settings: Settings) -> None:
     """Sign again what is past half of its life, for ever; replicas may all do this, one signs."""
     while True:
-        await asyncio.sleep(_EVERY_S)
+        await asyncio.sleep(_SIGN_EVERY_S)
         try:
             await to_thread.run_sync(_sign_due, database, settings)
         except (SpratError, SQLAlchemyError) as error:
             _log.error("publish.not-signed-again", error=str(error))
+
+
+async def keep_direct(database: Database) -> None:
+    """Ask for direct updates that became worth having, for ever; replicas may all do this, one job is queued."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        try:
+            await to_thread.run_sync(ask_for_direct, database)
+        except (SpratError, SQLAlchemyError) as error:
+            _log.error("direct-updates.not-asked-for", error=str(error))
+
+
+def ask_for_direct(database: Database) -> list[str]:
+    """Have workers build the direct updates that are due; return the models for which a job was queued."""
+    with database.transaction() as session:
+        models = registry.all_models(session)
+        asked = [model.name for model in models if direct.enqueue(session, model) is not None]
+    if asked:
+        _log.info("direct-updates.asked-for", models=asked)
+    return asked
 
 
 def _sign_due(database: Database, settings: Settings) -> None:

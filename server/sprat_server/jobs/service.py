@@ -1,5 +1,6 @@
 """Queue, read and cancel jobs. The queue is procrastinate's, in the same PostgreSQL and the same transaction."""
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -8,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from sprat_server.jobs.models import CANCELLED, ENDED, QUEUED, Job
+from sprat_server.jobs.models import CANCELLED, ENDED, QUEUED, RUNNING, Job
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import Conflict, NotFound
 from sprat_shared.ids import new_id
@@ -57,6 +58,18 @@ def enqueue(session: Session, *, kind: str, args: Mapping[str, Any], by: Actor) 
     session.flush()
     session.refresh(job)
     return job
+
+
+def enqueue_once(session: Session, *, kind: str, args: Mapping[str, Any], by: Actor) -> Job | None:
+    """Queue a job as `enqueue` does, unless one of this kind with these arguments is queued or runs; return it then.
+
+    Of two transactions that ask at the same time one gets the job and the other None, without waiting.
+    """
+    what = f"{kind} {json.dumps(dict(args), sort_keys=True)}"
+    if not session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtextextended(what, 0)))):
+        return None
+    same = select(Job.id).where(Job.state.in_([QUEUED, RUNNING]), Job.kind == kind, Job.args == dict(args)).limit(1)
+    return None if session.scalar(same) is not None else enqueue(session, kind=kind, args=args, by=by)
 
 
 def defer(session: Session, job_id: UUID) -> int:

@@ -109,6 +109,27 @@ class UpdateFile(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class DirectBuild(Base):
+    """What one update from an older release straight to a newer one takes: found out once, published if it pays."""
+
+    __tablename__ = "direct_build"
+    __table_args__ = (
+        ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
+        ForeignKeyConstraint(["model_id", "base_number"], ["release.model_id", "release.number"], name="base_exists"),
+        CheckConstraint("base_number < number", name="leads_to_a_newer_release"),
+        CheckConstraint(f"blob {_DIGEST}", name="blob_is_sha256"),
+        CheckConstraint("bytes > 0", name="is_not_empty"),
+        CheckConstraint("bytes IS NOT NULL OR blob IS NULL", name="what_is_kept_has_a_length"),
+    )
+
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    base_number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    blob: Mapped[str | None]  # NULL: it was not kept, for another way took fewer bytes when it was built
+    bytes: Mapped[int | None]  # NULL: there can be none
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class Dataset(Base):
     """Labelled samples, immutable, named by the digest of the file."""
 

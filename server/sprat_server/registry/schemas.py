@@ -148,6 +148,23 @@ class ReleaseView(BaseModel):
         )
 
 
+class WayView(BaseModel):
+    """The way from release `base` to release `to` with the fewest bytes, and how many devices run `base`.
+
+    `way` is `none` (nothing is needed), `direct` (one update), `chain` (several) or `full`; `bytes` of all `files`
+    together, `share` of the model's bytes; `path` names the signed targets in order.
+    """
+
+    base: int
+    to: int
+    devices: int
+    way: Literal["none", "direct", "chain", "full"]
+    files: int
+    bytes: int
+    share: float
+    path: list[str]
+
+
 class NewRelease(BaseModel):
     """A release to be made from weights that were trained elsewhere."""
 

@@ -1,16 +1,13 @@
 """Read and add facts of the registry. Callers own the transaction."""
 
-import heapq
-import itertools
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from sprat_server.registry.models import Dataset, Graph, Model, Release, UpdateFile
+from sprat_server.registry.models import Dataset, DirectBuild, Graph, Model, Release, UpdateFile
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.ids import check_model_name, parse_digest
 from sprat_shared.trust.targets import WIRE_VERSION
@@ -18,9 +15,6 @@ from sprat_shared.wire.tensors import TensorTable
 from sprat_shared.wire.tensors import release_id as release_id_of
 
 Origin = Literal["registered", "retrained", "created"]
-
-# A chain is rebuilt step by step on the device: beyond this many steps the full update is the better answer.
-_MAX_STEPS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +30,6 @@ class NewUpdate:
     base: int | None
     blob: str
     length: int
-
-
-class _Reached(NamedTuple):
-    """A release that a path leads to; ordered by (bytes, steps), then by the order of discovery."""
-
-    cost: tuple[int, int]
-    tie: int
-    release: int | None
-    path: list[UpdateFile]
-
-    def __lt__(self, other: tuple[object, ...]) -> bool:
-        return self[:2] < other[:2]
 
 
 def create_model(
@@ -91,6 +73,11 @@ def get_model(session: Session, name: str) -> Model:
     if model is None:
         raise NotFound(f"there is no model called {name[:80]!r}; `sprat model list` shows them", code="model.unknown")
     return model
+
+
+def all_models(session: Session) -> list[Model]:
+    """Return every model that has a release, in the order of making."""
+    return list(session.scalars(select(Model).where(Model.id.in_(select(Release.model_id))).order_by(Model.id)))
 
 
 def lock_model(session: Session, model: Model) -> None:
@@ -228,45 +215,31 @@ def updates_of(session: Session, release: Release) -> list[UpdateFile]:
     )
 
 
-def cheapest_path(updates: Sequence[UpdateFile], base: int | None, target: int) -> list[UpdateFile]:
-    """Return the updates with the fewest bytes that lead from release `base` (None: from nothing) to `target`.
-
-    A direct update, a chain, or the full one alone, whichever costs least; of equal costs the one with fewer steps.
-    (An older full update and a chain from it would be one more way; devices that lack the base take no such detour.)
-    Dijkstra over releases as nodes. Empty when base is the target.
-
-    Raises:
-        NotFound: no update leads there.
-    """
-    edges: dict[int | None, list[UpdateFile]] = defaultdict(list)
-    for update in updates:
-        if update.base_number is not None or update.number == target:
-            edges[update.base_number].append(update)
-    best: dict[int, tuple[int, int]] = {}
-    queue: list[_Reached] = [_Reached((0, 0), 0, None, [])]
-    if base is not None:
-        queue.append(_Reached((0, 0), 1, base, []))
-    for tie in itertools.count(2):
-        if not queue:
-            break
-        here = heapq.heappop(queue)
-        if here.release == target:
-            return here.path
-        if here.release is not None and best.get(here.release, here.cost) < here.cost:
-            continue
-        bytes_so_far, steps = here.cost
-        for update in edges[here.release] if steps < _MAX_STEPS else ():
-            cost = (bytes_so_far + update.bytes, steps + 1)
-            known = best.get(update.number)
-            if known is None or cost < known:
-                best[update.number] = cost
-                heapq.heappush(queue, _Reached(cost, tie, update.number, [*here.path, update]))
-    raise NotFound(f"no update leads to release {target}", code="update.unknown")
-
-
 def all_updates(session: Session, model: Model) -> list[UpdateFile]:
     """Return every update of a model, in the order they were added."""
     return list(session.scalars(select(UpdateFile).where(UpdateFile.model_id == model.id).order_by(UpdateFile.number)))
+
+
+def direct_builds(session: Session, model: Model) -> list[DirectBuild]:
+    """Return what was found out about direct updates of a model."""
+    return list(session.scalars(select(DirectBuild).where(DirectBuild.model_id == model.id)))
+
+
+def add_direct_build(
+    session: Session, model: Model, *, base: int, number: int, blob: str | None, length: int | None
+) -> None:
+    """Keep what a direct update from `base` to `number` takes.
+
+    Args:
+        session: the caller's transaction.
+        model: of the releases.
+        base: number of the older release.
+        number: of the newer one.
+        blob: digest of the file; None where it was not kept.
+        length: its bytes; None where there can be no such file.
+    """
+    session.add(DirectBuild(model_id=model.id, number=number, base_number=base, blob=blob, bytes=length))
+    session.flush()
 
 
 def check_retrainable(model: Model) -> None:

@@ -62,6 +62,51 @@ def test_updates_chain(device: OneDevice) -> None:
     assert device.serves() == 5
 
 
+def test_several_releases_are_skipped_over_a_chain_of_updates(device: OneDevice) -> None:
+    files = [add(device, seed=number, base=number - 1).update or b"" for number in range(2, 5)]
+    device.server.offered[4] = ("tiny/2/from-1", "tiny/3/from-2", "tiny/4/from-3")
+    code, report = device.take(4)
+    assert (code, report.received_bytes) == (0, sum(map(len, files)))
+    assert device.serves() == 4
+
+
+def test_an_update_may_start_from_the_release_that_the_device_could_go_back_to(device: OneDevice) -> None:
+    add(device)
+    device.take(2)
+    release = add(device, seed=3, base=1)
+    device.server.offered[3] = ("tiny/3/from-1",)
+    code, report = device.take(3)
+    assert release.update is not None
+    assert (code, report.received_bytes) == (0, len(release.update))
+    assert device.serves() == 3
+
+
+def test_a_path_from_a_release_that_no_slot_holds_any_more_is_not_gone(device: OneDevice) -> None:
+    for number in (2, 3):
+        add(device, seed=number, base=number - 1)
+        device.take(number)
+    release = add(device, seed=4, base=1)
+    device.server.offered[4] = ("tiny/4/from-1",)
+    code, report = device.take(4)
+    assert (code, report.received_bytes) == (0, len(release.full))
+
+
+def test_where_the_release_to_start_from_is_damaged_the_full_update_is_taken(device: OneDevice) -> None:
+    add(device)
+    device.take(2)
+    release = add(device, seed=3, base=1)
+    device.server.offered[3] = ("tiny/3/from-1",)
+    with device.agent() as agent:
+        shelf = agent._machines[MODEL].shelf
+        slot = shelf.slots().previous
+        assert slot is not None
+        path = shelf.folder_of(slot.release_id) / "t" / "1"
+    path.chmod(0o600)
+    path.write_bytes(bytes(path.stat().st_size))
+    code, report = device.take(3)
+    assert (code, report.received_bytes) == (0, len(release.full))
+
+
 def test_a_payload_that_does_not_fit_the_poll_is_fetched_apart(device: OneDevice) -> None:
     device.server.inline = False
     device.server.cut_after = [20, 50]

@@ -40,7 +40,7 @@ def test_the_tree_has_the_commands_that_operators_need() -> None:
     present = {" ".join(words) for words, _ in COMMANDS}
     assert present >= {
         "model register", "model list", "model show", "dataset upload", "dataset list", "dataset show",
-        "release create", "release curve", "release list", "release show", "retrain",
+        "release create", "release curve", "release list", "release show", "release updates", "retrain",
         "job list", "job get", "job watch", "job cancel",
         "rollout create", "rollout start", "rollout pause", "rollout resume", "rollout abort", "rollout status",
         "rollout list", "device list", "device show", "enrolment-token create", "token create", "token list",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sprat_server.registry.models import UpdateFile
-from sprat_server.registry.service import cheapest_path
+from sprat_server.registry.paths import FILE_BYTES, cheapest_from, cheapest_path, cheapest_route, cost
 from sprat_shared.errors import NotFound
 
 
@@ -46,8 +46,30 @@ def test_a_direct_update_is_taken_where_it_is_smaller_than_the_chain() -> None:
     assert way([*LINEAGE, update(1, 3, 29)], 1, 3) == [(1, 3)]
 
 
-def test_of_equal_bytes_the_fewer_steps_are_taken() -> None:
-    assert way([*LINEAGE, update(1, 3, 30)], 1, 3) == [(1, 3)]
+def test_a_file_costs_more_than_its_bytes_so_one_is_taken_where_two_have_a_few_bytes_less() -> None:
+    assert way([*LINEAGE, update(1, 3, 30 + FILE_BYTES)], 1, 3) == [(1, 3)]
+    assert way([*LINEAGE, update(1, 3, 31 + FILE_BYTES)], 1, 3) == [(1, 2), (2, 3)]
+
+
+def test_a_device_starts_from_the_release_it_could_go_back_to_where_that_is_cheaper() -> None:
+    lineage = [update(None, 4, 1000), update(2, 4, 15), update(3, 4, 15), update(1, 4, 14)]
+    assert [step.base_number for step in cheapest_from(lineage, [5, 2], 4)] == [2]
+    assert [step.base_number for step in cheapest_from(lineage, [3, 2], 4)] == [3], "of equals the active one"
+    assert [step.base_number for step in cheapest_from(lineage, [3, 1], 4)] == [1]
+    assert cheapest_from(lineage, [], 4) == [lineage[0]]
+    assert cheapest_from(lineage, [3, 4], 4) == [], "it is there already"
+
+
+def test_a_route_undoes_an_update_where_two_releases_came_from_the_same_one() -> None:
+    lineage = [update(None, 3, 1000), update(1, 2, 10), update(1, 3, 20)]
+    assert way(lineage, 2, 3) == [(None, 3)], "no device can go back over an update"
+    hops = cheapest_route(lineage, 2, 3)
+    assert hops is not None
+    assert [(hop.update.base_number, hop.update.number, hop.undone) for hop in hops] == [(1, 2, True), (1, 3, False)]
+
+
+def test_there_is_no_route_where_nothing_but_full_updates_leads() -> None:
+    assert cheapest_route([update(None, 1, 5), update(None, 2, 5)], 1, 2) is None
 
 
 def test_the_full_update_is_taken_where_the_chain_costs_more() -> None:
@@ -89,9 +111,9 @@ def test_no_other_way_has_fewer_bytes(
         if all(a.number == b.base_number for a, b in itertools.pairwise(steps))
         if steps[-1].number == target and (base is not None or length == 1)
     ]
-    costs = [sum(step.bytes for step in steps) for steps in ways] + ([0] if base == target else [])
+    costs = [sum(step.bytes + FILE_BYTES for step in steps) for steps in ways] + ([0] if base == target else [])
     if costs:
-        assert sum(step.bytes for step in cheapest_path(updates, base, target)) == min(costs)
+        assert cost(cheapest_path(updates, base, target)) == min(costs)
     else:
         with pytest.raises(NotFound):
             cheapest_path(updates, base, target)

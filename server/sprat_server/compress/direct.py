@@ -1,0 +1,172 @@
+"""One update from any base to any target, exactly, out of the updates that lie between them.
+
+Records of one tensor are applied in order with a rounding after each for F32, so the records of a chain in one file
+give the bits that the chain gives. Where they do not (F16 and BF16 are rounded once, at the end; an update that was
+undone is gone but for the rounding), a lossless record corrects what little is off, or says the whole change. Nothing
+is assumed: each tensor is compared, and the file is applied as devices apply it.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from sprat_shared.apply import apply_update, check_arithmetic, rebuild_tensor
+from sprat_shared.encode.candidates import Change, lossless
+from sprat_shared.wire.patch import PatchedTensors
+from sprat_shared.wire.records import Dense, Drawn, LowRank, Record, Rows, Subspace, ThreeFactors
+from sprat_shared.wire.tensors import Array, TensorSource, TensorSpec, TensorTable, digest_of
+from sprat_shared.wire.update import MAX_TERMS, UpdateReader, encode_update
+
+_THOROUGH_UP_TO_BYTES: Final = 4 << 20  # of a tensor: above it the highest level takes minutes for a percent
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An update between base and target.
+
+    Attributes:
+        data: the file.
+        table: the tensors of the release that it needs.
+        undone: it is taken back, from what it gives to what it needs.
+    """
+
+    data: bytes
+    table: TensorTable
+    undone: bool = False
+
+
+def direct_update(
+    base: TensorSource, target: TensorSource, steps: Sequence[Step], *, local: Collection[int] = ()
+) -> bytes:
+    """Return an update that gives exactly `target` from `base`.
+
+    Each tensor's change is said by the records of the steps, by those and a lossless record, or by a lossless record
+    alone, whichever takes fewest bytes.
+
+    Args:
+        base: the exact weights that devices have, `WithoutLocal` where they compute tensors themselves.
+        target: the exact weights that they shall have, likewise.
+        steps: updates that lead from the one to the other, in order; without any, all is lossless.
+        local: indices of the tensors of `target` that each device computes itself: no record is for them.
+
+    Raises:
+        LimitExceeded: the target has many times the base's bytes.
+        UnsafeArithmetic: this process does not compute the format's bits.
+        DigestMismatch: the file gives other weights, which no file made here does.
+    """
+    check_arithmetic()
+    old, said = PatchedTensors(base, target.table), _said_by(steps, target.table)
+    records: list[Record] = []
+    for index, spec in enumerate(target.table):
+        kept = old.kept(index)
+        if index in local or not spec.size or (kept is not None and base.sha256(kept) == target.sha256(index)):
+            continue
+        change = Change(index, spec, old.read(index), target.read(index))
+        records += _fewest_bytes(change, target.table, said.get(spec))
+    data = encode_update(target.table, records, base_digest=digest_of(base), base_table=base.table)
+    apply_update(memoryview(data), base, _Nowhere(), expected=digest_of(target), local=local)
+    return data
+
+
+def _said_by(steps: Sequence[Step], table: TensorTable) -> dict[TensorSpec, list[Record]]:
+    """Return, for each tensor that all steps have under one name and shape, what they add to it, in order.
+
+    What a lossless record changed is said by a new one. A tensor of which a step says something that cannot be said
+    again in a file for `table` is left out.
+    """
+    said: dict[TensorSpec, list[Record]] = defaultdict(list)
+    unsayable: set[TensorSpec] = set()
+    for step in steps:
+        reader = UpdateReader(memoryview(step.data), step.table)
+        theirs = step.table if reader.table is None else reader.table
+        unsayable |= set(step.table) ^ set(theirs)
+        additions: dict[TensorSpec, list[Record]] = defaultdict(list)
+        for record in reader.records():
+            if not record.CLOSES:
+                additions[theirs[record.index]].append(record)
+        for spec, added in additions.items():
+            said[spec] += [_undone(record) for record in reversed(added)] if step.undone else added
+    drawn = {spec: [record for record in records if _is_drawn(record)] for spec, records in said.items()}
+    if _differ(record for records in drawn.values() for record in records):  # a file has one seed and one vector
+        unsayable |= {spec for spec, records in drawn.items() if records}
+    here = {spec: index for index, spec in enumerate(table)}
+    unsayable |= {spec for spec, records in drawn.items() if any(here.get(spec) != record.index for record in records)}
+    return {spec: records for spec, records in said.items() if spec not in unsayable}
+
+
+def _is_drawn(record: Record) -> bool:
+    """Return whether what a record gives hangs on the file's seed and on its tensor's index."""
+    return isinstance(record, Subspace) or (
+        isinstance(record, ThreeFactors) and (isinstance(record.u, Drawn) or isinstance(record.v, Drawn))
+    )
+
+
+def _differ(records: Iterable[Record]) -> bool:
+    """Return whether these records, which are drawn, cannot stand in one file."""
+    seeds, vectors = set[int](), set[bytes]()
+    for record in records:
+        match record:
+            case Subspace():
+                seeds.add(record.seed)
+                vectors.add(record.q.tobytes())
+            case ThreeFactors():
+                seeds |= {side.seed for side in (record.u, record.v) if isinstance(side, Drawn)}
+    return len(seeds) > 1 or len(vectors) > 1
+
+
+def _undone(record: Record) -> Record:
+    """Return the record that takes this one back but for the rounding."""
+    match record:
+        case LowRank():
+            return replace(record, u=-record.u)
+        case Dense() | Rows():
+            return replace(record, q=-record.q)
+        case Subspace():
+            return replace(record, q=-record.q)
+        case ThreeFactors():
+            return replace(record, core=-record.core)
+        case _:
+            raise AssertionError(f"{type(record).__name__} adds nothing that could be taken back")
+
+
+def _fewest_bytes(change: Change, table: TensorTable, said: Sequence[Record] | None) -> Iterable[Record]:
+    """Return the records that say a change exactly, with the fewest bytes of the ways known."""
+    if _same_bits(change.old, change.new):
+        return ()
+    level = 19 if change.spec.nbytes <= _THOROUGH_UP_TO_BYTES else 9
+    terms = [replace(record, index=change.index) for record in said or ()]
+    if not terms or len(terms) > MAX_TERMS:
+        return lossless(change, level).records
+    middle = rebuild_tensor(change.old, change.spec, terms)
+    if _same_bits(middle, change.new):
+        return terms
+    alone = lossless(change, level)
+    if len(terms) == MAX_TERMS:
+        return alone.records
+    rest = lossless(replace(change, old=middle), level)
+    of_terms = len(encode_update(table, terms, base_digest=_ANY_BASE))
+    return alone.records if alone.bytes <= of_terms + rest.bytes else (*terms, *rest.records)
+
+
+_ANY_BASE: Final = "sha256:" + "0" * 64
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    width = a.dtype.itemsize
+    return bool(np.array_equal(a.reshape(-1).view(f"u{width}"), b.reshape(-1).view(f"u{width}")))
+
+
+class _Nowhere:
+    """Takes the tensors of an update that is applied for the sake of its digest."""
+
+    def begin(self, table: TensorTable) -> None:
+        pass
+
+    def keep(self, index: int, sha256: bytes) -> None:
+        pass
+
+    def put(self, index: int, array: Array, sha256: bytes) -> None:
+        pass
