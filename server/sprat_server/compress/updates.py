@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from sprat_server.compress.equivalents import cheapest
 from sprat_shared.apply import check_arithmetic, rebuild_tensor
 from sprat_shared.encode import encode_delta
 from sprat_shared.errors import BaseMismatch
@@ -67,15 +68,17 @@ def decode(data: bytes, base: TensorSource) -> Updated:
 
 
 def from_records(base: TensorSource, records: Sequence[Record]) -> Updated:
-    """Encode trained records against `base` and decode them.
+    """Encode trained records against `base`, each by its cheapest exact equivalent, and decode them.
 
     Args:
         base: the exact weights that devices have; under the result's table (`wire.patch.under`) where that is another.
         records: one for each tensor that changes.
     """
     held = held_under(base)
-    data = encode_update(base.table, records, base_digest=digest_of(held), base_table=held.table)
-    return decode(data, held)
+    digest = digest_of(held)
+    equal = [cheapest(record, base.table[record.index]) for record in records]
+    files = (encode_update(base.table, said, base_digest=digest, base_table=held.table) for said in (records, equal))
+    return decode(min(files, key=len), held)
 
 
 def from_weights(
