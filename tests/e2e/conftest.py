@@ -46,13 +46,15 @@ class House:
         )
 
     @contextlib.contextmanager
-    def devices(self, model: str, *names: str, server_url: str | None = None) -> Iterator[list[Device]]:
-        """Enrol and run devices with a holdout each."""
+    def devices(
+        self, model: str, *names: str, server_url: str | None = None, right: tiny_models.Weights | None = None
+    ) -> Iterator[list[Device]]:
+        """Enrol and run devices with a holdout each; `right` says its labels, if not the truth."""
         token = self.shell.one("enrolment-token", "create", "--uses", str(len(names)))["token"]
         with contextlib.ExitStack() as stack:
             made = []
             for number, name in enumerate(names):
-                holdout = tiny_models.write_samples(self.folder / f"{name}.npz", count=150, seed=number)
+                holdout = tiny_models.write_samples(self.folder / f"{name}.npz", count=150, seed=number, right=right)
                 options = ("--holdout", f"{model}={holdout}", "--trial-s", "0.3")
                 url = server_url or self.server.url
                 device = Device(name, self.folder / name, url, options=options, link="")
@@ -74,7 +76,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         yield House(folder, server, Shell(server.url, server.admin_token))
 
 
-def measured(device: Device, model: str) -> float:
+def measured(device: Device, model: str, right: tiny_models.Weights | None = None) -> float:
     """The accuracy of what a device serves, on samples that nobody else has."""
-    test = tiny_models.samples(500, 99)
+    test = tiny_models.samples(500, 99, right)
     return device.accuracy(model, test["inputs"], test["labels"])  # type: ignore[arg-type]
