@@ -18,7 +18,8 @@ from through_sprat import apply, release_of
 
 from sprat_shared.apply import check_arithmetic, rebuild_tensor
 from sprat_shared.apply.arithmetic import integer_product, narrow, widen
-from sprat_shared.wire.records import Dense, LowRank, Record
+from sprat_shared.wire.drawn import subspace_of
+from sprat_shared.wire.records import Dense, LowRank, Record, Rows, Subspace, ThreeFactors
 from sprat_shared.wire.scales import STEPS
 from sprat_shared.wire.tensors import ArrayTensors, TensorSpec, digest_of
 from sprat_shared.wire.update import UpdateReader
@@ -47,6 +48,29 @@ except Exception as error:
 """
 
 
+def integers_in_torch(record: Record, spec: TensorSpec) -> torch.Tensor:
+    """The integers of a record as PyTorch computes them, rounded once to float32."""
+    match record:
+        case LowRank():
+            return torch.from_numpy(record.u).float() @ torch.from_numpy(record.v).float()
+        case Dense():
+            return torch.from_numpy(record.q).float()
+        case Rows():
+            rows = torch.from_numpy(record.rows.astype(np.int64))
+            return torch.zeros(spec.matrix or ()).index_add(0, rows, torch.from_numpy(record.q).float())
+        case Subspace():
+            slots, signs = map(torch.from_numpy, subspace_of(record.seed, record.index, spec.size, record.q.size))
+            return torch.from_numpy(record.q).float()[slots.long()] * signs
+        case ThreeFactors():
+            u, v = record.left(spec), record.right(spec)
+            assert u is not None
+            assert v is not None
+            core = torch.from_numpy(record.core).double()
+            inner = torch.einsum("abx,bi->aix", core, torch.from_numpy(v).double())
+            return torch.einsum("oa,aix->oix", torch.from_numpy(u).double(), inner).float()
+    raise AssertionError(record)
+
+
 def through_torch(base: ArrayTensors, data: bytes) -> str:
     """The digest of the result when PyTorch computes it."""
     held = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -54,11 +78,7 @@ def through_torch(base: ArrayTensors, data: bytes) -> str:
     new = [torch.from_numpy(a).view(held[spec.dtype]).float() for spec, a in zip(base.table, arrays, strict=True)]
     for record in UpdateReader(memoryview(data), base.table).records():
         shape = base.table[record.index].shape
-        if isinstance(record, LowRank):
-            product = torch.from_numpy(record.u).float() @ torch.from_numpy(record.v).float()
-        else:
-            assert isinstance(record, Dense)
-            product = torch.from_numpy(record.q).float()
+        product = integers_in_torch(record, base.table[record.index])
         added = (product.reshape(shape) + 0.0) * torch.tensor(STEPS[record.scale])
         new[record.index] = new[record.index] + added
     raw = [t.to(held[spec.dtype]).view(torch.uint8).numpy() for spec, t in zip(base.table, new, strict=True)]

@@ -98,3 +98,19 @@ def test_the_coder_comes_close_to_the_entropy(log2_lanes: int) -> None:
     encoder = IntegerEncoder(log2_lanes)
     encoder.put(Family.U, values)
     assert len(encoder.finish()) < 1.02 * entropy_bytes + 4 * (1 << log2_lanes)
+
+
+@pytest.mark.parametrize("count", [200, 1_000, 5_000, 40_000])
+@pytest.mark.parametrize(
+    "odds",
+    [(1, 2, 1), (5, 90, 5), (1, 98, 1), (1, 2, 4, 2, 1), (3, 7, 15, 20, 10, 20, 15, 7, 3)],
+    ids=["even ternary", "sparse ternary", "sparser ternary", "2 bits", "3 bits"],
+)
+def test_coarse_grids_cost_their_entropy_so_that_they_need_no_kind_of_record(odds: tuple[int, ...], count: int) -> None:
+    most = len(odds) // 2
+    values = np.random.default_rng(count).choice(np.arange(-most, most + 1), count, p=np.array(odds) / sum(odds))
+    _, counts = np.unique(values, return_counts=True)
+    entropy_bytes = float(counts @ np.log2(counts.sum() / counts)) / 8
+    encoder = IntegerEncoder(0)
+    encoder.put(Family.U, values)
+    assert len(encoder.finish()) - 4 < 1.03 * entropy_bytes + 6, "4 are the state of the lane"

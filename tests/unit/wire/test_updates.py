@@ -24,7 +24,18 @@ from sprat_shared.errors import (
 from sprat_shared.wire.descriptions import Limits
 from sprat_shared.wire.integers import Family, IntegerEncoder
 from sprat_shared.wire.planes import decode_planes, encode_planes
-from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
+from sprat_shared.wire.records import (
+    Coded,
+    Dense,
+    Drawn,
+    Identity,
+    Lossless,
+    LowRank,
+    Record,
+    Rows,
+    Subspace,
+    ThreeFactors,
+)
 from sprat_shared.wire.scales import nearest_scale
 from sprat_shared.wire.tensors import DTYPES, Array, ArrayTensors, TensorSpec, TensorTable, digest_of
 from sprat_shared.wire.update import Flag, UpdateReader, encode_update
@@ -280,6 +291,24 @@ I = TensorSpec("i", "I32", (4,))  # noqa: E741
 E = TensorSpec("e", "F32", (0, 3))
 
 
+V = TensorSpec("v", "F32", (12,))
+HUGE = TensorSpec("h", "F32", (8192, 8192))
+
+
+def rows(*which: int, width: int) -> Rows:
+    return Rows(0, 9, np.array(which, np.uint32), np.ones((len(which), width), np.int32))
+
+
+def core(r: int, t: int, s: int = 1) -> np.ndarray:
+    return np.ones((r, t, s), np.int16)
+
+
+def none_of(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Zeros that take no memory."""
+    side = np.broadcast_to(np.zeros(1, np.int8), (size, size))
+    return side, np.broadcast_to(np.zeros(1, np.int16), (size, size, 1)), side
+
+
 def factors(m: int, r: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ones((m, r), np.int8), np.ones((r, n), np.int8)
 
@@ -297,7 +326,32 @@ def factors(m: int, r: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         (W, [Lossless(0, b""), Dense(0, 9, np.zeros(12, np.int32))]),
         (I, [Dense(0, 9, np.zeros(4, np.int32))]),
         (E, [Lossless(0, b"")]),
+        (E, [Coded(0, b"")]),
+        (I, [Coded(0, b"")]),
+        (W, [Coded(0, b""), Lossless(0, b"")]),
         (E, [LowRank(0, 9, *factors(0, 1, 3))]),
+        (W, [rows(0, 1, 2, 3, width=3)]),
+        (W, [rows(1, 1, width=3)]),
+        (W, [rows(2, 1, width=3)]),
+        (W, [rows(4, width=3)]),
+        (W, [rows(1, width=4)]),
+        (I, [rows(1, width=1)]),
+        (E, [rows(0, width=3)]),
+        (W, [ThreeFactors(0, 9, Drawn(1), core(4, 3), Drawn(1))]),
+        (W, [ThreeFactors(0, 9, Drawn(1), core(3, 4), Drawn(1))]),
+        (W, [ThreeFactors(0, 9, Identity(), core(3, 3), Drawn(1))]),
+        (W, [ThreeFactors(0, 9, factors(3, 2, 1)[0], core(2, 2), Drawn(1))]),
+        (W, [ThreeFactors(0, 9, Drawn(1), core(2, 2, 2), Drawn(1))]),
+        (W, [ThreeFactors(0, 9, Drawn(1), core(1, 1), Drawn(2))]),
+        (W, [ThreeFactors(0, 9, Drawn(1), core(1, 1), Drawn(1)), Subspace(0, 9, 2, np.zeros(4, np.int16))]),
+        (V, [ThreeFactors(0, 9, Drawn(1), core(1, 1), Drawn(1))]),
+        (E, [ThreeFactors(0, 9, Identity(), core(0, 3), Identity())]),
+        (HUGE, [ThreeFactors(0, 9, *none_of(8192))]),
+        (W, [Subspace(0, 9, 1, np.zeros(0, np.int16))]),
+        (W, [Subspace(0, 9, 1, np.zeros((1 << 20) + 1, np.int16))]),
+        (W, [Subspace(0, 9, 1, np.zeros((2, 2), np.int16))]),
+        (W, [Subspace(0, 9, 1, np.zeros(4, np.int16)), Subspace(0, 9, 1, np.zeros(5, np.int16))]),
+        (I, [Subspace(0, 9, 1, np.zeros(4, np.int16))]),
     ],
 )
 def test_the_writer_refuses_records_that_do_not_fit(spec: TensorSpec, records: list[Record]) -> None:
@@ -307,6 +361,27 @@ def test_the_writer_refuses_records_that_do_not_fit(spec: TensorSpec, records: l
 
 def test_the_step_nearest_to_a_step_is_found() -> None:
     assert [nearest_scale(step) for step in (1.0, 2.0, 0.5, 0.0, -1.0, 1e-30, 1e30)] == [192, 200, 184, 0, 0, 0, 255]
+
+
+@pytest.mark.parametrize("count", [1, 4, 30, 200])
+def test_container_and_headers_take_at_most_24_bytes_and_2_for_each_changed_tensor(count: int) -> None:
+    """Signed metadata carry the result's digest; every payload here is one value, mostly zero."""
+    rng = np.random.default_rng(count)
+    tensors = sorted(rng.choice(2 * count, count, replace=False).tolist())
+    table = TensorTable([TensorSpec(f"layer{i:04}.weight", "F32", (1, 1) if i % 3 else (1,)) for i in range(2 * count)])
+    scales = np.rint(rng.normal(90, 6, count)).astype(int).tolist()
+    q, one, zeros = np.zeros(1, np.int16), np.ones((1, 1), np.int8), np.zeros((1, 1), np.int8)
+    core, drawn = np.zeros((1, 1, 1), np.int16), Drawn(7)
+    files: dict[str, list[Record]] = {"dense": [], "subspace": [], "mixed": []}
+    for index, scale in zip(tensors, scales, strict=True):
+        matrix = table[index].matrix is not None
+        files["dense"].append(Dense(index, scale, np.zeros(1, np.int32)))
+        files["subspace"].append(Subspace(index, scale, 7, q))
+        low = LowRank(index, scale, one, zeros) if index % 2 else ThreeFactors(index, scale, drawn, core, drawn)
+        files["mixed"].append(low if matrix else files["dense"][-1])
+    for records in files.values():
+        data = encode_update(table, records, base_digest="sha256:" + "0" * 64)
+        assert len(data) <= 24 + 2 * count
 
 
 def test_a_small_update_costs_twenty_bytes_beside_its_factors() -> None:
