@@ -6,7 +6,7 @@ takes `TrainingData`, which has no room for one.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch.func import functional_call
 
 from sprat_server.training.data import Samples
 from sprat_server.training.recipes import Trainable
+
+if TYPE_CHECKING:
+    from sprat_server.training.local import LocalNorms
 
 BATCH: Final = 256
 
@@ -37,12 +40,29 @@ class HeldBack:
     open: Callable[[], TestSamples]
 
 
-def scores(trainable: Trainable, state: Mapping[str, Tensor], samples: Samples) -> np.ndarray:
-    """Return the metric of each sample, float64 (n,), of the module with `state` in evaluation mode."""
-    return _scores(trainable, state, samples.inputs, samples.labels)
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A module with the state that it runs with, and its norms whose statistics are of the inputs that it meets."""
+
+    trainable: Trainable
+    state: Mapping[str, Tensor]
+    local: "LocalNorms | None" = None
 
 
-def _scores(trainable: Trainable, state: Mapping[str, Tensor], inputs: Tensor, labels: Tensor) -> np.ndarray:
+def scores(
+    trainable: Trainable, state: Mapping[str, Tensor], samples: Samples, local: "LocalNorms | None" = None
+) -> np.ndarray:
+    """Return the metric of each sample, float64 (n,), of the module with `state` in evaluation mode.
+
+    With `local`, statistics of those norms are estimated from some of the inputs first, as devices do.
+    """
+    return _scores(Run(trainable, state, local), samples.inputs, samples.labels)
+
+
+def _scores(run: Run, inputs: Tensor, labels: Tensor) -> np.ndarray:
+    trainable, state = run.trainable, run.state
+    if run.local is not None:
+        state = run.local.estimated(state, inputs)
     module = trainable.module.eval()
     parts = []
     with torch.no_grad():
@@ -98,14 +118,6 @@ def lost(before: np.ndarray, state: np.ndarray) -> Loss:
     return Loss(float(fall.mean()), float(fall.std() / np.sqrt(len(fall))))
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A module with the state that it runs with."""
-
-    trainable: Trainable
-    state: Mapping[str, Tensor]
-
-
 def report(
     trainable: Trainable,
     held_back: HeldBack,
@@ -115,6 +127,7 @@ def report(
     base: Mapping[str, Tensor],
     teacher: Mapping[str, Tensor],
     released: Mapping[str, Tensor],
+    local: "LocalNorms | None" = None,
 ) -> dict[str, Any]:
     """Open the test split and measure base, full retrain and the decoded release on it.
 
@@ -126,6 +139,7 @@ def report(
         base: state of the base.
         teacher: state of the full retrain.
         released: state of the decoded release.
+        local: its norms whose statistics devices compute: they are estimated from inputs of the split that is measured.
 
     Returns:
         accuracy_base, accuracy_retrained, accuracy_released (means of the metric), recovered_gain (None where the
@@ -135,7 +149,7 @@ def report(
     states = {
         "base": deployed or Run(trainable, base),
         "retrained": Run(trainable, teacher),
-        "released": Run(trainable, released),
+        "released": Run(trainable, released, local),
     }
     test = held_back.open()
     mean = _means(states, test)
@@ -156,6 +170,4 @@ def report(
 
 
 def _means(states: Mapping[str, Run], test: TestSamples) -> dict[str, float]:
-    return {
-        name: float(_scores(one.trainable, one.state, test.inputs, test.labels).mean()) for name, one in states.items()
-    }
+    return {name: float(_scores(one, test.inputs, test.labels).mean()) for name, one in states.items()}

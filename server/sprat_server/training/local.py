@@ -52,6 +52,10 @@ class LocalNorms:
             functional_call(self._module, given, (chosen,))
         return {**state, **{name: given[name] for name in self.tensors}}
 
+    def owns(self, tensor: str) -> bool:
+        """Say whether a tensor is one of these norms', its scale and bias among them."""
+        return tensor.rpartition(".")[0] in self._norms
+
     @contextmanager
     def _counting(self) -> Iterator[None]:
         """Let the local norms use and keep the statistics of the batch."""

@@ -9,7 +9,7 @@ a checkpoint folder, so that a second attempt goes on.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
@@ -20,6 +20,7 @@ from sprat_server.training.checkpoints import Checkpoints
 from sprat_server.training.data import TrainingData, with_replay
 from sprat_server.training.evaluate import Run, Share, lost, recovered, scores
 from sprat_server.training.lesson import Lesson, teacher_outputs
+from sprat_server.training.local import LocalNorms
 from sprat_server.training.norms import shifted_norms
 from sprat_server.training.recipes import Trainable
 from sprat_server.training.states import floats, to_torch
@@ -36,6 +37,7 @@ from sprat_server.training.strategies import (
 )
 from sprat_server.training.targets import Aim, Target, Tried
 from sprat_server.training.teacher import Progress, TeacherPlan, train_teacher
+from sprat_shared.errors import InvalidInput
 from sprat_shared.wire.tensors import TensorSource
 
 _log: Final = logging.getLogger(__name__)
@@ -48,6 +50,12 @@ _SMALLER: Final = 0.75  # of the best file so far: where the subspace is tried f
 _BYTES_A_COEFFICIENT: Final = 0.25  # of a subspace's file, about
 _FEW_NUMBERS: Final = frozenset({FACTORS.method, SUBSPACE.method})
 _ENCODING: Final = 0.95  # where the last resorts begin
+
+
+class LocalStatisticsLose(InvalidInput):
+    """With norm statistics of the inputs that devices meet, no update is good enough."""
+
+    code = "retrain.local-statistics"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +87,7 @@ class Retrained:
         curve: every point tried; the chosen one is `chosen`.
         chosen: the best of those that meet the target.
         note: what an operator should know about how it came to that; None where all went as usual.
+        local: the release's norms whose statistics each device computes; in `released` they are of the train split.
     """
 
     updated: Updated
@@ -88,6 +97,7 @@ class Retrained:
     curve: tuple[Tried, ...]
     chosen: Tried
     note: str | None = None
+    local: LocalNorms | None = None
 
 
 def retrain(
@@ -101,6 +111,7 @@ def retrain(
     checkpoints: Checkpoints | None = None,
     retained: TrainingData | None = None,
     deployed: Run | None = None,
+    local: Collection[str] = (),
 ) -> Retrained:
     """Retrain fully, then find the smallest update that meets the target, or the best one that fits its budget.
 
@@ -114,11 +125,14 @@ def retrain(
         checkpoints: what an earlier attempt finished, and where this one keeps its own.
         retained: train and validation split of an old domain that is to be kept: its samples are replayed among the
             new ones, in the full retrain and in each candidate, and each candidate is judged on both validation splits.
-        deployed: the base as devices run it, where the recipe's config has changed since; gains are measured from it.
+        deployed: the base as devices run it, where the recipe's config has changed since, or where they compute some
+            of its tensors; gains are measured from it.
+        local: names of the tensors that devices shall compute themselves.
 
     Raises:
         NothingToLearn: the full retrain is not better than the base.
         BudgetTooSmall: no update that was found fits the budget.
+        LocalStatisticsLose: not even the full retrain's weights are good enough with statistics of the inputs.
     """
     run = _Search(
         trainable=trainable,
@@ -130,6 +144,7 @@ def retrain(
         checkpoints=checkpoints or Checkpoints(None),
         retained=retained,
         deployed=deployed,
+        local=LocalNorms(trainable.module, local) if local else None,
     )
     return run.run()
 
@@ -147,34 +162,46 @@ class _Search:
         checkpoints: Checkpoints,
         retained: TrainingData | None,
         deployed: Run | None,
+        local: LocalNorms | None,
     ) -> None:
         self._trainable, self._source, self._validation = trainable, base, data.validation
         self._old = None if retained is None else retained.validation
         self._train = data.train if retained is None else with_replay(data.train, retained.train, seed=plan.pace.seed)
         self._teacher_plan, self._plan, self._checkpoints = teacher, plan, checkpoints
-        self._tell, self._deployed = progress, deployed
+        self._tell, self._deployed, self._local = progress, deployed, local
         self._curve: list[Tried] = []
         self._best: tuple[Tried, Updated] | None = None
 
     def run(self) -> Retrained:
-        self._lesson = lesson = self._taught()
-        base = self._deployed or Run(self._trainable, lesson.base)
-        self._scores_base = scores(base.trainable, base.state, self._validation)
+        held = floats(to_torch(self._source))
+        self._lesson = lesson = self._taught(held)
+        base = self._deployed or Run(self._trainable, held)
+        self._scores_base = scores(base.trainable, base.state, self._validation, base.local)
         self._scores_teacher = scores(self._trainable, lesson.teacher, self._validation)
         if self._old is not None:  # what is kept: as the base has it, or where even the full retrain loses, as that
             runs = (base, Run(self._trainable, lesson.teacher))
-            both = [scores(run.trainable, run.state, self._old) for run in runs]
+            both = [scores(run.trainable, run.state, self._old, run.local) for run in runs]
             self._scores_old = min(both, key=lambda given: float(given.mean()))
         self._aim = Aim(self._plan.target, float((self._scores_teacher - self._scores_base).mean()))
         self._try_strategies()
-        assert self._best is not None  # noqa: S101 - lossless always has the teacher's own weights
+        if self._best is None:  # lossless has the teacher's own weights, but with local statistics not its function
+            best = max(self._curve, key=lambda tried: tried.share)
+            raise LocalStatisticsLose(
+                f"with norm statistics of devices' inputs the best update tried keeps {100 * best.share:.1f} % of the "
+                "full retrain's gain; retrain without local statistics, or ask for less"
+            )
         chosen, updated = self._best
         released = floats(to_torch(updated.weights))
-        return Retrained(updated, lesson.base, lesson.teacher, released, tuple(self._curve), chosen, self._note())
+        if self._local is not None:
+            released = self._local.estimated(released, self._train.inputs)
+        curve = tuple(self._curve)
+        return Retrained(updated, held, lesson.teacher, released, curve, chosen, self._note(), self._local)
 
-    def _taught(self) -> Lesson:
-        """Return the full retrain and what candidates learn from it."""
-        base = floats(to_torch(self._source))
+    def _taught(self, held: Mapping[str, Tensor]) -> Lesson:
+        """Return the full retrain and what candidates learn from it, from the state that devices hold."""
+        local, base = self._local, held
+        if local is not None:
+            base = local.estimated(held, self._train.inputs)
         teacher = self._checkpoints.teacher()
         if teacher is None:
             teacher = train_teacher(
@@ -185,14 +212,16 @@ class _Search:
                 old=self._old,
             )
             self._checkpoints.keep_teacher(teacher)
+        norms = shifted_norms(self._trainable.module, base, self._train)
         return Lesson(
             trainable=self._trainable,
             source=self._source,
             base=base,
             teacher=teacher,
-            norms=shifted_norms(self._trainable.module, base, self._train),
+            norms={name: value for name, value in norms.items() if local is None or not local.owns(name)},
             train=self._train,
             targets=teacher_outputs(self._trainable, teacher, self._train),
+            local=local,
         )
 
     def _try_strategies(self) -> None:
@@ -308,8 +337,8 @@ class _Search:
 
     def _measure(self, method: str, rung: Rung, updated: Updated) -> Tried:
         state = floats(to_torch(updated.weights))
-        given = scores(self._trainable, state, self._validation)
-        old = None if self._old is None else scores(self._trainable, state, self._old)
+        given = scores(self._trainable, state, self._validation, self._local)
+        old = None if self._old is None else scores(self._trainable, state, self._old, self._local)
         loss = None if old is None else lost(self._scores_old, old)
         share: Share = recovered(self._scores_base, self._scores_teacher, given)
         return Tried(

@@ -14,10 +14,11 @@ from sprat_server.compress.updates import Updated
 from sprat_server.training.factors import factor_parts
 from sprat_server.training.grid import Part
 from sprat_server.training.lesson import Lesson
-from sprat_server.training.states import narrowed, to_source
+from sprat_server.training.states import narrowed, to_source, to_torch
 from sprat_server.training.student import GridStudent, StudentPlan
 from sprat_server.training.subspace import subspace_parts
 from sprat_server.training.teacher import Progress
+from sprat_shared.wire.tensors import TensorSource
 
 _SUBSPACE_RATE: Final = 0.06  # twice that of factors, whose product takes two steps at once
 _LEAST_BYTES: Final = 64  # a budget for any file at all
@@ -129,17 +130,23 @@ def _subspace(lesson: Lesson, rung: Rung, pace: Pace, progress: Progress) -> Upd
     return _trained(lesson, subspace_parts(lesson, rung.coefficients or 1), plan, progress)
 
 
+def _full_retrain(lesson: Lesson) -> TensorSource:
+    """Return the full retrain's weights, but for what devices compute themselves, of which nothing is sent."""
+    state = narrowed(lesson.teacher, lesson.source)
+    if lesson.local is not None:
+        state |= {name: t for name, t in to_torch(lesson.source).items() if name in lesson.local.tensors}
+    return to_source(state, lesson.source.table.aliases)
+
+
 def _post_hoc(lesson: Lesson, rung: Rung, _pace: Pace, progress: Progress) -> Updated:
     progress(0.0, "cutting the full retrain's change")
-    teacher = to_source(narrowed(lesson.teacher, lesson.source), lesson.source.table.aliases)
     most = None if rung.share is None else max(_LEAST_BYTES, round(rung.share * lesson.source.table.nbytes))
-    return updates.from_weights(lesson.source, teacher, budget_bytes=most)
+    return updates.from_weights(lesson.source, _full_retrain(lesson), budget_bytes=most)
 
 
 def _lossless(lesson: Lesson, _rung: Rung, _pace: Pace, progress: Progress) -> Updated:
     progress(0.0, "encoding the full retrain exactly")
-    teacher = to_source(narrowed(lesson.teacher, lesson.source), lesson.source.table.aliases)
-    return updates.from_weights(lesson.source, teacher, lossless=True)
+    return updates.from_weights(lesson.source, _full_retrain(lesson), lossless=True)
 
 
 FACTORS: Final = Strategy(

@@ -12,14 +12,17 @@ from sprat_client.agent.estimate import estimate
 from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_server.compress import updates
 from sprat_server.training.data import Samples
-from sprat_server.training.evaluate import scores
+from sprat_server.training.evaluate import HeldBack, TestSamples, report, scores
 from sprat_server.training.export import Example, export
 from sprat_server.training.factors import factor_parts
 from sprat_server.training.lesson import Lesson, teacher_outputs
 from sprat_server.training.local import SAMPLES, LocalNorms
+from sprat_server.training.search import LocalStatisticsLose, SearchPlan, retrain
 from sprat_server.training.states import floats, module_tensors, tied_names, to_source, to_torch
 from sprat_server.training.statistics_graph import statistics_graph
+from sprat_server.training.strategies import Choice, Pace
 from sprat_server.training.student import GridStudent, StudentPlan
+from sprat_server.training.targets import Keep
 from sprat_server.training.teacher import TeacherPlan, train_teacher
 from sprat_shared.wire.tensors import raw_bytes
 
@@ -139,3 +142,44 @@ def test_gradients_pass_through_the_statistics(lesson: Lesson) -> None:
     stored = fixed.outputs({**state, "see.weight": state["see.weight"] * scale}, lesson.train.inputs[:64])
     (other,) = torch.autograd.grad(stored.square().sum(), scale)
     assert abs(gradient) < 1e-3 * abs(other)
+
+
+@pytest.mark.parametrize("strategy", ["factors", "full"])
+def test_a_retrain_with_local_statistics_sends_none_and_is_measured_as_devices_run_it(
+    drifted: Drifted, strategy: Choice
+) -> None:
+    plan = SearchPlan(target=Keep(0.6), strategy=strategy, max_candidates=2, pace=Pace(epochs=6, min_steps=0))
+    teacher = TeacherPlan(epochs=4, learning_rate=1e-2, min_steps=0)
+    done = retrain(
+        drifted.trainable, drifted.base, drifted.data, teacher=teacher, search=plan, progress=silent, local=NORM
+    )
+    before, after = (to_torch(source) for source in (drifted.base, done.updated.weights))
+    assert all(torch.equal(before[name], after[name]) for name in NORM)
+    assert done.local is not None
+    assert not torch.equal(done.released[NORM[0]], before[NORM[0]])
+    validation = drifted.data.validation
+    given = scores(drifted.trainable, floats(after), validation, done.local)
+    assert done.chosen.accuracy == pytest.approx(float(given.mean()))
+    test = HeldBack(lambda: TestSamples(validation.inputs, validation.labels, range(len(validation))))
+    told = report(
+        drifted.trainable, test, base=done.base, teacher=done.teacher, released=done.released, local=done.local
+    )
+    assert told["accuracy_released"] == pytest.approx(done.chosen.accuracy)
+    assert told["accuracy_base"] == pytest.approx(float(scores(drifted.trainable, floats(before), validation).mean()))
+    assert done.chosen.share >= 0.6
+
+
+def test_a_retrain_says_when_statistics_of_the_inputs_lose_too_much(
+    drifted: Drifted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Estimated on inputs that are nothing like those of the network, whatever is sent."""
+    real = LocalNorms.estimated
+    monkeypatch.setattr(
+        LocalNorms, "estimated", lambda self, state, inputs: real(self, state, torch.zeros_like(inputs))
+    )
+    plan = SearchPlan(target=Keep(0.9), strategy="full", max_candidates=1, pace=Pace(epochs=1, min_steps=0))
+    teacher = TeacherPlan(epochs=4, learning_rate=1e-2, min_steps=0)
+    with pytest.raises(LocalStatisticsLose, match="retrain without local statistics"):
+        retrain(
+            drifted.trainable, drifted.base, drifted.data, teacher=teacher, search=plan, progress=silent, local=NORM
+        )
