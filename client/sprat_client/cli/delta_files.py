@@ -14,6 +14,7 @@ from sprat_shared.errors import BaseMismatch, InvalidInput, TryLater
 from sprat_shared.ids import parse_digest
 from sprat_shared.wire.patch import patch_between
 from sprat_shared.wire.records import (
+    Coded,
     Dense,
     Drawn,
     Exact,
@@ -39,6 +40,7 @@ _NAMES: Final[Mapping[type[Record], str]] = {
     Rows: "rows",
     ThreeFactors: "three-factors",
     Subspace: "subspace",
+    Coded: "coded",
 }
 
 
