@@ -24,7 +24,8 @@ def upload_(
     """Upload a dataset; the server checks it and keeps it under its digest.
 
     `inputs` is (n, …), `labels` (n,) integers; `split` (n,) holds 0 for training, 1 for validation, 2 for the test
-    that only reports. Without it the server draws 70/15/15.
+    that only reports. Without it the server draws 70/15/15. A training sample may have the label -1: nobody labelled
+    it, and updates learn from what the full retrain says of it (distillation).
 
     Example: sprat dataset upload tilted-digits tilted.npz
     """

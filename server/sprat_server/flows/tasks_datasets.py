@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from sprat_server.jobs.tasks import JobContext, task
 from sprat_server.registry.models import Dataset
-from sprat_server.registry.samples import LabelledSamples, read_samples
+from sprat_server.registry.samples import UNLABELLED, LabelledSamples, read_samples
 
 
 @task("validate-dataset")
@@ -24,12 +24,14 @@ def validate_dataset(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]
         counts = {name: len(samples.indices(name)) for name in ("train", "validation", "test")}
         length = path.stat().st_size
         ctx.progress("storing", 0.9, f"{len(samples.labels)} samples, {samples.classes} classes")
+        labelled = samples.labels != UNLABELLED
         result = {
             "digest": args["blob"],
             "samples": len(samples.labels),
             "classes": samples.classes,
             "splits": counts,
-            "label_counts": np.bincount(samples.labels).tolist(),
+            "label_counts": np.bincount(samples.labels[labelled]).tolist(),
+            "unlabelled": int((~labelled).sum()),
         }
         with ctx.session() as session:
             _keep(session, samples, name=args["name"], digest=args["blob"], length=length, counts=counts)

@@ -17,6 +17,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")  # a split's position is its number in the file
 MAX_UNPACKED_BYTES: Final = 8 << 30
 MAX_CLASSES: Final = 1_000_000
+UNLABELLED: Final = -1
+"""The label of a training sample that nobody labelled: a retrain learns from it by distillation alone."""
+
 _ARRAYS: Final = frozenset({"inputs", "labels", "split"})
 _SHARES: Final = (0.70, 0.15)  # train, validation; the rest is the test split
 _ZIP_MAGIC: Final = b"PK\x03\x04"
@@ -36,7 +39,7 @@ class LabelledSamples:
 
     Attributes:
         inputs: (n, ...), a finite float or integer dtype; a view of the file where it can be mapped.
-        labels: (n,) int64, 0 to classes - 1.
+        labels: (n,) int64, 0 to classes - 1; `UNLABELLED` only where `split` says train.
         split: (n,) uint8, 0 train | 1 validation | 2 test.
         given_split: the file names the split; else it was made by the rule of `seeded_split`.
         format: of the file.
@@ -92,13 +95,23 @@ def read_samples(path: Path) -> LabelledSamples:
             raise DatasetInvalid(f"array {name!r} is missing; a dataset has inputs (n, ...) and labels (n,)")
     inputs = _checked_inputs(arrays["inputs"])
     labels = _checked_labels(arrays["labels"], len(inputs))
-    given = arrays.get("split")
-    split = seeded_split(len(inputs)) if given is None else _checked_split(given, len(inputs))
+    given, labelled = arrays.get("split"), labels != UNLABELLED
+    if given is None:
+        split = np.zeros(len(inputs), np.uint8)  # what has no label can only be trained on
+        split[labelled] = seeded_split(int(labelled.sum()))
+    else:
+        split = _checked_split(given, len(inputs))
     for number, name in enumerate(SPLITS):
-        if not (split == number).any():
+        unknown_here = np.flatnonzero((split == number) & ~labelled)
+        if number and unknown_here.size:
             raise DatasetInvalid(
-                f"the {name} split is empty; give more samples, or an array 'split' with 0 (train), 1 (validation) "
-                "and 2 (test)"
+                f"sample {unknown_here[0]} of the {name} split has no label ({UNLABELLED}); only training samples may "
+                "go without one"
+            )
+        if not ((split == number) & labelled).any():
+            raise DatasetInvalid(
+                f"the {name} split has no labelled sample; give more samples, or an array 'split' with 0 (train), "
+                "1 (validation) and 2 (test)"
             )
     return LabelledSamples(inputs, labels, split, given is not None, form)
 
@@ -152,11 +165,13 @@ def _checked_labels(labels: Array, samples: int) -> npt.NDArray[np.int64]:
     if labels.dtype.kind not in "iu":
         raise DatasetInvalid(f"labels have dtype {labels.dtype}; integers from 0 are expected")
     smallest, largest = int(labels.min()), int(labels.max())
-    if smallest < 0 or largest >= MAX_CLASSES:
-        where = int(np.argmin(labels) if smallest < 0 else np.argmax(labels))
-        raise DatasetInvalid(f"label {labels[where]} of sample {where} is not in 0 to {MAX_CLASSES - 1}")
-    if largest == 0:
-        raise DatasetInvalid("every label is 0; at least two classes are needed")
+    if smallest < UNLABELLED or largest >= MAX_CLASSES:
+        where = int(np.argmin(labels) if smallest < UNLABELLED else np.argmax(labels))
+        raise DatasetInvalid(
+            f"label {labels[where]} of sample {where} is not in 0 to {MAX_CLASSES - 1}, nor {UNLABELLED} (no label)"
+        )
+    if largest <= 0:
+        raise DatasetInvalid("every label is 0 or missing; at least two classes are needed")
     return labels.astype(np.int64)
 
 

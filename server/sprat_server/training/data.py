@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from sprat_server.registry.samples import UNLABELLED
 from sprat_server.training.recipes import RecipeBroken, Trainable
 from sprat_shared.errors import InvalidInput
 
@@ -15,10 +15,6 @@ class DataMismatch(InvalidInput):
     """The dataset does not fit the model."""
 
     code = "dataset.mismatch"
-
-
-UNLABELLED: Final = -1
-"""The label of a sample of the train split that nobody labelled: it is learned from by distillation alone."""
 
 
 @dataclass(frozen=True, slots=True)

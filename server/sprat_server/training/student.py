@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sprat_server.training.data import UNLABELLED
+from sprat_server.registry.samples import UNLABELLED
 from sprat_server.training.grid import LIMIT, Part
 from sprat_server.training.lesson import Lesson
 from sprat_server.training.teacher import Progress, batches, epochs_for

@@ -34,6 +34,15 @@ def test_a_given_split_is_kept(tmp_path: Path) -> None:
     assert read.indices("test").tolist() == list(range(2, 40, 3))
 
 
+def test_samples_without_a_label_train_and_the_others_are_split_as_if_they_were_alone(tmp_path: Path) -> None:
+    arrays = good(1200)
+    arrays["labels"] = np.where(np.arange(1200) % 6 == 5, -1, arrays["labels"])
+    read = read_samples(saved(tmp_path, arrays))
+    assert read.classes == 3
+    assert (read.split[read.labels == -1] == 0).all()
+    assert np.array_equal(read.split[read.labels >= 0], seeded_split(1000))
+
+
 def test_a_safetensors_file_is_read_by_its_content_not_its_name(tmp_path: Path) -> None:
     arrays = good()
     path = tmp_path / "data.bin"
@@ -62,10 +71,19 @@ def test_every_sample_is_in_exactly_one_split() -> None:
         ({"inputs": np.full((40, 2), np.nan, np.float32)}, "sample 0 of inputs holds NaN"),
         ({"labels": np.zeros(39, np.int64)}, "labels have shape"),
         ({"labels": np.zeros(40, np.float32)}, "labels have dtype"),
-        ({"labels": np.full(40, -1)}, "label -1 of sample 0"),
+        ({"labels": np.full(40, -2)}, r"label -2 of sample 0 is not in 0 to 999999, nor -1 \(no label\)"),
+        ({"labels": np.full(40, -1)}, "at least two classes"),
+        (
+            {"labels": np.arange(40) % 3 - (np.arange(40) == 4) * 2, "split": np.arange(40) % 3},
+            r"sample 4 of the validation split has no label \(-1\); only training samples may",
+        ),
+        (
+            {"labels": np.where(np.arange(40) % 3, np.arange(40) % 2, -1), "split": np.arange(40) % 3},
+            "the train split has no labelled sample",
+        ),
         ({"labels": np.zeros(40, np.int64)}, "at least two classes"),
         ({"split": np.full(40, 3, np.uint8)}, "split of sample 0 is 3"),
-        ({"split": np.zeros(40, np.uint8)}, "validation split is empty"),
+        ({"split": np.zeros(40, np.uint8)}, "validation split has no labelled sample"),
         ({"split": np.zeros(40, np.float32)}, "integers are expected"),
     ],
 )

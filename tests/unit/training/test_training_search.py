@@ -10,9 +10,10 @@ import torch
 from conftest import Drifted, samples
 from small_recipes import OwnLoss
 
+from sprat_server.registry.samples import UNLABELLED
 from sprat_server.training import search as search_module
 from sprat_server.training.checkpoints import Checkpoints
-from sprat_server.training.data import UNLABELLED, DataMismatch, Samples, TrainingData, check_fit
+from sprat_server.training.data import DataMismatch, Samples, TrainingData, check_fit
 from sprat_server.training.evaluate import HeldBack, Share, TestSamples, recovered, report, scores
 from sprat_server.training.lesson import Lesson, teacher_outputs
 from sprat_server.training.recipes import RecipeBroken, Trainable
