@@ -21,7 +21,7 @@ from sprat_server.flows import tasks_retrain
 from sprat_server.jobs.models import Job
 from sprat_server.jobs.runner import Runner
 from sprat_server.publish import repository
-from sprat_server.registry.samples import LabelledSamples, Split
+from sprat_server.registry.samples import LabelledSamples, Split, seeded_split
 from sprat_server.settings import Settings
 from sprat_server.training import search
 from sprat_server.training.graphs import stored
@@ -229,6 +229,27 @@ def test_a_retrain_by_budget_releases_an_update_that_fits_and_says_what_was_aske
     assert "the smallest found has" in refused["error"]["message"]
 
 
+def test_the_strategy_decides_how_updates_are_made_and_samples_without_a_label_are_taken(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    registered(worker, admin, blobs, tmp_path)
+    inputs, labels = small_recipes.images(900, 5, dim=1.0, turn=0.55)
+    some = np.where((seeded_split(900) == 0) & (np.arange(900) % 3 == 0), -1, labels)
+    asked = {"dataset": dataset(worker, admin, blobs, inputs=inputs, labels=some, split=seeded_split(900))}
+    asked |= {"keep": 0.8, "max_epochs": 8, "max_candidates": 4}
+    for strategy, methods in (("full", {"post-hoc"}), ("subspace", {"subspace"})):
+        job = carried_out(worker, admin, "/models/quadrants/retrain", base=1, strategy=strategy, **asked)
+        assert job["state"] == "succeeded", job
+        told = job["result"]
+        assert (told["strategy"], told["note"]) == (strategy, None)
+        assert {point["method"] for point in told["curve"]} == methods == {told["method"]}
+        release = admin.get(f"/api/v1/models/quadrants/releases/{told['release']}").json()
+        assert (release["metrics"]["strategy"], release["metrics"]["curve"]) == (strategy, told["curve"])
+    unknown = admin.post("/api/v1/models/quadrants/retrain", json=asked | {"strategy": "magic"})
+    assert unknown.status_code == 422
+    assert "'auto', 'full', 'factors' or 'subspace'" in unknown.json()["detail"]
+
+
 def test_a_head_grows_with_the_recipe_s_config_and_later_retrains_go_on_from_there(
     worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
 ) -> None:
@@ -308,6 +329,30 @@ def test_a_model_from_onnx_alone_takes_weights_from_elsewhere_but_is_not_retrain
     assert close["result"]["update_bytes"] < exact["result"]["update_bytes"]
     asked = admin.post("/api/v1/models/bare/retrain", json={"dataset": dataset(worker, admin, blobs)})
     assert asked.json()["code"] == "model.not-retrainable"
+
+
+def test_weights_of_a_larger_head_take_another_config_or_another_graph(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    graph = registered(worker, admin, blobs, tmp_path)["result"]["graph"]
+    registered(worker, admin, blobs, tmp_path, name="bare", recipe=None, graph=graph, example=None)
+    six = source_of(small_recipes.Small(classes=6))
+    weights = weights_blob(blobs, six, tmp_path)
+    for name, way in (("quadrants", "--config"), ("bare", "--graph")):
+        refused = carried_out(worker, admin, f"/models/{name}/releases", weights=weights)
+        assert "tensor 'tell.bias' is [4] in" in refused["error"]["message"]
+        assert way in refused["error"]["message"]
+        wrong = {"graph": graph} if name == "quadrants" else {"config": {"classes": 6}}
+        assert carried_out(worker, admin, f"/models/{name}/releases", weights=weights, **wrong)["state"] == "failed"
+
+    job = carried_out(worker, admin, "/models/quadrants/releases", weights=weights, config={"classes": 6})
+    assert job["state"] == "succeeded", job
+    grown = admin.get("/api/v1/models/quadrants/releases/2").json()
+    assert grown["recipe_config"] == {"classes": 6}
+    assert grown["graph"] != graph
+    job = carried_out(worker, admin, "/models/bare/releases", weights=weights, graph=grown["graph"], lossless=True)
+    assert job["state"] == "succeeded", job
+    assert job["result"]["weights"] == digest_of(six)
 
 
 def test_weights_that_are_not_the_modules_are_refused_and_named(
