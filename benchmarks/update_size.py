@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))  # the cases are made of the demo's data and network
 
 import torch  # noqa: E402 - after the path is set, as the next ones
-from sizes import exact, lora_xs, nncodec, own, peft_lora, post_hoc, trained  # noqa: E402
+from sizes import exact, local, lora_xs, nncodec, own, peft_lora, post_hoc, trained  # noqa: E402
 from sizes.cases import CASES, CaseUnavailable, make_problem  # noqa: E402
 from sizes.environments import Unavailable  # noqa: E402
 from sizes.method import Method  # noqa: E402
@@ -41,6 +41,7 @@ METHODS: Final[tuple[Method, ...]] = (
     *lora_xs.METHODS,
     *own.METHODS,
     AUTO,
+    *local.METHODS,
     *exact.METHODS,
 )
 Found = dict[str, dict[str, dict[int, list[Point]]]]
