@@ -7,9 +7,15 @@ from collections.abc import Mapping
 from typing import Final
 
 from sizes.cases.case import Case, CaseUnavailable
+from sizes.cases.clipart import CLIPART
 from sizes.cases.digits import DRIFT, NEW_CLASSES
+from sizes.cases.fashion import FASHION
+from sizes.cases.glosses import GLOSSES
 from sizes.cases.problem import Problem, make_problem
+from sizes.cases.sensors import SENSORS
 
 __all__ = ["CASES", "Case", "CaseUnavailable", "Problem", "make_problem"]
 
-CASES: Final[Mapping[str, Case]] = {case.name: case for case in (DRIFT, NEW_CLASSES)}
+CASES: Final[Mapping[str, Case]] = {
+    case.name: case for case in (DRIFT, NEW_CLASSES, FASHION, SENSORS, GLOSSES, CLIPART)
+}
