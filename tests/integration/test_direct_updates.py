@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,9 +15,8 @@ import pytest
 from fastapi import FastAPI
 from fleet_calls import TestDevice, join, made
 from http_calls import Api
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy import update as sql_update
-from sqlalchemy.exc import DBAPIError
 
 from sprat_server.compress import updates as compress
 from sprat_server.db.blobs import Blobs
@@ -33,7 +32,7 @@ from sprat_server.observe.actors import SYSTEM
 from sprat_server.publish import repository
 from sprat_server.registry import paths
 from sprat_server.registry import service as registry
-from sprat_server.registry.models import DirectBuild, UpdateFile
+from sprat_server.registry.models import UpdateFile
 from sprat_server.registry.service import NewUpdate
 from sprat_server.settings import Settings
 from sprat_server.worker import load_tasks
@@ -439,13 +438,16 @@ def test_releases_that_cannot_be_told_apart_by_an_update_are_left_alone(
 
 
 @pytest.mark.usefixtures("lineage")
-def test_what_was_found_out_is_a_fact(app: FastAPI, operator: Api, worker: Runner) -> None:
+def test_after_a_job_that_failed_or_was_cancelled_nobody_asks_at_once_again(app: FastAPI, operator: Api) -> None:
     (device,) = join(app, operator, 1)
     bring_to(app, 1, [device])
-    work(app, worker)
-    for statement in (sql_update(DirectBuild).values(bytes=1), delete(DirectBuild)):
-        with pytest.raises(DBAPIError, match="facts"), app.state.database.transaction() as session:
-            session.execute(statement)
+    ((job, _),) = queued(app)
+    with app.state.database.transaction() as session:
+        jobs.cancel(session, job)
+    assert upkeep.ask_for_direct(app.state.database) == []
+    with app.state.database.transaction() as session:
+        session.get_one(Job, job).ended_at = datetime.now(UTC) - timedelta(days=1)
+    assert upkeep.ask_for_direct(app.state.database) == ["mnist"]
 
 
 @pytest.mark.usefixtures("lineage")

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
 from sprat_server.registry import service as registry
-from sprat_server.registry.models import Dataset, Graph, Model, Release, UpdateFile
+from sprat_server.registry.models import Dataset, DirectBuild, Graph, Model, Release, UpdateFile
 from sprat_server.registry.service import NewUpdate
 from sprat_server.settings import Settings
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
@@ -94,6 +94,20 @@ def test_facts_are_never_changed_or_deleted(
 ) -> None:
     with pytest.raises(IntegrityError, match="are facts"), database.transaction() as session:
         session.execute(statement(table))
+
+
+def test_what_was_found_out_about_a_direct_update_stays_and_is_of_a_newer_release(
+    database: Database, model_at_2: Model
+) -> None:
+    with database.transaction() as session:
+        registry.add_direct_build(session, model_at_2, base=1, number=2, blob=None, length=80)
+    for statement in (delete(DirectBuild), update(DirectBuild).values(bytes=1)):
+        with pytest.raises(IntegrityError, match="are facts"), database.transaction() as session:
+            session.execute(statement)
+    with pytest.raises(IntegrityError, match="leads_to_a_newer_release"), database.transaction() as session:
+        registry.add_direct_build(session, model_at_2, base=2, number=1, blob=None, length=None)
+    with pytest.raises(IntegrityError, match="what_is_kept_has_a_length"), database.transaction() as session:
+        session.add(DirectBuild(model_id=model_at_2.id, base_number=1, number=2, blob=DIGEST, bytes=None))
 
 
 def test_a_dataset_counts_every_sample_once(database: Database) -> None:

@@ -23,6 +23,8 @@ from sprat_server.registry.service import NewUpdate
 
 JOB_KIND: Final = "direct-updates"
 
+_PAUSE_S: Final = 6 * 3600.0  # after a job that failed or that someone cancelled
+
 TARGET_BYTES: Final = 60
 """What one more signed target costs a device, in a poll's body packed with the version before."""
 
@@ -57,7 +59,7 @@ def enqueue(session: Session, model: Model, groups: Iterable[Holders] | None = N
     """
     if not unknown(session, model, groups) and (groups is not None or not worthwhile(session, model)):
         return None
-    return jobs.enqueue_once(session, kind=JOB_KIND, args={"model": model.name}, by=SYSTEM)
+    return jobs.enqueue_once(session, kind=JOB_KIND, args={"model": model.name}, by=SYSTEM, pause_s=_PAUSE_S)
 
 
 def wanted(session: Session, model: Model, groups: Iterable[Holders] | None = None) -> list[Wanted]:

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import and_, func, or_, select, text
 from sqlalchemy.orm import Session
 
-from sprat_server.jobs.models import CANCELLED, ENDED, QUEUED, RUNNING, Job
+from sprat_server.jobs.models import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, Job
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import Conflict, NotFound
 from sprat_shared.ids import new_id
@@ -60,16 +60,21 @@ def enqueue(session: Session, *, kind: str, args: Mapping[str, Any], by: Actor) 
     return job
 
 
-def enqueue_once(session: Session, *, kind: str, args: Mapping[str, Any], by: Actor) -> Job | None:
+def enqueue_once(session: Session, *, kind: str, args: Mapping[str, Any], by: Actor, pause_s: float) -> Job | None:
     """Queue a job as `enqueue` does, unless one of this kind with these arguments is queued or runs; return it then.
 
-    Of two transactions that ask at the same time one gets the job and the other None, without waiting.
+    Of two transactions that ask at the same time one gets the job and the other None, without waiting. None as well
+    where such a job failed or was cancelled less than `pause_s` seconds ago: what nobody waits for is not tried at
+    once again.
     """
     what = f"{kind} {json.dumps(dict(args), sort_keys=True)}"
     if not session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtextextended(what, 0)))):
         return None
-    same = select(Job.id).where(Job.state.in_([QUEUED, RUNNING]), Job.kind == kind, Job.args == dict(args)).limit(1)
-    return None if session.scalar(same) is not None else enqueue(session, kind=kind, args=args, by=by)
+    lately = and_(Job.state.in_([FAILED, CANCELLED]), Job.ended_at > datetime.now(UTC) - timedelta(seconds=pause_s))
+    same = select(Job.id).where(Job.kind == kind, Job.args == dict(args)).limit(1)
+    if session.scalar(same.where(or_(Job.state.in_([QUEUED, RUNNING]), lately))) is not None:
+        return None
+    return enqueue(session, kind=kind, args=args, by=by)
 
 
 def defer(session: Session, job_id: UUID) -> int:
