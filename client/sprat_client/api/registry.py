@@ -59,9 +59,20 @@ class Models:
         body = {"dataset": dataset, "base": base, **options}
         return _job(self._transport.post(f"/models/{name}/retrain", body))
 
-    def create_release(self, name: str, *, weights: str, base: int | None = None, lossless: bool = False) -> JobView:
-        """Ask for a release from weights trained elsewhere (digest of an uploaded safetensors file)."""
-        body = {"weights": weights, "base": base, "lossless": lossless}
+    def create_release(
+        self, name: str, *, weights: str, base: int | None = None, lossless: bool = False, **architecture: Any
+    ) -> JobView:
+        """Ask for a release from weights trained elsewhere.
+
+        Args:
+            name: the model.
+            weights: digest of an uploaded safetensors file.
+            base: number of the release to start from; the latest when None.
+            lossless: keep every bit.
+            architecture: where tensors come, go or change their shapes: `config` (keys of the recipe's config that
+                change), or, for a model from ONNX alone, `graph` (digest of an uploaded ONNX file).
+        """
+        body = {"weights": weights, "base": base, "lossless": lossless, **architecture}
         return _job(self._transport.post(f"/models/{name}/releases", body))
 
     def releases(self, name: str) -> list[ReleaseView]:

@@ -39,20 +39,29 @@ def create(
     ctx: typer.Context,
     *,
     model: Model,
-    weights: Annotated[Path, typer.Option(help="The new weights, safetensors, same names, shapes and dtypes.")],
+    weights: Annotated[Path, typer.Option(help="The new weights, safetensors; dtypes as before.")],
     base: Base = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="Keep every bit of the new weights.")] = False,
+    config: Annotated[
+        str | None, typer.Option(help="JSON, or @FILE: keys of the recipe's config that change with the shapes.")
+    ] = None,
+    graph: Annotated[Path | None, typer.Option(help="The new ONNX file, for a model without a recipe.")] = None,
     no_wait: NoWait = False,
     json_: JsonFlag = False,
 ) -> None:
     """Make a release from weights trained elsewhere.
 
-    What is released is the base plus the decoded update, the same bits that devices will have.
+    What is released is the base plus the decoded update, the same bits that devices will have. Where tensors come, go
+    or change their shapes, the graph is another too: give `--config` or `--graph`.
 
     Example: sprat release create digits --weights retrained.safetensors
     """
     with connect(ctx) as client:
-        job = client.models.create_release(model, weights=upload(client, weights), base=base, lossless=lossless)
+        architecture: dict[str, Any] = {} if config is None else {"config": parse_config(config)}
+        if graph is not None:
+            architecture["graph"] = upload(client, graph)
+        digest = upload(client, weights)
+        job = client.models.create_release(model, weights=digest, base=base, lossless=lossless, **architecture)
         job = finish(client, job, no_wait=no_wait)
     emit(job, as_json=json_, text=f"job {job['id']}" if no_wait else summary(model, job))
 
@@ -221,10 +230,10 @@ def retrain(
     with connect(ctx) as client:
         digest = client.datasets.resolve(dataset)["digest"]
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        if config is not None:
-            given["config"] = parse_config(config)
         if strategy is not Strategy.AUTO:
             given["strategy"] = strategy.value
+        if config is not None:
+            given["config"] = parse_config(config)
         if retain is not None:
             given["retain"] = client.datasets.resolve(retain)["digest"]
         job = client.models.retrain(model, dataset=digest, base=base, **given)

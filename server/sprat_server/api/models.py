@@ -107,7 +107,9 @@ def create_release(
     model = registry.get_model(session, name)
     base = body.base if body.base is not None else registry.latest_release(session, model).number
     registry.get_release(session, model, base)
-    blobs.length(body.weights)
+    for digest in (body.weights, body.graph):
+        if digest is not None:
+            blobs.length(digest)
     args = body.model_dump(mode="json") | {"model": name, "base": base}
     job = jobs.enqueue(session, kind="create-release", args=args, by=releaser)
     audit.record(session, releaser, "release.create", f"model:{name}", after=args | {"job": str(job.id)})

@@ -12,13 +12,14 @@ import torch
 from sqlalchemy.exc import OperationalError
 from torch import Tensor
 
+from sprat_server.flows.graph_files import GraphFiles, graphs_of_module
 from sprat_server.flows.publishing import publish_release
 from sprat_server.flows.release_files import MAX_GRAPH_BYTES, BaseRelease, keep_files, weights_of
 from sprat_server.jobs.tasks import JobContext, JobInterrupted, JobLost, task
 from sprat_server.registry import service as registry
 from sprat_server.registry.samples import LabelledSamples, Split, read_samples
 from sprat_server.training import graphs, recipes
-from sprat_server.training.architecture import begin, export_verified
+from sprat_server.training.architecture import begin
 from sprat_server.training.checkpoints import Checkpoints
 from sprat_server.training.data import Samples, TrainingData, check_fit
 from sprat_server.training.evaluate import HeldBack, TestSamples, report
@@ -62,8 +63,8 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with weights_of(ctx.blobs, base.weights_blob) as weights, ExitStack() as files:
             datasets = [files.enter_context(ctx.blobs.local(digest)) for digest in digests]
-            done, quality, made = _train(ctx, args, base, weights=weights, datasets=datasets, scratch=scratch)
-            result = _publish(ctx, args, base, done, quality=quality, made=made)
+            made = _train(ctx, args, base, weights=weights, datasets=datasets, scratch=scratch)
+            result = _publish(ctx, args, base, made)
     except (JobLost, JobInterrupted, TryLater, OperationalError):
         raise  # the job goes on elsewhere or later, from what is finished
     except BaseException:
@@ -74,12 +75,13 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Graphs:
-    """Digests of the release's graph and probe graph, and its recipe's config where that is not the base's."""
+class _Made:
+    """What is retrained, its measures, its graphs, and its recipe's config where that is not the base's."""
 
-    graph: str
-    probe: str | None
-    config: Mapping[str, Any] | None = None
+    done: Retrained
+    quality: dict[str, Any]
+    graphs: GraphFiles
+    config: Mapping[str, Any] | None
 
 
 def _train(
@@ -90,7 +92,7 @@ def _train(
     weights: TensorSource,
     datasets: Sequence[Path],
     scratch: Path,
-) -> tuple[Retrained, dict[str, Any], _Graphs]:
+) -> _Made:
     """Train and measure; `datasets` is the file of the new domain and, where one is to be kept, of the old."""
     recipe, example = base.recipe or {}, Example.of(base.example)
     before = recipe.get("config") or {}
@@ -112,11 +114,12 @@ def _train(
     check_finite(done.updated.weights)
     ctx.progress("verifying", 0.88, "running the graph on the released weights")
     if changed:
-        made = _new_graphs(ctx, recipe["factory"], config, done.updated.weights, example)
+        module = recipes.build(recipe["factory"], config, ctx.settings.recipe_packages).module
+        release_graphs = graphs_of_module(ctx, module, done.updated.weights, example)
     else:
         graph = graphs.stored(ctx.blobs.read(base.graph, max_bytes=MAX_GRAPH_BYTES))
         compare(start.trainable.module, done.updated.weights, graph, example, "the released weights")
-        made = _Graphs(base.graph, base.probe)
+        release_graphs = GraphFiles(base.graph, base.probe)
     ctx.progress("reporting", 0.9, "measuring on the test split")
     held_back, *kept = [_held_back(path, example) for path in datasets]
     quality = report(
@@ -128,16 +131,7 @@ def _train(
         teacher=done.teacher,
         released=done.released,
     )
-    return done, quality, made
-
-
-def _new_graphs(
-    ctx: JobContext, factory: str, config: Mapping[str, Any], weights: TensorSource, example: Example
-) -> _Graphs:
-    """Export the recipe's module under its new config, as at registration."""
-    exported = export_verified(recipes.build(factory, config, ctx.settings.recipe_packages).module, weights, example)
-    graph, probe = (ctx.blobs.put_bytes(one.data).digest for one in (exported.graph, exported.probe))
-    return _Graphs(graph, probe, config)
+    return _Made(done, quality, release_graphs, config if changed else None)
 
 
 def _training_data(trainable: Trainable, dataset: Path, example: Example) -> TrainingData:
@@ -197,11 +191,9 @@ def _publish(
     ctx: JobContext,
     args: Mapping[str, Any],
     base: BaseRelease,
-    done: Retrained,
-    *,
-    quality: Mapping[str, Any],
-    made: _Graphs,
+    made: _Made,
 ) -> dict[str, Any]:
+    done, quality = made.done, made.quality
     ctx.progress("storing", 0.93, "storing weights and updates")
     files = keep_files(ctx, done.updated.weights, base=base.number, update=done.updated.data)
     ctx.progress("publishing", 0.97, "signing the release")
@@ -216,7 +208,7 @@ def _publish(
             ctx.blobs,
             ctx.settings,
             model=registry.get_model(session, base.model),
-            graph_blob=made.graph,
+            graph_blob=made.graphs.graph,
             weights_blob=files.weights,
             table=done.updated.weights.table,
             weights_digest=done.updated.digest,
@@ -231,7 +223,7 @@ def _publish(
             },
             origin="retrained",
             base=base.number,
-            probe_blob=made.probe,
+            probe_blob=made.graphs.probe,
             recipe_config=made.config,
         )
         result = {

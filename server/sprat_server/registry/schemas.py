@@ -166,7 +166,11 @@ class WayView(BaseModel):
 
 
 class NewRelease(BaseModel):
-    """A release to be made from weights that were trained elsewhere."""
+    """A release to be made from weights that were trained elsewhere.
+
+    Where tensors come, go or change their shapes, `config` says which keys of the recipe's config change, or, for a
+    model from ONNX alone, `graph` is the digest of the uploaded new ONNX file.
+    """
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"weights": _EXAMPLE_DIGEST, "base": None, "lossless": False}]}
@@ -175,6 +179,8 @@ class NewRelease(BaseModel):
     weights: Digest
     base: Annotated[int | None, Field(ge=1)] = None
     lossless: bool = False
+    config: dict[str, Any] | None = None
+    graph: Digest | None = None
 
 
 class RetrainRequest(BaseModel):
