@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 
 from sprat_shared.apply import apply_update, check_arithmetic, rebuild_tensor
-from sprat_shared.encode.candidates import Change, lossless
 from sprat_shared.wire.patch import PatchedTensors
-from sprat_shared.wire.records import Dense, Drawn, LowRank, Record, Rows, Subspace, ThreeFactors
+from sprat_shared.wire.planes import encode_planes
+from sprat_shared.wire.records import Dense, Drawn, Lossless, LowRank, Record, Rows, Subspace, ThreeFactors
 from sprat_shared.wire.tensors import Array, TensorSource, TensorSpec, TensorTable, digest_of
 from sprat_shared.wire.update import MAX_TERMS, UpdateReader, encode_update
 
@@ -64,8 +64,8 @@ def direct_update(
         kept = old.kept(index)
         if index in local or not spec.size or (kept is not None and base.sha256(kept) == target.sha256(index)):
             continue
-        change = Change(index, spec, old.read(index), target.read(index))
-        records += _fewest_bytes(change, target.table, said.get(spec))
+        terms = [replace(record, index=index) for record in said.get(spec, ())]
+        records += _fewest_bytes(target.table, index, old.read(index), target.read(index), terms)
     data = encode_update(target.table, records, base_digest=digest_of(base), base_table=base.table)
     apply_update(memoryview(data), base, _Nowhere(), expected=digest_of(target), local=local)
     return data
@@ -132,23 +132,35 @@ def _undone(record: Record) -> Record:
             raise AssertionError(f"{type(record).__name__} adds nothing that could be taken back")
 
 
-def _fewest_bytes(change: Change, table: TensorTable, said: Sequence[Record] | None) -> Iterable[Record]:
-    """Return the records that say a change exactly, with the fewest bytes of the ways known."""
-    if _same_bits(change.old, change.new):
+def _fewest_bytes(table: TensorTable, index: int, old: Array, new: Array, terms: Sequence[Record]) -> Iterable[Record]:
+    """Return the records that turn a tensor into another exactly, with the fewest bytes of the ways known.
+
+    Args:
+        table: of the file.
+        index: of the tensor in it.
+        old: its bits so far.
+        new: what they shall be.
+        terms: records that give `new`, or nearly; none where there are none.
+    """
+    spec: TensorSpec = table[index]
+    if _same_bits(old, new):
         return ()
-    level = 19 if change.spec.nbytes <= _THOROUGH_UP_TO_BYTES else 9
-    terms = [replace(record, index=change.index) for record in said or ()]
     if not terms or len(terms) > MAX_TERMS:
-        return lossless(change, level).records
-    middle = rebuild_tensor(change.old, change.spec, terms)
-    if _same_bits(middle, change.new):
+        return (_exact(index, spec, old, new),)
+    middle = rebuild_tensor(old, spec, terms)
+    if _same_bits(middle, new):
         return terms
-    alone = lossless(change, level)
+    alone = _exact(index, spec, old, new)
     if len(terms) == MAX_TERMS:
-        return alone.records
-    rest = lossless(replace(change, old=middle), level)
+        return (alone,)
+    rest = _exact(index, spec, middle, new)
     of_terms = len(encode_update(table, terms, base_digest=_ANY_BASE))
-    return alone.records if alone.bytes <= of_terms + rest.bytes else (*terms, *rest.records)
+    return (alone,) if len(alone.frame) <= of_terms + len(rest.frame) else (*terms, rest)
+
+
+def _exact(index: int, spec: TensorSpec, old: Array, new: Array) -> Lossless:
+    level = 19 if spec.nbytes <= _THOROUGH_UP_TO_BYTES else 9
+    return Lossless(index, encode_planes(spec, old, new, level=level))
 
 
 _ANY_BASE: Final = "sha256:" + "0" * 64
