@@ -40,10 +40,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Any]:
         (("--budget", "2kB"), {"budget": 2000}),
         (("--max-drop", "0.5pp"), {"max_drop": 0.005}),
         (("--retain", "summer", "--seed", "3"), {"retain": OLD, "seed": 3}),
+        (("--config", '{"classes": 12}'), {"config": {"classes": 12}}),
         (("--strategy", "subspace"), {"strategy": "subspace"}),
         (("--strategy", "auto"), {}),
     ],
-    ids=["nothing", "keep", "budget", "max-drop", "retain", "strategy", "auto"],
+    ids=["nothing", "keep", "budget", "max-drop", "retain", "config", "strategy", "auto"],
 )
 def test_the_request_has_what_was_given_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], fields: dict[str, Any]
