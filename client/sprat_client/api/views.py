@@ -64,6 +64,7 @@ class ReleaseView(TypedDict):
     recipe_config: dict[str, Any] | None
     model_bytes: int
     tensors: int
+    local: list[str]
     origin: str
     base: int | None
     updates: list[UpdateView]
@@ -168,6 +169,7 @@ class DeviceModelView(TypedDict):
     active: int | None
     previous: int | None
     weights: str | None
+    local: list[str]
     outcome: str | None
     reported_at: str | None
 

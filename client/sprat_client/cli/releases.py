@@ -199,6 +199,10 @@ def retrain(
     config: Annotated[
         str | None, typer.Option(help='JSON, or @FILE: keys of the recipe\'s config that change, {"classes": 12}.')
     ] = None,
+    local_statistics: Annotated[
+        bool,
+        typer.Option("--local-statistics", help="Devices compute statistics of batch norms from their own inputs."),
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the training.")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Most epochs of the full retrain.")] = None,
     max_candidates: Annotated[int | None, typer.Option(help="Most sizes of update to try.")] = None,
@@ -221,6 +225,10 @@ def retrain(
 
     With `--config` the module changes: a head of more classes, whose new rows the update sends with the graph.
 
+    With `--local-statistics` nothing is sent of the running statistics of batch norms: each device computes them from
+    at least 64 inputs of its own, without labels, before it validates the release. Its weights are trained and
+    measured that way. A release made from such a one is one too.
+
     Example: sprat retrain digits --dataset tilted-digits --keep 0.95 --watch
 
     Example: sprat retrain digits --dataset tilted-digits --budget 2kB --watch
@@ -234,6 +242,8 @@ def retrain(
             given["strategy"] = strategy.value
         if config is not None:
             given["config"] = parse_config(config)
+        if local_statistics:
+            given["local_statistics"] = True
         if retain is not None:
             given["retain"] = client.datasets.resolve(retain)["digest"]
         job = client.models.retrain(model, dataset=digest, base=base, **given)
@@ -272,6 +282,8 @@ def summary(model: str, job: "JobView") -> str:
     if "update_bytes" in result:
         way = f" ({result['method']})" if "method" in result else ""
         parts.append(f"update {result['update_bytes']:,} bytes{way}")
+    if result.get("local"):
+        parts.append(f"{len(result['local'])} local tensors")
     parts += [
         f"{word} {result[key]:.4f}"
         for word, key in (

@@ -19,7 +19,7 @@ from sprat_shared.ids import parse_digest
 from sprat_shared.wire.patch import held_under, under
 from sprat_shared.wire.planes import encode_planes
 from sprat_shared.wire.records import Lossless, Record
-from sprat_shared.wire.tensors import Array, ArrayTensors, TensorSource, TensorSpec, digest_of
+from sprat_shared.wire.tensors import LOCAL_SHA256, Array, ArrayTensors, TensorSource, TensorSpec, digest_of
 from sprat_shared.wire.update import BASE_BYTES, UpdateReader, encode_update, read_header
 
 _THOROUGH_BELOW_BYTES: Final = 16 << 20  # of a model: above it zstd's highest level takes minutes for a percent
@@ -99,11 +99,11 @@ def from_weights(
 
 
 def full(weights: TensorSource) -> bytes:
-    """Return the update that gives these weights from nothing, without loss."""
+    """Return the update that gives these weights from nothing, without loss; of local tensors it says nothing."""
     level = 19 if weights.table.nbytes < _THOROUGH_BELOW_BYTES else 9
     records: list[Record] = []
     for index, spec in enumerate(weights.table):
-        if spec.size:
+        if spec.size and weights.sha256(index) != LOCAL_SHA256:
             zeros = np.zeros(spec.shape, spec.storage)
             records.append(Lossless(index, encode_planes(spec, zeros, weights.read(index), level=level)))
     return encode_update(weights.table, records, base_digest=None)

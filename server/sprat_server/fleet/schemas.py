@@ -47,7 +47,7 @@ class RevokeDevice(BaseModel):
 
 
 class DeviceModelView(BaseModel):
-    """One model on a device: what it should run, and what it said it runs."""
+    """One model on a device: what it should run, and what it said it runs; `local` names what it computed itself."""
 
     model: str
     assigned: int | None
@@ -55,12 +55,13 @@ class DeviceModelView(BaseModel):
     active: int | None
     previous: int | None
     weights: str | None
+    local: list[str]
     outcome: str | None
     reported_at: datetime | None
 
     @classmethod
-    def of(cls, model: str, wish: Assignment | None, slots: DeviceSlots | None) -> Self:
-        """Show these rows, either of which may be missing."""
+    def of(cls, model: str, wish: Assignment | None, slots: DeviceSlots | None, local: Sequence[str] = ()) -> Self:
+        """Show these rows, either of which may be missing, and the local tensors of the release that is active."""
         return cls(
             model=model,
             assigned=None if wish is None else wish.number,
@@ -68,6 +69,7 @@ class DeviceModelView(BaseModel):
             active=None if slots is None else slots.active,
             previous=None if slots is None else slots.previous,
             weights=None if slots is None else slots.weights,
+            local=list(local),
             outcome=None if slots is None else slots.outcome,
             reported_at=None if slots is None else slots.reported_at,
         )

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.schemas import DeviceModelView
-from sprat_server.registry.models import Model
+from sprat_server.registry.models import Model, Release
 
 
 def models_on(session: Session, device_ids: Sequence[UUID]) -> dict[UUID, list[DeviceModelView]]:
@@ -16,8 +16,18 @@ def models_on(session: Session, device_ids: Sequence[UUID]) -> dict[UUID, list[D
     wishes = {(a.device_id, a.model_id): a for a in fleet.current_assignments(session, device_ids=device_ids)}
     held = fleet.slots(session, device_ids=device_ids)
     names = dict(session.execute(select(Model.id, Model.name)).all())
+    local = {
+        (release.model_id, release.number): release.local_names
+        for release in session.scalars(
+            select(Release).where(
+                Release.local_tensors.is_not(None), Release.model_id.in_({slots.model_id for slots in held.values()})
+            )
+        )
+    }
     shown: dict[UUID, list[DeviceModelView]] = {device_id: [] for device_id in device_ids}
     for device_id, model_id in sorted(set(wishes) | set(held), key=lambda pair: names[pair[1]]):
-        pair = (device_id, model_id)
-        shown[device_id].append(DeviceModelView.of(names[model_id], wishes.get(pair), held.get(pair)))
+        slots = held.get((device_id, model_id))
+        computed = [] if slots is None or slots.active is None else local.get((model_id, slots.active), [])
+        wish = wishes.get((device_id, model_id))
+        shown[device_id].append(DeviceModelView.of(names[model_id], wish, slots, computed))
     return shown

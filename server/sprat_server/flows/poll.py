@@ -151,11 +151,17 @@ def _files(
     session: Session, model: Model, release: Release, held: Sequence[int], steps: Sequence[UpdateFile]
 ) -> tuple[tuple[str, int], ...]:
     files = [(step.blob, step.bytes) for step in steps]
-    graphs = {registry.get_release(session, model, number).graph_digest for number in held}
-    if steps and release.graph_digest not in graphs:
-        graph = session.get_one(Graph, release.graph_digest)
-        files.append((graph.digest, graph.bytes))
+    graphs = {digest for number in held for digest in _graphs(registry.get_release(session, model, number))}
+    for digest in _graphs(release):
+        if steps and digest not in graphs:
+            graph = session.get_one(Graph, digest)
+            files.append((graph.digest, graph.bytes))
     return tuple(files)
+
+
+def _graphs(release: Release) -> list[str]:
+    """Return the digests of the graphs that a device with this release keeps."""
+    return [digest for digest in (release.graph_digest, release.statistics_graph) if digest is not None]
 
 
 def _metadata(

@@ -14,7 +14,7 @@ from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model, Release
 from sprat_server.registry.service import NewUpdate, Origin
 from sprat_server.settings import Settings
-from sprat_shared.trust.targets import UpdateTarget
+from sprat_shared.trust.targets import LocalStatistics, UpdateTarget
 from sprat_shared.wire.tensors import TensorTable
 
 
@@ -34,6 +34,7 @@ def publish_release(
     base: int | None,
     probe_blob: str | None = None,
     recipe_config: Mapping[str, Any] | None = None,
+    local: LocalStatistics | None = None,
 ) -> Release:
     """Add the next release of `model`, sign it, and let devices know when the transaction commits.
 
@@ -52,6 +53,7 @@ def publish_release(
         base: number of the release it came from; None for the first.
         probe_blob: digest of the probe graph, where there is one.
         recipe_config: of the recipe in this release; None: as in the base.
+        local: what each device computes itself; None: all is sent. Its graph is a stored blob.
 
     Raises:
         Conflict: the model has exactly this release already.
@@ -59,6 +61,10 @@ def publish_release(
         NotFound: a base or a blob does not exist.
     """
     graph = registry.ensure_graph(session, digest=graph_blob, length=blobs.length(graph_blob), probe=probe_blob)
+    graphs = [graph]
+    if local is not None:
+        length = blobs.length(local.graph)
+        graphs.append(registry.ensure_graph(session, digest=local.graph, length=length, probe=None))
     for blob in (weights_blob, *(update.blob for update in updates)):
         blobs.length(blob)
     release = registry.add_release(
@@ -73,11 +79,12 @@ def publish_release(
         origin=origin,
         base=base,
         recipe_config=recipe_config,
+        local=local,
     )
     open_repository(session, settings).add_targets(
         model.name,
         [
-            graph_file_target(model.name, SignedFile(graph.digest, graph.bytes)),
+            *(graph_file_target(model.name, SignedFile(one.digest, one.bytes)) for one in graphs),
             *(_target(session, model, release, update) for update in updates),
         ],
     )
@@ -117,6 +124,7 @@ def _target(session: Session, model: Model, release: Release, update: NewUpdate)
             graph=release.graph_digest,
             base_release=update.base,
             base_weights=_weights_of(session, model, update.base),
+            local=release.local,
         ),
         SignedFile(update.blob, update.length),
     )

@@ -15,8 +15,9 @@ from sprat_server.jobs.tasks import JobContext
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Graph, Model, Release
 from sprat_server.registry.service import NewUpdate
+from sprat_shared.trust.targets import LocalStatistics
 from sprat_shared.wire.safetensors import SafetensorsFile, write_safetensors
-from sprat_shared.wire.tensors import TensorSource
+from sprat_shared.wire.tensors import TensorSource, WithoutLocal
 
 MAX_GRAPH_BYTES: Final = 256 << 20
 
@@ -34,6 +35,7 @@ class BaseRelease:
         weights_digest: over its tensors.
         graph: digest of its graph.
         probe: digest of its probe graph, where there is one.
+        local: what devices compute themselves; None where all was sent.
     """
 
     model: str
@@ -44,6 +46,7 @@ class BaseRelease:
     weights_digest: str
     graph: str
     probe: str | None
+    local: LocalStatistics | None = None
 
     @classmethod
     def of(cls, session: Session, name: str, number: int | None) -> "BaseRelease":
@@ -68,7 +71,13 @@ class BaseRelease:
             weights_digest=release.weights_digest,
             graph=graph.digest,
             probe=graph.probe_digest,
+            local=release.local,
         )
+
+
+def as_sent(weights: TensorSource, local: LocalStatistics | None) -> TensorSource:
+    """Return the tensors of a release as updates see them: without what devices compute themselves."""
+    return weights if local is None else WithoutLocal(weights, local.tensors)
 
 
 @contextmanager
@@ -96,9 +105,16 @@ class ReleaseFiles:
     updates: tuple[NewUpdate, ...]
 
 
-def keep_files(ctx: JobContext, weights: TensorSource, *, base: int | None, update: bytes | None) -> ReleaseFiles:
+def keep_files(
+    ctx: JobContext,
+    weights: TensorSource,
+    *,
+    base: int | None,
+    update: bytes | None,
+    local: LocalStatistics | None = None,
+) -> ReleaseFiles:
     """Put the files of a release into the blob store: its weights, its full update, its update from `base`."""
-    files = [NewUpdate(None, *_blob(ctx.blobs.put_bytes(updates.full(weights))))]
+    files = [NewUpdate(None, *_blob(ctx.blobs.put_bytes(updates.full(as_sent(weights, local)))))]
     if base is not None and update is not None:
         files.append(NewUpdate(base, *_blob(ctx.blobs.put_bytes(update))))
     with tempfile.TemporaryDirectory(prefix="sprat-weights-") as folder:

@@ -10,7 +10,7 @@ from sprat_server.compress.direct import Step, direct_update
 from sprat_server.flows import direct
 from sprat_server.flows.direct import Wanted
 from sprat_server.flows.publishing import publish_updates
-from sprat_server.flows.release_files import weights_of
+from sprat_server.flows.release_files import as_sent, weights_of
 from sprat_server.jobs.tasks import JobContext, task
 from sprat_server.registry import paths
 from sprat_server.registry import service as registry
@@ -59,29 +59,32 @@ def build_direct_updates(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, 
 
 
 def _build(ctx: JobContext, name: str, one: Wanted) -> tuple[str | None, int | None]:
-    """Return blob and length of a direct update; no blob where it is not smaller than what there is."""
+    """Return blob and length of a direct update; None where there is none that is smaller than what there is."""
     with ctx.session() as session:
         model = registry.get_model(session, name)
         hops = paths.cheapest_route(registry.all_updates(session, model), one.base, one.target) or []
         route = [(hop.update.base_number, hop.update.blob, hop.undone) for hop in hops]
         numbers = {one.base, one.target, *(base for base, _, _ in route if base is not None)}
-        blobs = {number: registry.get_release(session, model, number).weights_blob for number in numbers}
+        releases = {number: registry.get_release(session, model, number) for number in numbers}
+        blobs = {number: (release.weights_blob, release.local) for number, release in releases.items()}
     try:
         with ExitStack() as opened:
             weights: dict[int, TensorSource] = {
-                number: opened.enter_context(weights_of(ctx.blobs, blob)) for number, blob in blobs.items()
+                number: as_sent(opened.enter_context(weights_of(ctx.blobs, blob)), local)
+                for number, (blob, local) in blobs.items()
             }
             steps = [
                 Step(ctx.blobs.read(blob, max_bytes=ctx.blobs.length(blob)), weights[base].table, undone=undone)
                 for base, blob, undone in route
                 if base is not None
             ]
-            data = direct_update(weights[one.base], weights[one.target], steps)
+            local = blobs[one.target][1]
+            tensors = () if local is None else local.tensors
+            most = one.present_bytes // one.devices - paths.FILE_BYTES - 1
+            data = direct_update(weights[one.base], weights[one.target], steps, local=tensors, most_bytes=most)
     except TryLater:
         raise
     except SpratError as why:  # such a pair is not tried again: devices go on as they can now
         _log.warning("direct-updates.none", model=name, base=one.base, release=one.target, code=why.code, why=str(why))
         return None, None
-    if one.devices * (len(data) + paths.FILE_BYTES) >= one.present_bytes:
-        return None, len(data)
-    return ctx.blobs.put_bytes(data).digest, len(data)
+    return (None, None) if data is None else (ctx.blobs.put_bytes(data).digest, len(data))

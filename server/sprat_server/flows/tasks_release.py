@@ -8,7 +8,7 @@ from torch import nn
 from sprat_server.compress import updates
 from sprat_server.flows.graph_files import GraphFiles, graph_of_onnx, graphs_of_module
 from sprat_server.flows.publishing import publish_release
-from sprat_server.flows.release_files import MAX_GRAPH_BYTES, BaseRelease, keep_files, weights_of
+from sprat_server.flows.release_files import MAX_GRAPH_BYTES, BaseRelease, as_sent, keep_files, weights_of
 from sprat_server.jobs.tasks import JobContext, task
 from sprat_server.registry import service as registry
 from sprat_server.training import graphs, recipes
@@ -20,7 +20,7 @@ from sprat_shared.wire.tensors import TensorTable
 
 @task("create-release")
 def create_release(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the next release of `args["model"]` from a safetensors blob with new weights.
+    """Make the next release of `args["model"]` from a safetensors blob with new weights, all of them sent.
 
     Args:
         ctx: of the job.
@@ -39,7 +39,8 @@ def create_release(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         base = BaseRelease.of(session, args["model"], args.get("base"))
     _check_origin(base, args)
     lossless = bool(args.get("lossless"))
-    with weights_of(ctx.blobs, base.weights_blob) as old, weights_of(ctx.blobs, args["weights"]) as given:
+    with weights_of(ctx.blobs, base.weights_blob) as stored, weights_of(ctx.blobs, args["weights"]) as given:
+        old = as_sent(stored, base.local)
         check_finite(given)
         module, config = _module(ctx, base, args.get("config"))
         new = given if module is None else with_tied_once(given, tied_names(module))

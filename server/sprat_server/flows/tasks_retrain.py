@@ -13,8 +13,9 @@ from sqlalchemy.exc import OperationalError
 from torch import Tensor
 
 from sprat_server.flows.graph_files import GraphFiles, graphs_of_module
+from sprat_server.flows.local_statistics import plan_local, publishable, with_statistics
 from sprat_server.flows.publishing import publish_release
-from sprat_server.flows.release_files import MAX_GRAPH_BYTES, BaseRelease, keep_files, weights_of
+from sprat_server.flows.release_files import MAX_GRAPH_BYTES, BaseRelease, as_sent, keep_files, weights_of
 from sprat_server.jobs.tasks import JobContext, JobInterrupted, JobLost, task
 from sprat_server.registry import service as registry
 from sprat_server.registry.samples import LabelledSamples, Split, read_samples
@@ -31,7 +32,8 @@ from sprat_server.training.strategies import Pace
 from sprat_server.training.targets import Budget, Keep, MaxDrop, Target
 from sprat_server.training.teacher import TeacherPlan
 from sprat_shared.errors import TryLater
-from sprat_shared.wire.tensors import TensorSource
+from sprat_shared.trust.targets import LocalStatistics
+from sprat_shared.wire.tensors import TensorSource, digest_of
 
 
 @task("retrain")
@@ -43,12 +45,14 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         args: model, dataset (digest), retain (digest of an old domain's dataset that is to be kept, or None), base
             (number, None: the newest), one of keep (share of the gain), budget (bytes) and max_drop (0.005: half a
             point), judged on the validation split; strategy (auto | full | factors | subspace); seed, max_epochs and
-            max_candidates (None: the plan's own); config (keys of the recipe's config that change, or None).
+            max_candidates (None: the plan's own); config (keys of the recipe's config that change, or None);
+            local_statistics (devices compute those of norms themselves, as they do where the base is of that kind).
 
     Raises:
         DataMismatch: a dataset does not fit the model.
         NothingToLearn: a full retrain is not better than the base.
         BudgetTooSmall: no update that was found fits the budget.
+        NoLocalStatistics, LocalStatisticsLose: they are asked for, and there are none, or they are not good enough.
         RecipeRefused, RecipeBroken: the recipe may not run here, or fails.
     """
     ctx.progress("reading", 0.01, "reading base and dataset")
@@ -76,9 +80,11 @@ def retrain_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What is retrained, its measures, its graphs, and its recipe's config where that is not the base's."""
+    """What is retrained, and its config where that is not the base's; `weights` are as the server keeps them."""
 
     done: Retrained
+    weights: TensorSource
+    local: LocalStatistics | None
     quality: dict[str, Any]
     graphs: GraphFiles
     config: Mapping[str, Any] | None
@@ -100,25 +106,28 @@ def _train(
     changed = config != before
     start = begin(recipe["factory"], config, weights, ctx.settings.recipe_packages, before=before if changed else None)
     data, *old = [_training_data(start.trainable, path, example) for path in datasets]
+    plan = plan_local(ctx, base, start, asked=bool(args.get("local_statistics")))
     done = retrain(
         start.trainable,
-        start.base,
+        plan.base,
         data,
         teacher=_teacher_plan(args),
         search=_search_plan(args),
         progress=lambda fraction, message: ctx.progress("training", 0.02 + 0.85 * fraction, message),
         checkpoints=Checkpoints(scratch),
         retained=next(iter(old), None),
-        deployed=start.deployed,
+        deployed=plan.deployed,
+        local=plan.tensors,
     )
-    check_finite(done.updated.weights)
+    released = with_statistics(done)
+    check_finite(released)
     ctx.progress("verifying", 0.88, "running the graph on the released weights")
     if changed:
         module = recipes.build(recipe["factory"], config, ctx.settings.recipe_packages).module
-        release_graphs = graphs_of_module(ctx, module, done.updated.weights, example)
+        release_graphs = graphs_of_module(ctx, module, released, example)
     else:
         graph = graphs.stored(ctx.blobs.read(base.graph, max_bytes=MAX_GRAPH_BYTES))
-        compare(start.trainable.module, done.updated.weights, graph, example, "the released weights")
+        compare(start.trainable.module, released, graph, example, "the released weights")
         release_graphs = GraphFiles(base.graph, base.probe)
     ctx.progress("reporting", 0.9, "measuring on the test split")
     held_back, *kept = [_held_back(path, example) for path in datasets]
@@ -126,12 +135,14 @@ def _train(
         start.trainable,
         held_back,
         retained=next(iter(kept), None),
-        deployed=start.deployed,
+        deployed=plan.deployed,
         base=done.base,
         teacher=done.teacher,
         released=done.released,
+        local=done.local,
     )
-    return _Made(done, quality, release_graphs, config if changed else None)
+    local = publishable(ctx, release_graphs.graph, released, plan.tensors)
+    return _Made(done, released, local, quality, release_graphs, config if changed else None)
 
 
 def _training_data(trainable: Trainable, dataset: Path, example: Example) -> TrainingData:
@@ -195,7 +206,8 @@ def _publish(
 ) -> dict[str, Any]:
     done, quality = made.done, made.quality
     ctx.progress("storing", 0.93, "storing weights and updates")
-    files = keep_files(ctx, done.updated.weights, base=base.number, update=done.updated.data)
+    files = keep_files(ctx, made.weights, base=base.number, update=done.updated.data, local=made.local)
+    digest = digest_of(as_sent(made.weights, made.local))
     ctx.progress("publishing", 0.97, "signing the release")
     curve = [asdict(tried) for tried in done.curve]
     asked = {name: args.get(name) for name in ("dataset", "retain", "keep", "budget", "max_drop", "strategy", "config")}
@@ -210,8 +222,8 @@ def _publish(
             model=registry.get_model(session, base.model),
             graph_blob=made.graphs.graph,
             weights_blob=files.weights,
-            table=done.updated.weights.table,
-            weights_digest=done.updated.digest,
+            table=made.weights.table,
+            weights_digest=digest,
             updates=files.updates,
             metrics={
                 **told,
@@ -225,12 +237,14 @@ def _publish(
             base=base.number,
             probe_blob=made.graphs.probe,
             recipe_config=made.config,
+            local=made.local,
         )
         result = {
             "model": base.model,
             "release": release.number,
             "base": base.number,
-            "weights": done.updated.digest,
+            "weights": digest,
+            "local": release.local_names,
             "update_bytes": len(done.updated.data),
             "model_bytes": release.model_bytes,
             **asked,

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from sprat_server.db.base import Base
 from sprat_shared.ids import new_id
+from sprat_shared.trust.targets import LocalStatistics
 
 _DIGEST = "~ '^sha256:[0-9a-f]{64}$'"
 
@@ -64,6 +65,8 @@ class Release(Base):
         CheckConstraint("model_bytes > 0", name="model_is_not_empty"),
         CheckConstraint("jsonb_typeof(tensor_table) = 'array'", name="tensor_table_is_a_list"),
         CheckConstraint("jsonb_typeof(recipe_config) = 'object'", name="recipe_config_is_an_object"),
+        CheckConstraint("jsonb_typeof(local_tensors) = 'array'", name="local_tensors_are_a_list"),
+        CheckConstraint("(local_tensors IS NULL) = (statistics_graph IS NULL)", name="local_tensors_have_a_graph"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -81,7 +84,23 @@ class Release(Base):
     recipe_config: Mapped[dict[str, Any] | None] = mapped_column(
         JSONB(none_as_null=True)
     )  # with which the model's recipe gives this release's module; NULL: the model's own
+    local_tensors: Mapped[list[Any] | None] = mapped_column(
+        JSONB(none_as_null=True)
+    )  # indices in tensor_table of what each device computes itself; NULL: all is sent
+    statistics_graph: Mapped[str | None] = mapped_column(ForeignKey("graph.digest"))  # from which it does
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    @property
+    def local(self) -> LocalStatistics | None:
+        """What each device computes itself; None where all is sent."""
+        if self.local_tensors is None or self.statistics_graph is None:
+            return None
+        return LocalStatistics(graph=self.statistics_graph, tensors=tuple(self.local_tensors))
+
+    @property
+    def local_names(self) -> list[str]:
+        """The names of those tensors."""
+        return [self.tensor_table[index][0] for index in self.local_tensors or ()]
 
 
 class UpdateFile(Base):
@@ -119,14 +138,14 @@ class DirectBuild(Base):
         CheckConstraint("base_number < number", name="leads_to_a_newer_release"),
         CheckConstraint(f"blob {_DIGEST}", name="blob_is_sha256"),
         CheckConstraint("bytes > 0", name="is_not_empty"),
-        CheckConstraint("bytes IS NOT NULL OR blob IS NULL", name="what_is_kept_has_a_length"),
+        CheckConstraint("(bytes IS NULL) = (blob IS NULL)", name="what_is_kept_has_a_length"),
     )
 
     model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     base_number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    blob: Mapped[str | None]  # NULL: it was not kept, for another way took fewer bytes when it was built
-    bytes: Mapped[int | None]  # NULL: there can be none
+    blob: Mapped[str | None]  # NULL: there is none that takes fewer bytes than the ways there were
+    bytes: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -102,7 +102,7 @@ class UpdateView(BaseModel):
 
 
 class ReleaseView(BaseModel):
-    """One immutable, numbered state of a model."""
+    """One immutable, numbered state of a model; `local` names the tensors that each device computes itself."""
 
     model: str
     number: int
@@ -113,6 +113,7 @@ class ReleaseView(BaseModel):
     recipe_config: dict[str, Any] | None
     model_bytes: int
     tensors: int
+    local: list[str]
     origin: str
     base: int | None
     updates: list[UpdateView]
@@ -132,6 +133,7 @@ class ReleaseView(BaseModel):
             recipe_config=release.recipe_config,
             model_bytes=release.model_bytes,
             tensors=len(release.tensor_table),
+            local=release.local_names,
             origin=release.origin,
             base=release.base_number,
             updates=[
@@ -192,6 +194,8 @@ class RetrainRequest(BaseModel):
     `strategy` is how updates are made: `factors` trains low-rank factors on their grid, `subspace` a few coefficients
     that all matrices share, `full` cuts the full retrain afterwards, `auto` takes what gives the smallest file.
     `config` names the keys of the recipe's config that change with the release, such as a larger number of classes.
+    With `local_statistics` each device computes the statistics of batch norms from its own inputs; a release made from
+    one of that kind is of that kind.
     """
 
     model_config = ConfigDict(
@@ -208,6 +212,7 @@ class RetrainRequest(BaseModel):
     max_epochs: Annotated[int | None, Field(ge=1, le=10_000)] = None
     max_candidates: Annotated[int | None, Field(ge=1, le=100)] = None
     config: dict[str, Any] | None = None
+    local_statistics: bool = False
     strategy: Literal["auto", "full", "factors", "subspace"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from sprat_server.registry.models import Dataset, DirectBuild, Graph, Model, Release, UpdateFile
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.ids import check_model_name, parse_digest
-from sprat_shared.trust.targets import WIRE_VERSION
+from sprat_shared.trust.targets import WIRE_VERSION, LocalStatistics
 from sprat_shared.wire.tensors import TensorTable
 from sprat_shared.wire.tensors import release_id as release_id_of
 
@@ -140,6 +140,7 @@ def add_release(
     origin: Origin,
     base: int | None,
     recipe_config: Mapping[str, Any] | None = None,
+    local: LocalStatistics | None = None,
 ) -> Release:
     """Add the next release of a model with its updates; the number is allocated under a lock on the model.
 
@@ -181,6 +182,8 @@ def add_release(
         metrics=dict(metrics),
         tensor_table=[[spec.name, spec.dtype, list(spec.shape)] for spec in table.specs],
         recipe_config=None if recipe_config is None else dict(recipe_config),
+        local_tensors=None if local is None else list(local.tensors),
+        statistics_graph=None if local is None else local.graph,
     )
     session.add(release)
     session.flush()
@@ -235,8 +238,8 @@ def add_direct_build(
         model: of the releases.
         base: number of the older release.
         number: of the newer one.
-        blob: digest of the file; None where it was not kept.
-        length: its bytes; None where there can be no such file.
+        blob: digest of the file; None where there is none that takes fewer bytes than the ways there were.
+        length: its bytes; None likewise.
     """
     session.add(DirectBuild(model_id=model.id, number=number, base_number=base, blob=blob, bytes=length))
     session.flush()
