@@ -53,7 +53,7 @@ class MemorySink:
 
     def keep(self, index: int, _sha256: bytes) -> None:
         assert self._base is not None
-        self.arrays[index] = self._base.read(index)
+        self.arrays[index] = self._base.read(self._base.table.index_of(self.table[index].name))
 
     def put(self, index: int, array: np.ndarray[Any, Any], _sha256: bytes) -> None:
         self.arrays[index] = array.copy()

@@ -35,6 +35,17 @@ def nudged(base: Weights, seed: int, size: float = 1e-3) -> dict[str, tuple[str,
     }
 
 
+def grown(base: Weights, seed: int, classes: int = CLASSES + 2) -> dict[str, tuple[str, Array]]:
+    """Return the weights with a head of more classes, the first of which answer as in `base`."""
+    more = weights(seed, scale=2.0)
+    return {
+        name: (code, np.concatenate([array, more[name][1][..., : classes - CLASSES]], axis=-1))
+        if name.startswith("second")
+        else (code, array)
+        for name, (code, array) in base.items()
+    }
+
+
 def logits(parameters: Weights, inputs: Array) -> Array:
     """Return what the graph computes, (n, classes)."""
     (_, b1), (_, w1), (_, b2), (_, w2) = (parameters[name] for name in LAYERS)
@@ -48,17 +59,19 @@ def samples(parameters: Weights, count: int, seed: int = 5) -> tuple[Array, Arra
     return inputs, logits(parameters, inputs).argmax(axis=1)
 
 
-def graph(*, bfloat16: bool = False, doubled: bool = False) -> bytes:
+def graph(*, bfloat16: bool = False, doubled: bool = False, classes: int = CLASSES) -> bytes:
     """Return the ONNX bytes: initialisers are external, `t/<index>`, the index being the place in name order.
 
     Args:
         bfloat16: says nothing in the graph: it reads float32 copies either way.
         doubled: an architecture of another digest (the answer is doubled).
+        classes: outputs of the head.
     """
     del bfloat16
     order = sorted([*LAYERS, "steps"])
     initialisers = []
-    for name, shape in LAYERS.items():
+    for name, layer in LAYERS.items():
+        shape = (*layer[:-1], classes) if name.startswith("second") else layer
         tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
         length = 4 * int(np.prod(shape))
@@ -78,7 +91,7 @@ def graph(*, bfloat16: bool = False, doubled: bool = False) -> bytes:
             nodes,
             "tiny",
             [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["batch", FEATURES])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
             initialisers,
         ),
         opset_imports=[helper.make_opsetid("", 17)],

@@ -107,6 +107,27 @@ def test_where_the_release_to_start_from_is_damaged_the_full_update_is_taken(dev
     assert (code, report.received_bytes) == (0, len(release.full))
 
 
+def test_a_head_with_more_classes_brings_its_graph_and_the_way_back_takes_no_byte(
+    device: OneDevice, tmp_path: Path
+) -> None:
+    more = tiny_onnx.grown(device.server.models[MODEL][1].weights, 9)
+    inputs, labels = tiny_onnx.samples(more, 80)
+    np.savez(tmp_path / "six.npz", inputs=inputs, labels=labels)
+    holdouts = {MODEL: tmp_path / "six.npz"}
+    graph = tiny_onnx.graph(classes=tiny_onnx.CLASSES + 2)
+    release = device.server.add_release(MODEL, more, base=1, graph=graph, lossless=True)
+    code, report = device.take(2, holdouts=holdouts)
+    assert (code, report.outcome, report.serving_weights) == (0, Outcome.COMMITTED, release.digest)
+    assert report.evidence is not None
+    assert report.evidence.only_new >= int((labels >= tiny_onnx.CLASSES).sum()) > 10
+    assert release.update is not None
+    assert report.received_bytes == len(release.update) + len(graph)
+    assert device.serves() == 2
+    code, report = device.take(1, holdouts=holdouts)
+    assert (code, report.outcome, report.received_bytes) == (0, Outcome.RETURNED, 0)
+    assert device.serves() == 1
+
+
 def test_a_payload_that_does_not_fit_the_poll_is_fetched_apart(device: OneDevice) -> None:
     device.server.inline = False
     device.server.cut_after = [20, 50]
