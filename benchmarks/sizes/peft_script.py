@@ -16,7 +16,11 @@ from torch.nn import functional
 
 
 def targets(module: nn.Module) -> list[str]:
-    """Return the names of the layers that PEFT adapts: it has nothing for grouped convolutions and recurrent layers."""
+    """Return the names of the layers that PEFT adapts.
+
+    It has nothing for grouped convolutions and recurrent layers, and what a class of one's own does before it convolves
+    (such as its own padding) its adapters do not.
+    """
     names: list[str] = []
     inside: set[str] = set()
     for name, layer in module.named_modules():
@@ -24,7 +28,9 @@ def targets(module: nn.Module) -> list[str]:
             inside.add(f"{name}.")
             names.append(name)
         elif isinstance(layer, nn.Linear | nn.Embedding) or (
-            isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1
+            isinstance(layer, nn.Conv1d | nn.Conv2d)
+            and layer.groups == 1
+            and (type(layer) in {nn.Conv1d, nn.Conv2d} or set(layer.kernel_size) == {1})
         ):
             names += [] if name.startswith(tuple(inside)) else [name]
     return names

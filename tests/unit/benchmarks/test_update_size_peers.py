@@ -147,14 +147,18 @@ def test_an_environment_that_nobody_made_leaves_its_rows_out() -> None:
 
 
 def test_adapters_go_where_the_library_has_them() -> None:
+    class Padded(nn.Conv2d):
+        pass
+
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.see = nn.Conv2d(4, 8, 3)
+            self.padded, self.point = Padded(8, 8, 3), Padded(8, 8, 1)
             self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
             self.attend = nn.MultiheadAttention(8, 2)
             self.words = nn.Embedding(10, 8)
             self.remember = nn.GRU(8, 8)
             self.tell = nn.Linear(8, 2)
 
-    assert targets(Net()) == ["see", "attend", "words", "tell"]
+    assert targets(Net()) == ["see", "point", "attend", "words", "tell"]
