@@ -97,6 +97,9 @@ def test_tensors_come_and_go_and_ties_with_them() -> None:
     assert sink._table == after.table
     assert sink.arrays["steps"] == 7
     assert (sink.arrays["norm.var"] > 0).all()
+    assert (rebuilt(before, after, max_error=3.0)["norm.var"] > 0).all(), (
+        "a variance of zero is as bad as a negative one"
+    )
     assert encode_delta(after, before, lossless=True).weights == digest_of(before)
 
 
