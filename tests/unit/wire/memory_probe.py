@@ -20,7 +20,7 @@ from sprat_shared.wire.descriptions import Limits
 from sprat_shared.wire.exact import encode_exact
 from sprat_shared.wire.integers import Family, IntegerEncoder
 from sprat_shared.wire.planes import encode_planes
-from sprat_shared.wire.records import Coded, Dense, Lossless, LowRank
+from sprat_shared.wire.records import Coded, Dense, Drawn, Lossless, LowRank, Rows, Subspace, ThreeFactors
 from sprat_shared.wire.tensors import Array, ArrayTensors, TensorTable, describe, digest_of
 from sprat_shared.wire.update import Flag, encode_update
 
@@ -88,6 +88,26 @@ def hostile() -> Iterator[tuple[str, int, bytes]]:
         yield f"{length} of {len(coded)} coded bytes", own, assembled(
             [*begin, (Family.KIND, [6]), (Family.LENGTH, [length])], coded[:length]
         )  # fmt: skip
+    coefficients: Integers = [*begin, (Family.KIND, [5]), (Family.SEED, [2**32 - 1])]
+    for count in (1 << 20, (1 << 20) + 1, 2**32 - 1):
+        yield f"{count} coefficients, none sent", own, assembled([*coefficients, (Family.COUNT, [count])])
+    for count in (1_498, 1_499, 2**32 - 1):
+        some = [(Family.KIND, [3]), (Family.COUNT, [count]), (Family.SCALE, [0])]
+        yield f"{count} rows, none sent", own, assembled([*begin, *some])
+    yield (
+        "a row of 4 billion",
+        own,
+        assembled(
+            [*begin, (Family.KIND, [3]), (Family.COUNT, [9]), (Family.SCALE, [0]), (Family.ROW, [2**32 - 1] * 9)]
+        ),
+    )
+    for sides in ([0, 0], [1, 1], [0, 1], [2, 0], [3, 0]):
+        ranks = [(Family.RANK, [1000])] * (2 - sides.count(2))
+        some = [(Family.KIND, [4]), *((Family.SIDE, [side]) for side in sides)]
+        some += [(Family.SEED, [1])] if 1 in sides else []
+        yield f"sides {sides}, highest ranks, nothing sent", own, assembled(
+            [*begin, *some, *ranks, (Family.SCALE, [0])]
+        )  # fmt: skip
     yield "4096 lanes in a short stream", own, assembled([])[:5] + b"\x0c" + assembled([])[6:]
     grown: Integers = [(Family.COUNT, [0]), (Family.COUNT, [1]), (Family.GAP, [index])]
     for rows, columns in ((1 << 47, 0), (20_000, 0), (1_200, 1_200)):
@@ -125,6 +145,9 @@ def good() -> bytes:
         Lossless(i, encode_planes(BASE.table[i], BASE.read(i), BASE.read(i) + 1)),
         LowRank(w, 100, *(rng.integers(-3, 4, s).astype(np.int8) for s in ((1500, 60), (60, 1000)))),
         Dense(w, 90, (rng.random(1_500_000) < 0.001).astype(np.int32)),
+        Subspace(w, 80, 4, rng.integers(-3, 4, 500).astype(np.int16)),
+        Rows(w, 80, np.arange(3, 1500, 50, dtype=np.uint32), rng.integers(-3, 4, (30, 1000)).astype(np.int32)),
+        ThreeFactors(w, 80, Drawn(4), rng.integers(-3, 4, (900, 9, 1)).astype(np.int16), Drawn(4)),
     ]
     return encode_update(BASE.table, records, base_digest=digest_of(BASE))
 

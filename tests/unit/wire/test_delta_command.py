@@ -17,8 +17,10 @@ from sprat_client.cli.app import run
 from sprat_client.cli.delta import parse_bytes
 from sprat_shared.encode import encode_full
 from sprat_shared.errors import InvalidInput
+from sprat_shared.wire.records import Drawn, Record, Rows, Subspace, ThreeFactors
 from sprat_shared.wire.safetensors import SafetensorsFile, write_safetensors
-from sprat_shared.wire.tensors import Array, ArrayTensors, digest_of
+from sprat_shared.wire.tensors import Array, ArrayTensors, TensorSpec, TensorTable, digest_of
+from sprat_shared.wire.update import encode_update
 
 LOADED = """
 import runpy, sys
@@ -136,6 +138,24 @@ def test_inspect_tells_header_and_records(tmp_path: Path, base: Path, new: Path)
     assert "conv1.weight" in text
     assert "--base" in sprat_delta("inspect", tmp_path / "u").stdout
     assert sprat_delta("inspect", tmp_path / "u", "--base", new).returncode == 76
+
+
+def test_inspect_tells_what_is_particular_of_each_kind(tmp_path: Path) -> None:
+    table = TensorTable([TensorSpec("embedding", "F32", (40, 6)), TensorSpec("conv", "F32", (5, 4, 3, 3))])
+    records: list[Record] = [
+        ThreeFactors(0, 90, np.ones((5, 2), np.int8), np.ones((2, 3, 9), np.int16), Drawn(7)),
+        Rows(1, 80, np.array([3, 9], np.uint32), np.ones((2, 6), np.int32)),
+        Subspace(1, 70, 7, np.ones(50, np.int16)),
+    ]
+    (tmp_path / "u").write_bytes(encode_update(table, records, base_digest=None))
+    told = done("inspect", tmp_path / "u")["records"]
+    assert isinstance(told, list)
+    assert [(record["tensor"], record["kind"], record["scale"], record["detail"]) for record in told] == [
+        ("conv", "three-factors", 90, "core 2 x 3 x 9, sides sent and drawn"),
+        ("embedding", "rows", 80, "2 rows"),
+        ("embedding", "subspace", 70, "50 coefficients, seed 7"),
+    ]
+    assert "50 coefficients, seed 7" in sprat_delta("inspect", tmp_path / "u").stdout
 
 
 def test_a_full_update_needs_no_base_and_the_digest_where_it_carries_none(tmp_path: Path, new: Path) -> None:

@@ -37,6 +37,18 @@ def test_no_file_takes_long(rows: list[dict[str, Any]]) -> None:
     assert [row for row in rows if row["seconds"] > ALLOWED_SECONDS] == []
 
 
+def test_ten_million_values_are_rebuilt_rightly_within_64_mib_above_their_size() -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    probe = PROBE.with_name("large_probe.py")
+    done = subprocess.run([sys.executable, probe], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 11
+    assert [row for row in found if not row["right"]] == []
+    assert [row for row in found if row["peak_bytes"] > row["declared_bytes"] + ALLOWED_BYTES] == []
+    assert all(row["peak_bytes"] > row["declared_bytes"] / 2 for row in found), "what is measured is the rebuilding"
+
+
 SHORT = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
