@@ -20,7 +20,7 @@ def upgrade() -> None:
         sa.CheckConstraint("base_number < number", name=op.f("ck_direct_build_leads_to_a_newer_release")),
         sa.CheckConstraint("blob ~ '^sha256:[0-9a-f]{64}$'", name=op.f("ck_direct_build_blob_is_sha256")),
         sa.CheckConstraint("bytes > 0", name=op.f("ck_direct_build_is_not_empty")),
-        sa.CheckConstraint("bytes IS NOT NULL OR blob IS NULL", name=op.f("ck_direct_build_what_is_kept_has_a_length")),
+        sa.CheckConstraint("(bytes IS NULL) = (blob IS NULL)", name=op.f("ck_direct_build_what_is_kept_has_a_length")),
         sa.ForeignKeyConstraint(["model_id"], ["model.id"], name=op.f("fk_direct_build_model_id")),
         sa.ForeignKeyConstraint(
             ["model_id", "base_number"], ["release.model_id", "release.number"], name="base_exists"

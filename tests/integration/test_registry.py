@@ -100,7 +100,7 @@ def test_what_was_found_out_about_a_direct_update_stays_and_is_of_a_newer_releas
     database: Database, model_at_2: Model
 ) -> None:
     with database.transaction() as session:
-        registry.add_direct_build(session, model_at_2, base=1, number=2, blob=None, length=80)
+        registry.add_direct_build(session, model_at_2, base=1, number=2, blob=DIGEST, length=80)
     for statement in (delete(DirectBuild), update(DirectBuild).values(bytes=1)):
         with pytest.raises(IntegrityError, match="are facts"), database.transaction() as session:
             session.execute(statement)

@@ -39,9 +39,14 @@ class Step:
 
 
 def direct_update(
-    base: TensorSource, target: TensorSource, steps: Sequence[Step], *, local: Collection[int] = ()
-) -> bytes:
-    """Return an update that gives exactly `target` from `base`.
+    base: TensorSource,
+    target: TensorSource,
+    steps: Sequence[Step],
+    *,
+    local: Collection[int] = (),
+    most_bytes: int | None = None,
+) -> bytes | None:
+    """Return an update that gives exactly `target` from `base`; None where it would take more than `most_bytes`.
 
     Each tensor's change is said by the records of the steps, by those and a lossless record, or by a lossless record
     alone, whichever takes fewest bytes.
@@ -51,6 +56,7 @@ def direct_update(
         target: the exact weights that they shall have, likewise.
         steps: updates that lead from the one to the other, in order; without any, all is lossless.
         local: indices of the tensors of `target` that each device computes itself: no record is for them.
+        most_bytes: of the file; what is longer is given up soon, largest tensors first.
 
     Raises:
         LimitExceeded: the target has many times the base's bytes.
@@ -59,14 +65,23 @@ def direct_update(
     """
     check_arithmetic()
     old, said = PatchedTensors(base, target.table), _said_by(steps, target.table)
+    changed = [index for index, spec in enumerate(target.table) if spec.size and index not in local]
     records: list[Record] = []
-    for index, spec in enumerate(target.table):
+    exact_bytes = 0
+    for index in sorted(changed, key=lambda index: target.table[index].nbytes, reverse=True):
         kept = old.kept(index)
-        if index in local or not spec.size or (kept is not None and base.sha256(kept) == target.sha256(index)):
+        if kept is not None and base.sha256(kept) == target.sha256(index):
             continue
-        terms = [replace(record, index=index) for record in said.get(spec, ())]
-        records += _fewest_bytes(target.table, index, old.read(index), target.read(index), terms)
+        terms = [replace(record, index=index) for record in said.get(target.table[index], ())]
+        ways = _fewest_bytes(target.table, index, old.read(index), target.read(index), terms)
+        records += ways
+        exact_bytes += sum(len(record.frame) for record in ways if isinstance(record, Lossless))
+        if most_bytes is not None and exact_bytes > most_bytes:
+            return None
+    records.sort(key=lambda record: record.index)  # stable: those of one tensor keep their order
     data = encode_update(target.table, records, base_digest=digest_of(base), base_table=base.table)
+    if most_bytes is not None and len(data) > most_bytes:
+        return None
     apply_update(memoryview(data), base, _Nowhere(), expected=digest_of(target), local=local)
     return data
 
@@ -132,7 +147,7 @@ def _undone(record: Record) -> Record:
             raise AssertionError(f"{type(record).__name__} adds nothing that could be taken back")
 
 
-def _fewest_bytes(table: TensorTable, index: int, old: Array, new: Array, terms: Sequence[Record]) -> Iterable[Record]:
+def _fewest_bytes(table: TensorTable, index: int, old: Array, new: Array, terms: Sequence[Record]) -> Sequence[Record]:
     """Return the records that turn a tensor into another exactly, with the fewest bytes of the ways known.
 
     Args:

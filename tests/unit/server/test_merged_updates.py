@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sprat_server.compress import updates
-from sprat_server.compress.direct import Step, direct_update
+from sprat_server.compress import direct, updates
+from sprat_server.compress.direct import Step
 from sprat_shared.encode import encode_delta
 from sprat_shared.wire.records import Dense, Drawn, LowRank, Record, Rows, Subspace, ThreeFactors
 from sprat_shared.wire.scales import nearest_scale
@@ -83,6 +83,12 @@ def chained(base: TensorSource, *files: Sequence[Record]) -> tuple[TensorSource,
     return at, steps
 
 
+def direct_update(base: TensorSource, target: TensorSource, steps: Sequence[Step], **more: Any) -> bytes:
+    data = direct.direct_update(base, target, steps, **more)
+    assert data is not None
+    return data
+
+
 def records_of(data: bytes, table: TensorTable) -> list[Record]:
     return list(UpdateReader(memoryview(data), table).records())
 
@@ -135,6 +141,15 @@ def test_lossless_steps_are_said_as_one_difference() -> None:
     data = direct_update(base, target, [Step(file, base.table) for file in files])
     assert updates.decode(data, base).digest == digest_of(target)
     assert len(data) < 0.6 * sum(map(len, files))
+
+
+def test_a_file_that_would_be_too_long_is_given_up_before_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, target = weights(1, large=True), weights(2, large=True)
+    whole = direct_update(base, target, [])
+    assert direct_update(base, target, [], most_bytes=len(whole)) == whole
+    assert direct.direct_update(base, target, [], most_bytes=len(whole) - 1) is None
+    monkeypatch.setattr(direct, "encode_update", None)  # the largest tensor says enough
+    assert direct.direct_update(base, target, [], most_bytes=1000) is None
 
 
 def test_without_steps_all_is_lossless_and_what_did_not_change_is_left_out() -> None:
