@@ -218,6 +218,15 @@ def test_tensors_that_devices_compute_themselves_get_no_record() -> None:
     assert [record.index for record in records_of(data, base.table)] == [base.table.index_of("head.weight")]
 
 
+def test_what_devices_computed_themselves_until_now_is_sent_from_zeros() -> None:
+    base = weights(1)
+    target, steps = chained(base, [dense(base.table, "bias", 1)], [low_rank(base.table, "head.weight", 2)])
+    bias = base.table.index_of("bias")
+    data = direct_update(WithoutLocal(base, [bias]), target, steps)
+    kinds = [(record.index, record.CLOSES) for record in records_of(data, base.table)]
+    assert kinds == [(bias, True), (base.table.index_of("head.weight"), False)]
+
+
 def test_a_release_with_more_classes_is_reached_over_the_update_that_grew_it() -> None:
     base = weights(1)
     before, (first,) = chained(base, [low_rank(base.table, "head.weight", 1), dense(base.table, "bias", 2)])
