@@ -143,7 +143,7 @@ GLOSSES: Final = Case(
     factory="sizes.cases.glosses:build",
     base=TeacherPlan(epochs=8),
     retrain=TeacherPlan(epochs=10, learning_rate=1e-3),
-    epochs=16,
+    epochs=12,
     batch=64,
     code=(Path(__file__),),
     data=FILES,
