@@ -86,6 +86,7 @@ _PROBE_ADDED: Final = np.array([0, 0, 0, 1, 1, -1, 1, 0], dtype=np.int32)
 _PROBE_RESULT: Final = np.array(
     [0x00000000, 0x00000001, 0x807FFFFF, 0x3F800000, 0x3F800002, 0xBF800000, 0x4B800000, 0x00800000], dtype=np.uint32
 )
+_LONG: Final = 1024  # sums of the float64 probe end beyond 2**51
 _TIE_SCALE: Final = 0  # STEPS[0] is 2**-24: half a unit in the last place of 1.0
 
 
@@ -109,3 +110,6 @@ def check_arithmetic() -> None:
     most = np.full((3, EXACT_RANK), 127, np.float32)
     if (integer_product(most, most.T.copy()) != EXACT_RANK * 127 * 127).any():
         raise UnsafeArithmetic("the float32 matrix product of integers is not exact with this BLAS library")
+    left, right = np.full((3, _LONG), 2**24 - 1, np.float64), np.full((_LONG, 3), 2**18 + 1, np.float64)
+    if (left @ right != (2**24 - 1) * (2**18 + 1) * _LONG).any():
+        raise UnsafeArithmetic("the float64 matrix product of integers is not exact with this BLAS library")
