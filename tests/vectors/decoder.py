@@ -34,12 +34,13 @@ WINDOW_BYTES = 8 << 20
 
 @dataclass
 class Tensor:
-    """One tensor of a release: raw little-endian bytes."""
+    """One tensor of a release: raw little-endian bytes; of a local one whatever the device has."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     data: bytes = b""
+    local: bool = False
 
     @property
     def size(self) -> int:
@@ -67,7 +68,8 @@ class Release:
         """Section 3."""
         sha = hashlib.sha256(b"sprat-weights-1\x00")
         for tensor in self.tensors:
-            sha.update(tensor.description() + hashlib.sha256(tensor.data).digest())
+            sha.update(tensor.description())
+            sha.update(bytes(32) if tensor.local else hashlib.sha256(tensor.data).digest())
         for alias, name in self.aliases:
             sha.update(b"\xff\xff")
             for text in (alias.encode(), name.encode()):
@@ -336,12 +338,24 @@ def begin(header: Header, base: Release | None, stream: IntegerStream, cursor: C
     return Release([replace(tensor) for tensor in base.tensors], list(base.aliases))
 
 
-def decode(data: bytes, base: Release | None, promised: bytes | None = None) -> Release:
-    """The release that this update makes of its base. `promised`: its weights digest out of signed metadata."""
+def with_zeros(release: Release) -> Release:
+    """Section 3: to updates a local tensor is zero bytes."""
+    tensors = [replace(one, data=bytes(one.nbytes)) if one.local else one for one in release.tensors]
+    return Release(tensors, release.aliases)
+
+
+def decode(data: bytes, base: Release | None, promised: bytes | None = None, local: Sequence[int] = ()) -> Release:
+    """The release that this update makes of its base.
+
+    `promised` and `local`: its weights digest and the indices of its local tensors, out of signed metadata.
+    """
     cursor = Cursor(data)
     header = read_header(cursor)
     stream = IntegerStream(header.stream, header.lanes)
-    release = begin(header, base, stream, cursor)
+    release = begin(header, None if base is None else with_zeros(base), stream, cursor)
+    for index, tensor in enumerate(release.tensors):
+        tensor.local = index in local
+    release = with_zeros(release)
     rebuilds: dict[int, Rebuild] = {}
     index, sums = 0, SumReader(stream)
     frames: list[tuple[Rebuild, int, int]] = []
@@ -351,6 +365,7 @@ def decode(data: bytes, base: Release | None, promised: bytes | None = None) -> 
         kind = stream.one("KIND")
         need(kind in (*SUMS, LOSSLESS, CODED), "an unknown kind")
         tensor = release.tensors[index]
+        need(not tensor.local, "a record of a local tensor")
         rebuild = rebuilds.setdefault(index, Rebuild(tensor))
         rebuild.begin(kind)
         if kind in (LOSSLESS, CODED):

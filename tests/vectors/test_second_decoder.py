@@ -1,5 +1,7 @@
 """Files of sprat's encoder through a decoder that was written from docs/wire-format.md alone."""
 
+from dataclasses import replace
+
 import encoder
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from sprat_shared.encode import encode_delta, encode_full
 from sprat_shared.errors import UpdateRejected
 from sprat_shared.wire.planes import encode_planes
 from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
-from sprat_shared.wire.tensors import ArrayTensors, TensorSpec, digest_of
+from sprat_shared.wire.tensors import ArrayTensors, TensorSpec, WithoutLocal, digest_of
 from sprat_shared.wire.update import encode_update
 
 FINITE = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
@@ -197,3 +199,30 @@ def test_both_decoders_refuse_or_accept_the_same_damaged_files(
 
 def release_digest(release: Release) -> str:
     return digest_of(source_of(release))[7:]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.sets(st.integers(0, len(DTYPES) - 1)), st.sets(st.integers(0, len(DTYPES) - 1)))
+def test_both_decoders_take_local_tensors_for_zeros_whatever_a_device_has(
+    seed: int, before: set[int], after: set[int]
+) -> None:
+    rng = np.random.default_rng(seed)
+    base, new = two_releases(rng, (3, 2))
+    held, other = WithoutLocal(base, before), two_releases(rng, (3, 2))[0]
+    encoded = encode_delta(held, WithoutLocal(new, after))
+    devices = []
+    for own in (base, other):  # the same but for what they computed
+        device = release_of(base)
+        for index in before:
+            device.tensors[index] = replace(release_of(own).tensors[index], local=True)
+        devices.append(device)
+    results = [decode(encoded.data, device, local=sorted(after)) for device in devices]
+    assert results[0] == results[1] == apply(encoded.data, devices[0], local=after)[0]
+    assert "sha256:" + results[0].digest().hex() == encoded.weights
+    assert not any(any(results[0].tensors[index].data) for index in after)
+    for index in before - after:
+        assert results[0].tensors[index] == release_of(new).tensors[index]
+    if (index := base.table.index_of("f32")) in after:
+        tampered = encode_update(base.table, [Dense(index, 100, np.ones(6, np.int32))], base_digest=digest_of(held))
+        with pytest.raises(Refused, match="local"):
+            decode(tampered, devices[0], local=sorted(after))

@@ -1,14 +1,14 @@
 """Releases of the second decoder, handed to sprat's own and back."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from decoder import Release, Tensor
 
 from sprat_shared.apply import apply_update
-from sprat_shared.wire.tensors import ArrayTensors, TensorSpec, TensorTable
+from sprat_shared.wire.tensors import ArrayTensors, TensorSource, TensorSpec, TensorTable, WithoutLocal
 
 
 class Collected:
@@ -35,13 +35,14 @@ class Collected:
         self.release.tensors.append(Tensor(spec.name, spec.dtype, spec.shape, array.tobytes()))
 
 
-def source_of(release: Release) -> ArrayTensors:
+def source_of(release: Release) -> TensorSource:
     """The tensors of a release as sprat reads them."""
     arrays: Mapping[str, tuple[str, np.ndarray[Any, Any]]] = {
         t.name: (t.dtype, np.frombuffer(t.data, TensorSpec(t.name, t.dtype, t.shape).storage).reshape(t.shape))
         for t in release.tensors
     }
-    return ArrayTensors(arrays, dict(release.aliases))
+    source, local = ArrayTensors(arrays, dict(release.aliases)), [i for i, t in enumerate(release.tensors) if t.local]
+    return WithoutLocal(source, local) if local else source
 
 
 def release_of(source: ArrayTensors) -> Release:
@@ -50,8 +51,13 @@ def release_of(source: ArrayTensors) -> Release:
     return Release(tensors, list(source.table.aliases.items()))
 
 
-def apply(update: bytes, base: Release | None, expected: str | None = None) -> tuple[Release, str]:
+def apply(
+    update: bytes, base: Release | None, expected: str | None = None, local: Collection[int] = ()
+) -> tuple[Release, str]:
     """What sprat makes of an update: the release and the digest it reports."""
     sink = Collected(base)
-    digest = apply_update(update, None if base is None else source_of(base), sink, expected=expected)
+    source = None if base is None else source_of(base)
+    digest = apply_update(update, source, sink, expected=expected, local=local)
+    for index in local:
+        sink.release.tensors[index].local = True
     return sink.release, digest

@@ -36,6 +36,12 @@ class StatisticsFailed(ChildFailed):
     code = "local-statistics.failed"
 
 
+class StatisticsGraphRefused(UpdateRejected):
+    """The release's statistics graph fails, or does not give the tensors that are signed as local."""
+
+    code = "local-statistics.graph"
+
+
 class StatisticsRefused(UpdateRejected):
     """The release needs statistics of this device's own inputs, and they cannot be computed."""
 
@@ -109,12 +115,13 @@ def estimate(host: ProbedHost, inputs: Array) -> dict[int, npt.NDArray[np.float3
         inputs: (n, ...), as the model takes them.
 
     Raises:
-        StatisticsRefused: the graph is not of that form, fails, or the statistics are not finite.
+        StatisticsGraphRefused: the graph is not of that form, or fails.
+        StatisticsRefused: the statistics are not finite.
     """
     ports = {spec.name: spec for spec in host.inputs}
     model = [spec for name, spec in ports.items() if not name.startswith(STATISTIC_INPUT)]
     if len(model) != 1:
-        raise StatisticsRefused(f"the model has {len(model)} inputs; samples of one do not fit", code=_GRAPH)
+        raise StatisticsGraphRefused(f"the model has {len(model)} inputs; samples of one do not fit")
     fed = {name: _start(spec) for name, spec in ports.items() if name.startswith(STATISTIC_INPUT)}
     found: dict[int, npt.NDArray[np.float32]] = {}
     for output in host.outputs:
@@ -131,15 +138,12 @@ def estimate(host: ProbedHost, inputs: Array) -> dict[int, npt.NDArray[np.float3
     return found
 
 
-_GRAPH: Final = "local-statistics.graph"
-
-
 def _start(spec: PortSpec) -> npt.NDArray[np.float32]:
     """Return what stands for statistics that are not known yet: nothing that is asked for depends on them."""
     match spec.shape:
         case (int(channels),) if spec.dtype == np.float32:
             return np.ones(channels, np.float32)
-    raise StatisticsRefused(f"{spec.name} is {spec.dtype}{spec.shape}, not float32 per channel", code=_GRAPH)
+    raise StatisticsGraphRefused(f"{spec.name} is {spec.dtype}{spec.shape}, not float32 per channel")
 
 
 def _norm(output: str, fed: Mapping[str, Array]) -> tuple[str, str]:
@@ -148,7 +152,7 @@ def _norm(output: str, fed: Mapping[str, Array]) -> tuple[str, str]:
     match named:
         case [mean, variance] if output.startswith(NORM_OUTPUT) and mean in fed and variance in fed:
             return mean, variance
-    raise StatisticsRefused(f"output {output!r:.80} of the graph is not named after statistics", code=_GRAPH)
+    raise StatisticsGraphRefused(f"output {output!r:.80} of the graph is not named after statistics")
 
 
 def _index(name: str) -> int:
@@ -159,7 +163,7 @@ def _run(host: ProbedHost, values: Mapping[str, Array], output: str) -> Array:
     try:
         return host.output(values, output)
     except InferenceFailed as bad:
-        raise StatisticsRefused(str(bad), code=_GRAPH) from bad
+        raise StatisticsGraphRefused(str(bad)) from bad
 
 
 def _chosen(job: EstimateJob) -> Array:
@@ -190,16 +194,16 @@ def estimate_into(store: TensorStore, job: EstimateJob) -> Estimated:
     """Compute the local tensors of a release; they are durably in the store at return.
 
     Raises:
-        StatisticsRefused: there are too few inputs, or the graph does not give what was signed.
+        StatisticsRefused: there are too few inputs, or their statistics are not finite.
+        StatisticsGraphRefused: the graph does not give what was signed.
         ModelNotLoadable: the runtime refuses the graph.
         InvalidInput: the samples cannot be used.
     """
     inputs = _chosen(job)
     found = estimate(OnnxRuntime().load(job.folder), inputs)
     if set(found) != set(job.tensors):
-        raise StatisticsRefused(
-            f"the graph gives statistics for tensors {sorted(found)}, the signed ones are {list(job.tensors)}",
-            code=_GRAPH,
+        raise StatisticsGraphRefused(
+            f"the graph gives statistics for tensors {sorted(found)}, the signed ones are {list(job.tensors)}"
         )
     sha256s = {index: tensor_sha256(values) for index, values in found.items()}
     for index, values in found.items():

@@ -42,9 +42,10 @@ def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Any]:
         (("--retain", "summer", "--seed", "3"), {"retain": OLD, "seed": 3}),
         (("--config", '{"classes": 12}'), {"config": {"classes": 12}}),
         (("--strategy", "subspace"), {"strategy": "subspace"}),
+        (("--local-statistics",), {"local_statistics": True}),
         (("--strategy", "auto"), {}),
     ],
-    ids=["nothing", "keep", "budget", "max-drop", "retain", "config", "strategy", "auto"],
+    ids=["nothing", "keep", "budget", "max-drop", "retain", "config", "strategy", "local", "auto"],
 )
 def test_the_request_has_what_was_given_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], fields: dict[str, Any]
