@@ -64,6 +64,23 @@ def test_the_line_says_how_the_update_was_made() -> None:
     assert summary("gate", job) == "gate@2  update 272 bytes (subspace)"
 
 
+def test_what_an_operator_should_know_is_said_beside_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = (
+        "the change is not low rank: factors of rank 48 in 9120 bytes keep 83.1 % of the gain"
+    )
+    result = {"release": 2, "update_bytes": 51200, "method": "dense", "note": note}
+    job = {"id": "j", "kind": "retrain", "state": "succeeded", "result": result, "error": None}
+
+    def answer(_method: str, path: str, _body: Any) -> Any:
+        datasets = {"items": [{"name": "winter", "digest": NEW}], "next": None}
+        return datasets if "datasets" in path else {"job": job}
+
+    with answering(monkeypatch, answer):
+        ended = CliRunner().invoke(app, ["retrain", "gate", "--dataset", "winter"])
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.stderr.splitlines()[-1] == note
+
+
 def test_the_accuracies_on_an_old_domain_are_told_where_it_was_measured() -> None:
     result = {"release": 2, "update_bytes": 1384, "accuracy_released": 0.91}
     job: Any = {"result": result | {f"accuracy_old_{state}": 0.9 for state in ("base", "retrained", "released")}}
