@@ -247,6 +247,13 @@ def test_a_device_starts_from_the_release_that_it_could_go_back_to_where_that_ta
     bring_to(app, 4, [device], commit=False)
     assert rebuilt(device, lineage, 2)[0] == ["mnist/4/from-2"]
     assert queued(app) == [], "there is nothing to build"
+    ways = made(operator.get("/api/v1/models/mnist/updates"))["items"]
+    assert [(way["base"], way["devices"], way["way"]) for way in ways] == [
+        (4, 0, "none"),
+        (3, 0, "full"),
+        (2, 1, "direct"),
+        (1, 0, "chain"),
+    ]
 
 
 @pytest.mark.parametrize("outcome", [Outcome.ROLLED_BACK, None], ids=["rolled back", "superseded unheard"])

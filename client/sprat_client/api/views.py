@@ -73,7 +73,7 @@ class ReleaseView(TypedDict):
 
 
 class WayView(TypedDict):
-    """The way from release `base` to release `to` with the fewest bytes; `devices` run `base`."""
+    """The way from release `base` to release `to` with the fewest bytes; so many `devices` take it."""
 
     base: int
     to: int

@@ -125,7 +125,7 @@ def _draw_target(axes: "Axes", metrics: Mapping[str, Any]) -> None:
         axes.axhline(keep, color=_CHOSEN, linestyle="--", linewidth=1, label=f"{100 * keep:g} % asked for")
     if budget is not None:
         axes.axvline(budget, color=_CHOSEN, linestyle="--", linewidth=1, label=f"at most {size(budget)}")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="best", edgecolor="none")
 
 
 def _set_axes(axes: "Axes", points: Sequence[Point], metrics: Mapping[str, Any]) -> None:
@@ -134,8 +134,9 @@ def _set_axes(axes: "Axes", points: Sequence[Point], metrics: Mapping[str, Any])
     sizes = [point["update_bytes"] for point in points] + [metrics.get("budget") or points[0]["update_bytes"]]
     axes.set_xscale("log")
     axes.set_xlim(min(sizes) * 0.7, max(sizes) * 1.5)
-    few = max(sizes) < 1000 * min(sizes)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    wide, narrow = max(sizes) > 1000 * min(sizes), max(sizes) < 8 * min(sizes)
+    digits = (1.0,) if wide else tuple(map(float, range(1, 10))) if narrow else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=digits))
     axes.xaxis.set_minor_locator(NullLocator())
     whole = FuncFormatter(lambda count, _at: f"{count:,.0f}")
     axes.xaxis.set_major_formatter(whole if max(sizes) < _LONG else EngFormatter("B"))

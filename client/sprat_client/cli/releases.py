@@ -113,8 +113,9 @@ def updates(
     """Show how devices come to a release from each other one, and the bytes that it takes.
 
     `way` is direct (one update), chain (several, one after another), full (the whole release) or none. Devices get
-    what takes fewest bytes. Where many run a release that leads on by a chain or by the full update only, a direct one
-    is built in the background. `share` is of the model's bytes; `devices` counts those that run the base.
+    what takes fewest bytes, starting from the release that they run or the one that they could go back to: `devices`
+    counts who takes which way. Where only a chain or the full update leads on from what devices hold, a direct one is
+    built in the background, and published if it saves the fleet bytes. `share` is of the model's bytes.
 
     Example: sprat release updates digits
     """

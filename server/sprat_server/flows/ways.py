@@ -15,11 +15,17 @@ from sprat_shared.trust.targets import update_path
 
 
 def ways(session: Session, model: Model, target: Release, bases: Sequence[Release]) -> list[WayView]:
-    """Return the cheapest way from each of `bases` to `target`, with how many devices run that base."""
+    """Return the cheapest way from each of `bases` to `target`, with how many devices take it.
+
+    Those are the devices that run the base, or could go back to it where less leads on from there.
+    """
+    updates = registry.all_updates(session, model)
     devices: Counter[int] = Counter()
     for group in fleet.holders(session, model.id):
-        devices[group.active] += group.devices
-    updates = registry.all_updates(session, model)
+        held = [number for number in (group.active, group.previous) if number is not None]
+        files = paths.cheapest_from(updates, held, target.number)
+        start = files[0].base_number if files else target.number
+        devices[group.active if start is None else start] += group.devices
     shown = []
     for base in bases:
         files = paths.cheapest_path(updates, base.number, target.number)

@@ -151,8 +151,9 @@ class ReleaseView(BaseModel):
 
 
 class WayView(BaseModel):
-    """The way from release `base` to release `to` with the fewest bytes, and how many devices run `base`.
+    """The way from release `base` to release `to` with the fewest bytes, and how many devices take it.
 
+    `devices` run `base`, or could go back to it where less leads on from there than from what they run.
     `way` is `none` (nothing is needed), `direct` (one update), `chain` (several) or `full`; `bytes` of all `files`
     together, `share` of the model's bytes; `path` names the signed targets in order.
     """
