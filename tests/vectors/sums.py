@@ -99,7 +99,7 @@ class SumReader:
 
     def rows(self, m: int, n: int) -> Integers:
         count = self.stream.one("COUNT")
-        need(count >= 1 and count * (n + 1) <= m * n, "no rows, or too many")
+        need(count >= 1 and count * (n + 1) <= m * n and m <= 2**32, "no rows, or too many")
         self.take_scale()
         out, row = np.zeros((m, n), np.int64), -1
         named = []
