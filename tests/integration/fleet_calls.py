@@ -1,6 +1,7 @@
 """A small registry and devices that behave: they make keys, enrol, poll and sign their reports."""
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -157,3 +158,18 @@ def join(app: FastAPI, operator: Api, count: int) -> list[TestDevice]:
         read = EnrolAnswer.from_json(answer.content)
         devices.append(TestDevice(Api(app, read.token), read.device, name, key, read))
     return devices
+
+
+def held_after(answer: PollAnswer) -> tuple[list[HeldMetadata], bytes]:
+    """Return what a device names and holds after it has read an answer with every file, and the dictionary."""
+    held, dictionary = [], b""
+    for part in answer.parts:
+        if part.kind == "metadata":
+            version, _, role = part.name.removeprefix("image/").removesuffix(".json").partition(".")
+            held.append(HeldMetadata("image", role, int(version)) if role else _timestamp(part.data))
+            dictionary += part.data
+    return held, dictionary
+
+
+def _timestamp(body: bytes) -> HeldMetadata:
+    return HeldMetadata("image", "timestamp", json.loads(body)["signed"]["version"])

@@ -1,21 +1,17 @@
 """Direct updates: built by a worker for what devices hold, signed, and offered where they take fewest bytes."""
 
-import json
-import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
-from uuid import UUID
 
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from fleet_calls import TestDevice, join, made
+from fleet_calls import held_after, join, made
 from http_calls import Api
-from sqlalchemy import select
+from lineage_calls import VALUES, Lineage, bring_to, published, queued, rebuilt, tensors, timestamp, work
 from sqlalchemy import update as sql_update
 
 from sprat_server.compress import updates as compress
@@ -23,34 +19,21 @@ from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import DeviceSlots
 from sprat_server.flows import direct, tasks_direct, upkeep
-from sprat_server.flows import rollout as rollout_flow
-from sprat_server.flows.publishing import publish_release
 from sprat_server.jobs import service as jobs
-from sprat_server.jobs.models import QUEUED, Job
+from sprat_server.jobs.models import Job
 from sprat_server.jobs.runner import Runner
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.publish import repository
 from sprat_server.registry import paths
 from sprat_server.registry import service as registry
-from sprat_server.registry.models import UpdateFile
-from sprat_server.registry.service import NewUpdate
 from sprat_server.settings import Settings
 from sprat_server.worker import load_tasks
-from sprat_shared.apply import apply_update
 from sprat_shared.errors import InvalidInput, TryLater
-from sprat_shared.protocol.poll import HeldMetadata, PollAnswer
+from sprat_shared.protocol.poll import PollAnswer
 from sprat_shared.protocol.report import Outcome
-from sprat_shared.trust.targets import UpdateTarget
-from sprat_shared.wire.records import Record, Subspace
-from sprat_shared.wire.safetensors import write_safetensors
+from sprat_shared.wire.records import Subspace
 from sprat_shared.wire.scales import nearest_scale
-from sprat_shared.wire.tensors import ArrayTensors, TensorSource, digest_of
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "simulator"))
-
-from device_server import MemorySink
-
-VALUES = 3000
+from sprat_shared.wire.tensors import digest_of
 
 
 @pytest.fixture
@@ -68,61 +51,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def tensors(*nudges: int, by: float = 1e-5) -> ArrayTensors:
-    """Return weights, moved a little for each of `nudges`."""
-    values = np.random.default_rng(0).standard_normal(VALUES)
-    for seed in nudges:
-        values += by * np.random.default_rng(seed).standard_normal(VALUES)
-    return ArrayTensors({"w": ("F32", values.astype(np.float32))})
-
-
-class Lineage:
-    """The releases of a model, made as the worker makes them: real weights, real update files."""
-
-    def __init__(self, app: FastAPI, folder: Path) -> None:
-        self._app, self._folder = app, folder
-        self.weights: dict[int, TensorSource] = {}
-
-    def add(self, weights: TensorSource, base: int | None = None) -> None:
-        """Publish the next release, with a lossless update from `base`."""
-        self._publish(
-            weights if base is None else compress.from_weights(self.weights[base], weights, lossless=True), base
-        )
-
-    def add_record(self, record: Record, base: int) -> None:
-        """Publish as the next release what one record makes of release `base`."""
-        self._publish(compress.from_records(self.weights[base], [record]), base)
-
-    def _publish(self, made_of: TensorSource | compress.Updated, base: int | None) -> None:
-        blobs: Blobs = self._app.state.blobs
-        with self._app.state.database.transaction() as session:
-            update = []
-            if isinstance(made_of, compress.Updated):
-                weights, blob = made_of.weights, blobs.put_bytes(made_of.data)
-                update.append(NewUpdate(base, blob.digest, blob.length))
-                model = registry.get_model(session, "mnist")
-            else:
-                weights, model = made_of, registry.create_model(session, name="mnist", recipe=None, example=None)
-            whole = blobs.put_bytes(compress.full(weights))
-            path = self._folder / "weights.safetensors"
-            write_safetensors(path, weights)
-            release = publish_release(
-                session,
-                blobs,
-                self._app.state.settings,
-                model=model,
-                graph_blob=blobs.put_bytes(b"the graph").digest,
-                weights_blob=blobs.put_file(path).digest,
-                table=weights.table,
-                weights_digest=digest_of(weights),
-                updates=[NewUpdate(None, whole.digest, whole.length), *update],
-                metrics={},
-                origin="registered" if base is None else "created",
-                base=base,
-            )
-            self.weights[release.number] = weights
-
-
 @pytest.fixture
 def lineage(app: FastAPI, worker: Runner, folder: Path) -> Lineage:
     """A model with three releases, each made from the one before without loss."""
@@ -132,76 +60,6 @@ def lineage(app: FastAPI, worker: Runner, folder: Path) -> Lineage:
     lineage.add(tensors(1), 1)
     lineage.add(tensors(1, 2), 2)
     return lineage
-
-
-def bring_to(app: FastAPI, release: int, devices: Sequence[TestDevice], *, commit: bool = True) -> None:
-    """Roll a release out to these devices, which take it."""
-    with app.state.database.transaction() as session:
-        cohort = [device.id for device in devices]
-        one = rollout_flow.create(session, model="mnist", release=release, reaches=["100%"], devices=cohort, by="test")
-        rollout_flow.start(session, one.id)
-    for device in devices if commit else ():
-        device.tell(Outcome.COMMITTED)
-
-
-def queued(app: FastAPI) -> list[tuple[UUID, int]]:
-    with app.state.database.transaction() as session:
-        jobs = session.scalars(select(Job).where(Job.kind == direct.JOB_KIND, Job.state == QUEUED))
-        return [(job.id, job.queue_id) for job in jobs]
-
-
-def work(app: FastAPI, worker: Runner) -> dict[str, Any]:
-    """Have the worker do the one job that is queued, and return its result."""
-    (job,) = queued(app)
-    worker.run(*job)
-    with app.state.database.transaction() as session:
-        done = session.get_one(Job, job[0])
-        assert done.state == "succeeded", done.error
-        assert done.result is not None
-        return done.result
-
-
-def published(app: FastAPI) -> set[tuple[int | None, int]]:
-    with app.state.database.transaction() as session:
-        return {(row.base_number, row.number) for row in session.scalars(select(UpdateFile))}
-
-
-def timestamp(app: FastAPI) -> int:
-    with app.state.database.transaction() as session:
-        return repository.newest_versions(session)["timestamp"]
-
-
-def held_after(answer: PollAnswer) -> tuple[list[HeldMetadata], bytes]:
-    """Return what a device names and holds after it has read an answer with every file, and the dictionary."""
-    held, dictionary = [], b""
-    for part in answer.parts:
-        if part.kind == "metadata":
-            role = part.name.removeprefix("image/").removesuffix(".json").rpartition(".")[2]
-            role = "m.mnist" if part.name.endswith("m.mnist.json") else role
-            held.append(HeldMetadata("image", role, json.loads(part.data)["signed"]["version"]))
-            dictionary += part.data
-    return held, dictionary
-
-
-def rebuilt(device: TestDevice, lineage: Lineage, base: int) -> tuple[list[str], int]:
-    """Do what a device that holds `base` does: fetch the path, apply it, compare; return the path and its bytes."""
-    wish = device.wish()
-    assert wish is not None
-    body = PollAnswer.from_bytes(device.poll(inline=1 << 20).content)
-    role = next(part.data for part in body.parts if part.name.endswith("m.mnist.json"))
-    signed = repository.Metadata[repository.Targets].from_bytes(role).signed
-    weights, received = lineage.weights[base], 0
-    for path in wish.path:
-        file = signed.targets[path]
-        target = UpdateTarget.from_custom(path, file.custom)
-        data = next(part.data for part in body.parts if part.name == f"sha256:{file.hashes['sha256']}")
-        assert len(data) == file.length
-        assert target.base_weights in {None, digest_of(weights)}
-        sink = MemorySink(weights)  # type: ignore[arg-type] # any source will do
-        apply_update(memoryview(data), weights, sink, expected=target.weights)
-        weights, received = ArrayTensors(sink.weights()), received + len(data)
-    assert digest_of(weights) == wish.weights
-    return list(wish.path), received
 
 
 def test_a_device_two_releases_behind_gets_one_file_once_a_worker_has_built_it(

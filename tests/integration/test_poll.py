@@ -1,14 +1,13 @@
 """The poll: nothing when nothing changed, else one body with all that the device lacks."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from fleet_calls import TestDevice, join, published
+from fleet_calls import TestDevice, held_after, join, published
 from http_calls import Api
 from sqlalchemy import event, select
 
@@ -40,21 +39,6 @@ def bring_to(app: FastAPI, release: int) -> None:
 
 def names(answer: PollAnswer, kind: str) -> list[str]:
     return [part.name for part in answer.parts if part.kind == kind]
-
-
-def held_after(answer: PollAnswer) -> tuple[list[HeldMetadata], bytes]:
-    """Return what a device names and holds after it has read an answer with every file, and the dictionary."""
-    held, dictionary = [], b""
-    for part in answer.parts:
-        if part.kind == "metadata":
-            version, _, role = part.name.removeprefix("image/").removesuffix(".json").partition(".")
-            held.append(HeldMetadata("image", role, int(version)) if role else _timestamp(part.data))
-            dictionary += part.data
-    return held, dictionary
-
-
-def _timestamp(body: bytes) -> HeldMetadata:
-    return HeldMetadata("image", "timestamp", json.loads(body)["signed"]["version"])
 
 
 def test_a_device_that_knows_the_state_gets_304_without_a_body(device: TestDevice) -> None:
