@@ -15,11 +15,27 @@ from torch import nn
 from torch.nn import functional
 
 
+def plain(module: nn.Module) -> nn.Module:
+    """Return the module with plain 1 x 1 convolutions where it has classes of its own for them; weights are shared.
+
+    PEFT makes adapters of the class that it finds, with the plain class's arguments.
+    """
+    for name, layer in list(module.named_modules()):
+        if (
+            isinstance(layer, nn.Conv2d)
+            and type(layer) is not nn.Conv2d
+            and layer.kernel_size == layer.stride == (1, 1)
+        ):
+            same = nn.Conv2d(layer.in_channels, layer.out_channels, 1, groups=layer.groups, bias=layer.bias is not None)
+            same.weight, same.bias = layer.weight, layer.bias
+            module.set_submodule(name, same)
+    return module
+
+
 def targets(module: nn.Module) -> list[str]:
     """Return the names of the layers that PEFT adapts.
 
-    It has nothing for grouped convolutions and recurrent layers, and what a class of one's own does before it convolves
-    (such as its own padding) its adapters do not.
+    It has nothing for grouped convolutions, recurrent layers and convolutions of other classes than the plain ones.
     """
     names: list[str] = []
     inside: set[str] = set()
@@ -28,9 +44,7 @@ def targets(module: nn.Module) -> list[str]:
             inside.add(f"{name}.")
             names.append(name)
         elif isinstance(layer, nn.Linear | nn.Embedding) or (
-            isinstance(layer, nn.Conv1d | nn.Conv2d)
-            and layer.groups == 1
-            and (type(layer) in {nn.Conv1d, nn.Conv2d} or set(layer.kernel_size) == {1})
+            type(layer) in {nn.Conv1d, nn.Conv2d} and layer.groups == 1
         ):
             names += [] if name.startswith(tuple(inside)) else [name]
     return names
@@ -61,7 +75,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for rank in job["ranks"]:
         torch.manual_seed(job["seed"])
-        module = torch.load(job["module"], weights_only=False).eval()
+        module = plain(torch.load(job["module"], weights_only=False)).eval()
         config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets(module), bias="all", lora_dropout=0.0)
         model = peft.get_peft_model(module, config).eval()
         train(model, job)

@@ -10,7 +10,7 @@ from sizes.environments import Environment, Unavailable
 from sizes.fitting import fit
 from sizes.low_rank import change, small_changes, trained_factors
 from sizes.method import Method, Sent
-from sizes.peft_script import targets
+from sizes.peft_script import plain, targets
 from sizes.post_hoc import patched
 from sizes.store import Store
 from torch import Tensor, nn
@@ -161,4 +161,10 @@ def test_adapters_go_where_the_library_has_them() -> None:
             self.remember = nn.GRU(8, 8)
             self.tell = nn.Linear(8, 2)
 
-    assert targets(Net()) == ["see", "point", "attend", "words", "tell"]
+    net = Net()
+    before, inputs = net.state_dict(), torch.randn(2, 8, 5, 5)
+    point = net.point(inputs)
+    assert targets(net) == ["see", "attend", "words", "tell"]
+    assert targets(plain(net)) == ["see", "point", "attend", "words", "tell"]
+    assert net.point(inputs).equal(point)
+    assert list(net.state_dict()) == list(before)
