@@ -147,7 +147,7 @@ def test_a_release_from_foreign_weights_is_queued_with_its_base(app: FastAPI, re
     job = made(releaser.post("/api/v1/models/mnist/releases", json={"weights": weights}))["job"]
     assert (job["kind"], job["args"]) == (
         "create-release",
-        {"model": "mnist", "weights": weights, "base": 1, "lossless": False},
+        {"model": "mnist", "weights": weights, "base": 1, "lossless": False, "config": None, "graph": None},
     )
 
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import tiny_norms
 import torch
 from conftest import Drifted
 from torch import nn
@@ -18,7 +20,7 @@ from sprat_server.training.factors import factor_parts
 from sprat_server.training.lesson import Lesson, teacher_outputs
 from sprat_server.training.local import SAMPLES, LocalNorms
 from sprat_server.training.search import LocalStatisticsLose, SearchPlan, retrain
-from sprat_server.training.states import floats, module_tensors, tied_names, to_source, to_torch
+from sprat_server.training.states import floats, module_tensors, to_source, to_torch
 from sprat_server.training.statistics_graph import statistics_graph
 from sprat_server.training.strategies import Choice, Pace
 from sprat_server.training.student import GridStudent, StudentPlan
@@ -65,11 +67,11 @@ def test_a_device_computes_what_torch_computes_in_training_over_all_inputs_at_on
         torch.testing.assert_close(ours[name], torchs)
 
 
-def test_a_norm_that_two_layers_share_keeps_its_statistics() -> None:
-    shared = nn.BatchNorm1d(5)
-    module = nn.Sequential(nn.Linear(5, 5), shared, nn.Linear(5, 5), shared).eval()
-    source = to_source(module_tensors(module), tied_names(module))
-    assert statistics_graph(export(module, source, Example((5,), "float32")).graph.data) is None
+def test_a_norm_whose_statistics_have_another_use_keeps_them() -> None:
+    model = onnx.load_model_from_string(tiny_norms.graph())
+    first, second = (node for node in model.graph.node if node.op_type == "BatchNormalization")
+    second.input[3] = first.input[3]
+    assert statistics_graph(model.SerializeToString()) is None
 
 
 def test_measuring_leaves_the_module_and_the_state_as_they_were(drifted: Drifted) -> None:
