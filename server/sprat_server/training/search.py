@@ -16,6 +16,7 @@ from typing import Final
 from torch import Tensor
 
 from sprat_server.compress.updates import Updated
+from sprat_server.training.bracket import Bracket
 from sprat_server.training.checkpoints import Checkpoints
 from sprat_server.training.data import TrainingData, with_replay
 from sprat_server.training.evaluate import Run, Share, lost, recovered, scores
@@ -42,8 +43,6 @@ from sprat_shared.wire.tensors import TensorSource
 
 _log: Final = logging.getLogger(__name__)
 
-_STRIDE: Final = 2  # rungs of the first step away from the start; doubled while the target stays on one side
-_FINEST: Final = 0.25  # of a rung: closer ones differ by less than the luck of training
 _TEACHER: Final = 0.25  # of the time of a retrain
 _FACTORS_OF_EIGHT: Final = 5  # of eight candidates of `auto`; the others are the subspace's
 _SMALLER: Final = 0.75  # of the best file so far: where the subspace is tried first
@@ -261,28 +260,19 @@ class _Search:
         return nearest if steps[nearest] < math.log(2) or nearest == 0 else None
 
     def _walk(self, strategy: Strategy, most: int, *, start: int | None = None, reserve: int = 0) -> bool:
-        """Walk a ladder: bracket the target from `start`, then refine; say whether its last rung has too few bytes.
+        """Walk a ladder from `start`, at most `most` candidates; say whether its last rung has too few bytes.
 
-        `low` is the highest position known to have too few bytes, `high` the lowest known to have enough. Of `most`
-        candidates `reserve` are kept for another ladder, for a share once something is found that has it.
+        Of these `reserve` are kept for another ladder, for a share once something is found that has it.
         """
-        low, high, last = -1.0, float(len(strategy.ladder)), len(strategy.ladder) - 1
-        position, stride, begun = float(strategy.start if start is None else start), _STRIDE, len(self._curve)
-        while len(self._curve) - begun < most - (reserve if self._best or self._aim.budget else 0):
-            if self._wants_more_bytes(self._try(strategy, strategy.rung(position))):
-                low = position
-            else:
-                high = position
-            if high - low <= _FINEST or low == last or high == 0:
+        bracket = Bracket(len(strategy.ladder), strategy.start if start is None else start)
+        begun = len(self._curve)
+        while not bracket.done:
+            kept = reserve if self._best or self._aim.budget else 0
+            if len(self._curve) - begun >= most - kept:
                 break
-            if high > last:
-                position, stride = min(low + stride, last), 2 * stride
-            elif low < 0:
-                position, stride = max(high - stride, 0.0), 2 * stride
-            else:
-                middle = (low + high) / 2
-                position = math.floor(middle) if math.floor(middle) > low else middle
-        return low == last
+            tried = self._try(strategy, strategy.rung(bracket.position))
+            bracket.move(wants_more_bytes=self._wants_more_bytes(tried))
+        return bracket.used_up
 
     def _wants_more_bytes(self, tried: Tried) -> bool:
         """Say on which side the target lies; a file larger than the best that keeps a share is too large anyway."""
