@@ -1,6 +1,11 @@
-"""The plot: bytes on a logarithmic axis against recovered gain, one panel a case."""
+"""The plot: bytes on a logarithmic axis against recovered gain, one panel a case.
+
+Of each method those settings are drawn that are worth their bytes: by the validation split, whose medians over the
+seeds no smaller setting reaches. What they recover is of the test split.
+"""
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -9,7 +14,8 @@ from sizes.method import Method
 from sizes.store import Point
 
 LOWEST = -0.05
-COLOURS = (*(f"C{number}" for number in range(10)), "black", "0.5")
+COLOURS = (*(f"C{number}" for number in range(10)), "black", "navy")
+LINES = ("-", "--", ":")
 
 
 def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[int, Sequence[Point]]]], to: Path) -> str:
@@ -34,10 +40,13 @@ def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[in
         for number, method in enumerate(methods):
             if method.key not in of_case:
                 continue
-            way = sorted(_medians(of_case[method.key]))
+            way = front(of_case[method.key])
+            if not way:
+                continue
             style = {"linewidth": 2.2, "marker": "o"} if method.ours else {"linewidth": 1.1, "marker": "."}
             x, y = zip(*way, strict=True)
-            panel.plot(x, y, label=method.title, color=COLOURS[number % len(COLOURS)], **style)
+            turn, colour = divmod(number, len(COLOURS))
+            panel.plot(x, y, LINES[turn], label=method.title, color=COLOURS[colour], **style)
         panel.set(title=case, xscale="log", xlabel="bytes of the update", ylim=(LOWEST, 1.1))
         panel.grid(visible=True, alpha=0.3)
     panels[0][0].set_ylabel("recovered gain, test split, median of seeds")
@@ -46,14 +55,21 @@ def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[in
     return f"plot: {to} ({to.stat().st_size / 1000:.0f} kB)"
 
 
-def _medians(by_seed: Mapping[int, Sequence[Point]]) -> list[tuple[float, float]]:
-    """Return (bytes, recovered gain) of each setting, medians over the seeds."""
+def front(by_seed: Mapping[int, Sequence[Point]]) -> list[tuple[float, float]]:
+    """Return (bytes, recovered gain on the test split) of the settings worth their bytes, medians over the seeds."""
     together: dict[str, list[Point]] = {}
     for point in (point for points in by_seed.values() for point in points):
         together.setdefault(point.setting, []).append(point)
-    ways = []
+    known = []
     for same in together.values():
         tests = [point.test for point in same if point.test is not None]
         if tests:
-            ways.append((float(median(point.bytes for point in same)), median(tests)))
-    return ways
+            size, validation = median(point.bytes for point in same), median(point.validation for point in same)
+            known.append((float(size), validation, median(tests)))
+    worth: list[tuple[float, float]] = []
+    best = -math.inf
+    for size, validation, test in sorted(known, key=lambda one: (one[0], -one[1])):
+        if validation > best:
+            best = validation
+            worth.append((size, test))
+    return worth

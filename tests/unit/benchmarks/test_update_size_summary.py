@@ -2,6 +2,7 @@
 
 import pytest
 from sizes.method import Method
+from sizes.plot import front
 from sizes.store import Point
 from sizes.summary import best_points, interval, smallest, table
 from sizes.together import AUTO, unite
@@ -116,3 +117,9 @@ def test_without_the_trained_rows_there_is_no_such_row() -> None:
     of_case = {"zstd": {0: [point(900, 1.0)]}, AUTO.key: {0: []}}
     unite(of_case)
     assert list(of_case) == ["zstd"]
+
+
+def test_the_plot_draws_the_settings_that_are_worth_their_bytes() -> None:
+    seeds = [[point(100, 0.7, test=0.6), point(200, 0.6, test=0.9), point(300, 0.9, test=0.8)] for _ in range(3)]
+    assert front(dict(enumerate(seeds))) == [(100.0, 0.6), (300.0, 0.8)]
+    assert front({0: [point(100, 0.7, test=None)]}) == []
