@@ -11,7 +11,7 @@ from torch.func import functional_call
 from sprat_server.training.data import Samples
 from sprat_server.training.local import LocalNorms
 from sprat_server.training.recipes import Trainable
-from sprat_shared.wire.tensors import TensorSource
+from sprat_shared.wire.tensors import REBUILDABLE, TensorSource
 
 _BATCH: Final = 256
 
@@ -48,10 +48,10 @@ class Lesson:
         return outputs
 
     def learned(self) -> list[str]:
-        """Return the tensors of the table that training changes: not frozen, not empty; in the table's order."""
+        """Return the tensors of the table that training changes: not frozen, not empty, of a dtype that has a grid."""
         parameters = self.trainable.module.named_parameters(remove_duplicate=False)
         free = {name for name, parameter in parameters if parameter.requires_grad and parameter.numel()}
-        return [spec.name for spec in self.source.table.specs if spec.name in free]
+        return [spec.name for spec in self.source.table.specs if spec.name in free and spec.dtype in REBUILDABLE]
 
     def wanted(self, name: str) -> Tensor:
         """Return the teacher's change of a tensor."""

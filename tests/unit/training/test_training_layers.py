@@ -1,6 +1,7 @@
 """Every kind of layer can be updated by every strategy, and what is trained is what is decoded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -131,6 +132,18 @@ def test_what_is_trained_is_what_is_decoded_by_every_strategy(kind: str, way: st
     if kind in {"linear", "convolution", "gru", "lstm"}:
         wanted = {"factors": LowRank, "subspace": Subspace}.get(way)
         assert wanted is None or any(isinstance(record, wanted) for record in records)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_double_has_no_grid_and_is_left_as_it_is(way: str) -> None:
+    lesson = lesson_of("linear")
+    double = {**lesson.base, "layer.weight": lesson.base["layer.weight"].double()}
+    lesson = replace(lesson, source=to_source(double))
+    student = GridStudent(lesson, WAYS[way](lesson), StudentPlan(price=1e-5, min_steps=0, batch=16, learning_rate=0.5))
+    student.train(lambda _fraction, _message: None)
+    decoded = to_torch(updates.from_records(lesson.source, student.records()).weights)
+    assert torch.equal(decoded["layer.weight"], double["layer.weight"])
+    assert not torch.equal(decoded["head.weight"], double["head.weight"])
 
 
 def test_a_subspace_leaves_the_rows_of_an_embedding_that_do_not_occur_alone() -> None:
