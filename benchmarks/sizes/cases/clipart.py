@@ -52,14 +52,14 @@ _KINDS: Final = (  # folders; the base knows the first ones
 )
 _OLD: Final = 10
 _MOST: Final = 110  # pictures of a kind
-_SIDE: Final = 64
+_SIDE: Final = 48
 _SHARES: Final = (0.4, 0.25, 0.35)
 _LARGEST: Final = 4_000_000  # pixels of a picture that is read
 _WHITE: Final = 255
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
-    """Return the pretrained network with a new last layer: (batch, 3, 64, 64) in [-1, 1] -> logits (batch, 20)."""
+    """Return the pretrained network with a new last layer: (batch, 3, 48, 48) in [-1, 1] -> logits (batch, 20)."""
     if config:
         raise ValueError(f"this network takes no config, not {dict(config)!r}")
     code, weights = str(fetched(CODE)), fetched(WEIGHTS)
@@ -78,7 +78,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
 
 @cache
 def _pictures() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return the pictures (n, 3, 64, 64) on white, and their kinds (n,)."""
+    """Return the pictures (n, 3, 48, 48) on white, and their kinds (n,)."""
     try:
         from PIL import Image  # noqa: PLC0415 - comes with mlxtend, and is needed here alone
     except ImportError as missing:
@@ -129,7 +129,7 @@ CLIPART: Final = Case(
     factory="sizes.cases.clipart:build",
     base=TeacherPlan(epochs=6, batch=32, learning_rate=1e-3, min_steps=0),
     retrain=TeacherPlan(epochs=6, batch=32, learning_rate=1e-3, min_steps=0),
-    epochs=8,
+    epochs=6,
     batch=16,
     code=(Path(__file__),),
     data=(FOLDER,),
