@@ -1,66 +1,92 @@
-"""One choice for every tensor together: bytes against error, by a Lagrange multiplier.
+"""One choice for every tensor together: a ladder of choices, each with more bytes and less error than the one before.
 
-Y. Shoham, A. Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE Trans. ASSP 36(9), 1988: for a
-price of a byte, each tensor alone takes its cheapest candidate; the price is then moved until the sum fits.
+Y. Shoham, A. Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE Trans. ASSP 36(9), 1988: at a
+price of a byte each tensor alone takes its cheapest way, which lies on the lower convex hull of its ways. As the price
+falls, one tensor after the other moves on along its hull; the choices in between are the rungs.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
+
+import numpy as np
+import numpy.typing as npt
 
 from sprat_shared.encode.candidates import Candidate
 
-_HALVINGS: Final = 60
-_CHEAP, _DEAR = 1e-18, 1e18  # price of a byte, in squared error
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ladder:
+    """Choices from the fewest bytes to the least error.
 
-def cheapest(options: Sequence[Sequence[Candidate]], enough: Callable[[Sequence[Candidate]], bool]) -> list[Candidate]:
-    """Return one candidate for each tensor, at the highest price of a byte at which the choice is still `enough`.
-
-    Args:
-        options: for each tensor its candidates.
-        enough: monotone: true at a price stays true at all lower ones. Where it is never true, the finest choice.
+    Attributes:
+        bytes: of each rung, estimated, float64 (rungs,).
+        squared_error: of each rung, estimated, float64 (rungs,); never rises.
     """
-    low, high = _CHEAP, _DEAR
-    best = _at(options, low)
-    for _ in range(_HALVINGS):
-        price = (low * high) ** 0.5
-        choice = _at(options, price)
-        if enough(choice):
-            low, best = price, choice
-        else:
-            high = price
-    return best
+
+    bytes: npt.NDArray[np.float64]
+    squared_error: npt.NDArray[np.float64]
+    _first: tuple[Candidate, ...]
+    _moves: tuple[tuple[int, Candidate], ...]
+
+    def choice(self, rung: int) -> list[Candidate]:
+        """Return one candidate for each tensor."""
+        chosen = list(self._first)
+        for tensor, way in self._moves[:rung]:
+            chosen[tensor] = way
+        return chosen
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    def within_bytes(self, allowed: float) -> int:
+        """Return the highest rung of at most so many bytes, 0 where there is none."""
+        return max(0, int(np.searchsorted(self.bytes, allowed, side="right")) - 1)
+
+    def within_error(self, allowed: float) -> int:
+        """Return the lowest rung of at most so much error, the last where there is none."""
+        return min(len(self) - 1, int(np.searchsorted(-self.squared_error, -allowed, side="left")))
 
 
-def finest(options: Sequence[Sequence[Candidate]], budget_bytes: float) -> list[Candidate]:
-    """Return one candidate for each tensor: the least error whose estimated bytes stay within the budget."""
-    low, high = _CHEAP, _DEAR
-    best = _at(options, high)
-    for _ in range(_HALVINGS):
-        price = (low * high) ** 0.5
-        choice = _at(options, price)
-        if sum(candidate.bytes for candidate in choice) <= budget_bytes:
-            high, best = price, choice
-        else:
-            low = price
-    return _spend(options, best, budget_bytes)
+def ladder(options: Sequence[Sequence[Candidate]]) -> Ladder:
+    """Return the ladder of these ways: for each tensor at least one."""
+    paths = [_path(ways) for ways in options]
+    moves = [
+        (gain, tensor, then.bytes - now.bytes, now.squared_error - then.squared_error, then)
+        for tensor, path in enumerate(paths)
+        for (_, now), (gain, then) in pairwise(path)
+    ]
+    moves.sort(key=itemgetter(0), reverse=True)  # stable, and gains never rise along a path: none is out of order
+    added, saved = (np.array([move[column] for move in moves], np.float64) for column in (2, 3))
+    rest = sum(path[-1][1].squared_error for path in paths)
+    return Ladder(
+        bytes=np.cumsum([sum(path[0][1].bytes for path in paths), *added]),
+        squared_error=rest + np.cumsum([0.0, *saved[::-1]])[::-1],
+        _first=tuple(path[0][1] for path in paths),
+        _moves=tuple((tensor, then) for _, tensor, _, _, then in moves),
+    )
 
 
-def _spend(options: Sequence[Sequence[Candidate]], choice: list[Candidate], budget_bytes: float) -> list[Candidate]:
-    """Spend what the multiplier left over (it sees only the convex hull): the best gain for a byte first."""
-    while True:
-        left = budget_bytes - sum(way.bytes for way in choice)
-        better = [
-            ((now.squared_error - way.squared_error) / max(way.bytes - now.bytes, 1e-9), i, way)
-            for i, (now, ways) in enumerate(zip(choice, options, strict=True))
-            for way in ways
-            if way.squared_error < now.squared_error and way.bytes - now.bytes <= left
-        ]
-        if not better:
-            return choice
-        _, i, way = max(better, key=lambda entry: entry[0])
-        choice = [*choice[:i], way, *choice[i + 1 :]]
+def _path(ways: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
+    """Return ways of rising bytes and falling error, each with what a byte gains up to the hull's next corner.
+
+    Ways between two corners of the hull are kept: they are worse for the price, and fit where the next corner does not.
+    """
+    better: list[Candidate] = []
+    for way in sorted(ways, key=lambda way: (way.bytes, way.squared_error)):
+        if not better or way.squared_error < better[-1].squared_error:
+            better.append(way)
+    corners: list[int] = []
+    for i, way in enumerate(better):
+        while len(corners) > 1 and _gain(better[corners[-2]], better[corners[-1]]) <= _gain(better[corners[-1]], way):
+            corners.pop()
+        corners.append(i)
+    path = [(float("inf"), better[0])]
+    for low, high in pairwise(corners):
+        path += [(_gain(better[low], better[high]), way) for way in better[low + 1 : high + 1]]
+    return path
 
 
-def _at(options: Sequence[Sequence[Candidate]], price: float) -> list[Candidate]:
-    return [min(ways, key=lambda way: way.squared_error + price * way.bytes) for ways in options]
+def _gain(now: Candidate, then: Candidate) -> float:
+    return (now.squared_error - then.squared_error) / max(then.bytes - now.bytes, 1e-9)

@@ -110,3 +110,75 @@ def test_a_dtype_stays_and_a_base_that_would_grow_many_times_over_asks_for_a_ful
     huge = {**head(10), "body": ("F32", np.zeros((4000, 2000), np.float32))}
     with pytest.raises(LimitExceeded, match="only a full update"):
         encode_delta(base, ArrayTensors(huge))
+
+
+def network(seed: int = 3, *, noise: float = 1e-3) -> tuple[ArrayTensors, ArrayTensors]:
+    """Return a small network before and after: matrices change by a low rank and noise, a bias by noise."""
+    draw = np.random.default_rng(seed)
+    old = {name: draw.standard_normal(shape) for name, shape in {"a": (60, 80), "b": (90, 40), "c": (50,)}.items()}
+    new = {name: values + noise * draw.standard_normal(values.shape) for name, values in old.items()}
+    for name in "ab":
+        m, n = old[name].shape
+        new[name] = new[name] + 0.05 * draw.standard_normal((m, 2)) @ draw.standard_normal((2, n))
+    sides = ({name: ("F32", values.astype(np.float32)) for name, values in side.items()} for side in (old, new))
+    return ArrayTensors(next(sides)), ArrayTensors(next(sides))
+
+
+def missed(base: ArrayTensors, new: ArrayTensors, **how: Any) -> float:
+    """Return the norm of what an update misses, over the norm of the change; tensors count by their mean square."""
+    arrays, parts = rebuilt(base, new, **how), np.zeros(2)
+    for index, spec in enumerate(new.table):
+        wished = new.read(index).astype(np.float64)
+        sides = (arrays[spec.name], base.read(index))
+        parts += [np.square(wished - side).sum() / np.square(wished).mean() for side in sides]
+    return float((parts[0] / parts[1]) ** 0.5)
+
+
+def test_errors_fall_from_budget_to_budget_until_the_file_is_exact() -> None:
+    base, new = network()
+    errors = [missed(base, new, budget_bytes=b) for b in (150, 300, 450, 700, 1500, 6000, 40_000)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[1] < 0.6, "two directions fit few bytes"
+    assert errors[-1] == 0
+
+
+def test_without_an_option_the_error_is_measured_and_at_most_a_tenth() -> None:
+    base, new = network(noise=0.05)
+    assert 0.05 < missed(base, new) <= 0.1
+
+
+def test_a_random_change_of_full_rank_costs_no_more_than_exactly() -> None:
+    draw = np.random.default_rng(4)
+    sides = [ArrayTensors({"w": ("F32", draw.standard_normal((60, 70), dtype=np.float32))}) for _ in range(2)]
+    exact = encode_delta(*sides, lossless=True)
+    for how in ({}, {"max_error": 0.0}, {"budget_bytes": len(exact.data)}):
+        assert len(encode_delta(*sides, **how).data) <= len(exact.data)  # type: ignore[arg-type]
+
+
+def test_the_curve_goes_from_few_bytes_to_exact_and_says_whether_the_change_is_of_low_rank() -> None:
+    base, new = network()
+    encoded = encode_delta(base, new)
+    sizes, errors = zip(*((point.bytes, point.relative_error) for point in encoded.curve), strict=True)
+    assert list(sizes) == sorted(sizes)
+    assert list(errors) == sorted(errors, reverse=True)
+    assert errors[-1] == 0
+    assert encoded.low_rank_share is None, "16 directions are many for matrices this small"
+    draw = np.random.default_rng(5)
+    w, other, low = (draw.standard_normal(shape, dtype=np.float32) for shape in ((80, 90), (80, 90), (80, 1)))
+    for change, least, most in ((other, 0.2, 0.6), (low, 0.99, 1.0)):
+        sides = (ArrayTensors({"w": ("F32", side)}) for side in (w, w + change))
+        share = encode_delta(*sides, budget_bytes=400).low_rank_share
+        assert share is not None
+        assert least <= share <= most
+
+
+def test_importance_says_which_tensor_gets_the_bytes() -> None:
+    base, new = network(noise=0.02)
+    reports = [
+        {row.name: row.relative_error for row in encode_delta(base, new, budget_bytes=700, importance=weights).tensors}
+        for weights in ({"a": 100.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 100.0, "c": 1.0})
+    ]
+    assert reports[0]["a"] < reports[1]["a"]
+    assert reports[1]["b"] < reports[0]["b"]
+    with pytest.raises(InvalidInput, match="importance"):
+        encode_delta(base, new, importance={"a": 1.0})
