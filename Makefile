@@ -67,7 +67,7 @@ soak: $(READY) ## Take one agent through updates and faults for 15 minutes (SPRA
 	SPRAT_SOAK_S=$${SPRAT_SOAK_S:-900} $(BIN)/python -m pytest -m soak -s
 
 .PHONY: bench
-bench: $(READY) ## Run every benchmark (an hour the first time, then from its cache); tables on the screen, JSON in .bench
+bench: $(READY) ## Run every benchmark (hours the first time, then from its cache); tables on the screen, JSON in .bench
 	@mkdir -p .bench
 	@for file in benchmarks/*.py; do \
 	  echo "$$file"; $(BIN)/python "$$file" --json ".bench/$$(basename "$$file" .py).json"; \
