@@ -3,13 +3,10 @@
 Nothing here loads torch: records are integers in numpy, made by `sprat_server.training` or by the post-hoc encoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import Final
-
-import numpy as np
 
 from sprat_server.compress.equivalents import cheapest
 from sprat_shared.apply import check_arithmetic, rebuild_tensor
@@ -17,12 +14,9 @@ from sprat_shared.encode import encode_delta
 from sprat_shared.errors import BaseMismatch
 from sprat_shared.ids import parse_digest
 from sprat_shared.wire.patch import held_under, under
-from sprat_shared.wire.planes import encode_planes
-from sprat_shared.wire.records import Lossless, Record
-from sprat_shared.wire.tensors import LOCAL_SHA256, Array, ArrayTensors, TensorSource, TensorSpec, digest_of
+from sprat_shared.wire.records import Record
+from sprat_shared.wire.tensors import Array, ArrayTensors, TensorSource, TensorSpec, digest_of
 from sprat_shared.wire.update import BASE_BYTES, UpdateReader, encode_update, read_header
-
-_THOROUGH_BELOW_BYTES: Final = 16 << 20  # of a model: above it zstd's highest level takes minutes for a percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +76,12 @@ def from_records(base: TensorSource, records: Sequence[Record]) -> Updated:
 
 
 def from_weights(
-    base: TensorSource, new: TensorSource, *, lossless: bool = False, budget_bytes: int | None = None
+    base: TensorSource,
+    new: TensorSource,
+    *,
+    lossless: bool = False,
+    budget_bytes: int | None = None,
+    importance: Mapping[str, float] | None = None,
 ) -> Updated:
     """Encode the difference to finished weights, without data to train on, and decode it.
 
@@ -91,19 +90,12 @@ def from_weights(
         new: weights trained elsewhere, with equal dtypes.
         lossless: give exactly `new`; otherwise close to it, in fewer bytes.
         budget_bytes: give what is closest in so many bytes.
+        importance: what a unit of squared error costs, by tensor; else errors count relative to the tensor's values.
 
     Raises:
         InvalidInput: a tensor has another dtype, or holds NaN or Inf; it is named.
     """
-    return decode(encode_delta(base, new, lossless=lossless, budget_bytes=budget_bytes, standalone=False).data, base)
-
-
-def full(weights: TensorSource) -> bytes:
-    """Return the update that gives these weights from nothing, without loss; of local tensors it says nothing."""
-    level = 19 if weights.table.nbytes < _THOROUGH_BELOW_BYTES else 9
-    records: list[Record] = []
-    for index, spec in enumerate(weights.table):
-        if spec.size and weights.sha256(index) != LOCAL_SHA256:
-            zeros = np.zeros(spec.shape, spec.storage)
-            records.append(Lossless(index, encode_planes(spec, zeros, weights.read(index), level=level)))
-    return encode_update(weights.table, records, base_digest=None)
+    encoded = encode_delta(
+        base, new, lossless=lossless, budget_bytes=budget_bytes, importance=importance, standalone=False
+    )
+    return decode(encoded.data, base)

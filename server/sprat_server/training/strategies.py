@@ -13,6 +13,7 @@ from sprat_server.compress import updates
 from sprat_server.compress.updates import Updated
 from sprat_server.training.factors import factor_parts
 from sprat_server.training.grid import Part
+from sprat_server.training.importance import importance
 from sprat_server.training.lesson import Lesson
 from sprat_server.training.states import narrowed, to_source, to_torch
 from sprat_server.training.student import GridStudent, StudentPlan
@@ -141,7 +142,7 @@ def _full_retrain(lesson: Lesson) -> TensorSource:
 def _post_hoc(lesson: Lesson, rung: Rung, _pace: Pace, progress: Progress) -> Updated:
     progress(0.0, "cutting the full retrain's change")
     most = None if rung.share is None else max(_LEAST_BYTES, round(rung.share * lesson.source.table.nbytes))
-    return updates.from_weights(lesson.source, _full_retrain(lesson), budget_bytes=most)
+    return updates.from_weights(lesson.source, _full_retrain(lesson), budget_bytes=most, importance=importance(lesson))
 
 
 def _lossless(lesson: Lesson, _rung: Rung, _pace: Pace, progress: Progress) -> Updated:
