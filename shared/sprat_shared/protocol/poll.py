@@ -4,6 +4,8 @@ Body, little-endian:
     u8 coding       0 zstd | 1 zstd with a raw-content dictionary
     zstd frame of:  u32 length of the head | head, JSON | the parts' bytes, one after the other
 The frame carries its checksum: an answer that was packed with another dictionary is refused, never misread.
+Payloads stand in blocks of their own within the frame: what does not compress is stored as it is there, and leaves the
+statistics of the text before it alone (a tenth of an answer of a kilobyte).
 The dictionary is the concatenation of the signed metadata files that the request's `Sprat-Have` names, in its
 order: a new version of a file that both sides hold costs little more than its signature and digests.
 """
@@ -160,10 +162,14 @@ class PollAnswer:
                 "parts": [[part.kind, part.name, len(part.data)] for part in self.parts],
             }
         )
-        plain = b"".join([_HEAD.pack(len(head)), head, *(part.data for part in self.parts)])
+        blocks = [_HEAD.pack(len(head)) + head]
+        for part in self.parts:
+            if part.kind == "metadata":
+                blocks[-1] += part.data
+            else:
+                blocks.append(part.data)
         coding = _DICTIONARY if dictionary else _PLAIN
-        packer = zstandard.ZstdCompressor(level=_LEVEL, dict_data=_dictionary(dictionary), write_checksum=True)
-        return bytes([coding]) + packer.compress(plain)
+        return bytes([coding]) + _pack(blocks, dictionary)
 
     @classmethod
     def from_bytes(cls, body: bytes, dictionary: bytes = b"", *, max_bytes: int = MAX_BODY_BYTES) -> "PollAnswer":
@@ -198,6 +204,16 @@ class PollAnswer:
 
 def _dictionary(raw: bytes) -> zstandard.ZstdCompressionDict | None:
     return zstandard.ZstdCompressionDict(raw, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if raw else None
+
+
+def _pack(blocks: Sequence[bytes], dictionary: bytes) -> bytes:
+    """Return one frame of it all, each of `blocks` in blocks of its own."""
+    packer = zstandard.ZstdCompressor(level=_LEVEL, dict_data=_dictionary(dictionary), write_checksum=True)
+    stream = packer.compressobj(size=sum(map(len, blocks)))
+    packed = stream.compress(blocks[0])
+    for block in blocks[1:]:
+        packed += stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) + stream.compress(block)
+    return packed + stream.flush()
 
 
 def _unpack(body: bytes, dictionary: bytes, max_bytes: int) -> bytes:
