@@ -14,13 +14,11 @@ from typing import Final
 import numpy as np
 
 from sprat_shared.apply import apply_update, check_arithmetic, rebuild_tensor
+from sprat_shared.encode.exact import exact_bytes, exact_record
 from sprat_shared.wire.patch import PatchedTensors
-from sprat_shared.wire.planes import encode_planes
-from sprat_shared.wire.records import Dense, Drawn, Lossless, LowRank, Record, Rows, Subspace, ThreeFactors
+from sprat_shared.wire.records import Dense, Drawn, Exact, LowRank, Record, Rows, Subspace, ThreeFactors
 from sprat_shared.wire.tensors import Array, TensorSource, TensorSpec, TensorTable, digest_of
 from sprat_shared.wire.update import MAX_TERMS, UpdateReader, encode_update
-
-_THOROUGH_UP_TO_BYTES: Final = 4 << 20  # of a tensor: above it the highest level takes minutes for a percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ def direct_update(
     old, said = PatchedTensors(base, target.table), _said_by(steps, target.table)
     changed = [index for index, spec in enumerate(target.table) if spec.size and index not in local]
     records: list[Record] = []
-    exact_bytes = 0
+    spent = 0
     for index in sorted(changed, key=lambda index: target.table[index].nbytes, reverse=True):
         kept = old.kept(index)
         if kept is not None and base.sha256(kept) == target.sha256(index):
@@ -75,8 +73,8 @@ def direct_update(
         terms = [replace(record, index=index) for record in said.get(target.table[index], ())]
         ways = _fewest_bytes(target.table, index, old.read(index), target.read(index), terms)
         records += ways
-        exact_bytes += sum(len(record.frame) for record in ways if isinstance(record, Lossless))
-        if most_bytes is not None and exact_bytes > most_bytes:
+        spent += sum(len(record.frame) for record in ways if isinstance(record, Exact))
+        if most_bytes is not None and spent > most_bytes:
             return None
     records.sort(key=lambda record: record.index)  # stable: those of one tensor keep their order
     data = encode_update(target.table, records, base_digest=digest_of(base), base_table=base.table)
@@ -161,21 +159,14 @@ def _fewest_bytes(table: TensorTable, index: int, old: Array, new: Array, terms:
     if _same_bits(old, new):
         return ()
     if not terms or len(terms) > MAX_TERMS:
-        return (_exact(index, spec, old, new),)
+        return (exact_record(index, spec, old, new),)
     middle = rebuild_tensor(old, spec, terms)
     if _same_bits(middle, new):
         return terms
-    alone = _exact(index, spec, old, new)
-    if len(terms) == MAX_TERMS:
-        return (alone,)
-    rest = _exact(index, spec, middle, new)
     of_terms = len(encode_update(table, terms, base_digest=_ANY_BASE))
-    return (alone,) if len(alone.frame) <= of_terms + len(rest.frame) else (*terms, rest)
-
-
-def _exact(index: int, spec: TensorSpec, old: Array, new: Array) -> Lossless:
-    level = 19 if spec.nbytes <= _THOROUGH_UP_TO_BYTES else 9
-    return Lossless(index, encode_planes(spec, old, new, level=level))
+    if len(terms) == MAX_TERMS or exact_bytes(spec, old, new) <= of_terms + exact_bytes(spec, middle, new):
+        return (exact_record(index, spec, old, new),)
+    return (*terms, exact_record(index, spec, middle, new))
 
 
 _ANY_BASE: Final = "sha256:" + "0" * 64
