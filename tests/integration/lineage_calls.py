@@ -23,6 +23,7 @@ from sprat_server.registry import service as registry
 from sprat_server.registry.models import UpdateFile
 from sprat_server.registry.service import NewUpdate
 from sprat_shared.apply import apply_update
+from sprat_shared.encode import encode_full
 from sprat_shared.protocol.poll import PollAnswer
 from sprat_shared.protocol.report import Outcome
 from sprat_shared.trust.targets import UpdateTarget
@@ -72,7 +73,7 @@ class Lineage:
                 model = registry.get_model(session, "mnist")
             else:
                 weights, model = made_of, registry.create_model(session, name="mnist", recipe=None, example=None)
-            whole = blobs.put_bytes(compress.full(weights))
+            whole = blobs.put_bytes(encode_full(weights))
             path = self._folder / "weights.safetensors"
             write_safetensors(path, weights)
             release = publish_release(

@@ -14,7 +14,6 @@ from http_calls import Api
 from lineage_calls import VALUES, Lineage, bring_to, published, queued, rebuilt, tensors, timestamp, work
 from sqlalchemy import update as sql_update
 
-from sprat_server.compress import updates as compress
 from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import DeviceSlots
@@ -28,6 +27,7 @@ from sprat_server.registry import paths
 from sprat_server.registry import service as registry
 from sprat_server.settings import Settings
 from sprat_server.worker import load_tasks
+from sprat_shared.encode import encode_full
 from sprat_shared.errors import InvalidInput, TryLater
 from sprat_shared.protocol.poll import PollAnswer
 from sprat_shared.protocol.report import Outcome
@@ -92,7 +92,7 @@ def test_of_two_siblings_the_way_from_one_to_the_other_is_built_instead_of_the_f
     work(app, worker)
     path, received = rebuilt(device, lineage, 3)
     assert path == ["mnist/4/from-3"]
-    assert received < 0.6 * len(compress.full(lineage.weights[4]))
+    assert received < 0.6 * len(encode_full(lineage.weights[4]))
 
 
 def test_a_device_starts_from_the_release_that_it_could_go_back_to_where_that_takes_less(

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
-from sprat_server.compress import updates
 from sprat_server.db.blobs import Blob, Blobs
 from sprat_server.jobs.tasks import JobContext
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Graph, Model, Release
 from sprat_server.registry.service import NewUpdate
+from sprat_shared.encode import encode_full
 from sprat_shared.trust.targets import LocalStatistics
 from sprat_shared.wire.safetensors import SafetensorsFile, write_safetensors
 from sprat_shared.wire.tensors import TensorSource, WithoutLocal
@@ -114,7 +114,7 @@ def keep_files(
     local: LocalStatistics | None = None,
 ) -> ReleaseFiles:
     """Put the files of a release into the blob store: its weights, its full update, its update from `base`."""
-    files = [NewUpdate(None, *_blob(ctx.blobs.put_bytes(updates.full(as_sent(weights, local)))))]
+    files = [NewUpdate(None, *_blob(ctx.blobs.put_bytes(encode_full(as_sent(weights, local)))))]
     if base is not None and update is not None:
         files.append(NewUpdate(base, *_blob(ctx.blobs.put_bytes(update))))
     with tempfile.TemporaryDirectory(prefix="sprat-weights-") as folder:

@@ -152,7 +152,7 @@ def test_a_random_change_of_full_rank_costs_no_more_than_exactly() -> None:
     sides = [ArrayTensors({"w": ("F32", draw.standard_normal((60, 70), dtype=np.float32))}) for _ in range(2)]
     exact = encode_delta(*sides, lossless=True)
     for how in ({}, {"max_error": 0.0}, {"budget_bytes": len(exact.data)}):
-        assert len(encode_delta(*sides, **how).data) <= len(exact.data)  # type: ignore[arg-type]
+        assert len(encode_delta(*sides, **how).data) <= len(exact.data)
 
 
 def test_the_curve_goes_from_few_bytes_to_exact_and_says_whether_the_change_is_of_low_rank() -> None:
