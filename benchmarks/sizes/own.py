@@ -9,18 +9,22 @@ from sizes.cases import Problem
 from sizes.method import Method, Sent
 from sizes.store import Store
 from sprat_server.compress import updates
-from sprat_server.training import factors, grid, lesson, norms, strategies, student, subspace, values
+from sprat_server.training import factors, grid, importance, lesson, norms, strategies, student, subspace, values
 from sprat_server.training.lesson import Lesson
 from sprat_server.training.states import floats, to_source, to_torch
-from sprat_server.training.strategies import FACTORS, SUBSPACE, Pace, Rung, Strategy
+from sprat_server.training.strategies import FACTORS, POST_HOC, SUBSPACE, Pace, Rung, Strategy
 from sprat_shared import apply, encode, wire
 from sprat_shared.encode import encode_delta
 
 _TRAINED: Final[Mapping[str, Mapping[str, Rung]]] = {
     strategy.method: {str(rung): rung for rung in rungs}
-    for strategy, rungs in ((FACTORS, FACTORS.ladder[:-2]), (SUBSPACE, SUBSPACE.ladder[:13]))
+    for strategy, rungs in (
+        (FACTORS, FACTORS.ladder[:-2]),
+        (SUBSPACE, SUBSPACE.ladder[:13]),
+        (POST_HOC, POST_HOC.ladder),
+    )
 }
-"""The rungs of each strategy by its name and theirs: up to 3 kB on small networks."""
+"""The rungs of each strategy by its name and theirs; the trained ones up to 3 kB on small networks."""
 
 _BUDGETS: Final = {f"budget {kb:g} kB": round(1000 * kb) for kb in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)}
 _HERE: Final = Path(__file__)
@@ -77,6 +81,14 @@ METHODS: Final = (
         settings=tuple(_TRAINED["subspace"]),
         sweep=partial(_sweep, SUBSPACE),
         code=(_HERE, *_files(factors, subspace, *_COMMON)),
+    ),
+    Method(
+        key="full",
+        title="sprat full (the full retrain cut by what the loss notices)",
+        ours=True,
+        settings=tuple(_TRAINED["post-hoc"]),
+        sweep=partial(_sweep, POST_HOC),
+        code=(_HERE, *_files(importance, lesson, strategies, encode, apply, wire)),
     ),
     Method(
         key="post-hoc",

@@ -18,7 +18,7 @@ from sprat_server.training.lesson import Lesson
 from sprat_server.training.states import narrowed, to_source, to_torch
 from sprat_server.training.student import GridStudent, StudentPlan
 from sprat_server.training.subspace import subspace_parts
-from sprat_server.training.teacher import Progress
+from sprat_server.training.teacher import Progress, is_batch_norm
 from sprat_shared.wire.tensors import TensorSource
 
 _SUBSPACE_RATE: Final = 0.06  # twice that of factors, whose product takes two steps at once
@@ -132,10 +132,15 @@ def _subspace(lesson: Lesson, rung: Rung, pace: Pace, progress: Progress) -> Upd
 
 
 def _full_retrain(lesson: Lesson) -> TensorSource:
-    """Return the full retrain's weights, but for what devices compute themselves, of which nothing is sent."""
+    """Return the full retrain's weights, but for what devices compute themselves and norms' counts of batches seen.
+
+    Nothing is sent of either; the counts take no part in what the network computes.
+    """
+    norms = (name for name, module in lesson.trainable.module.named_modules() if is_batch_norm(module))
+    kept = {f"{name}.num_batches_tracked".removeprefix(".") for name in norms}
+    kept |= set() if lesson.local is None else set(lesson.local.tensors)
     state = narrowed(lesson.teacher, lesson.source)
-    if lesson.local is not None:
-        state |= {name: t for name, t in to_torch(lesson.source).items() if name in lesson.local.tensors}
+    state |= {name: tensor for name, tensor in to_torch(lesson.source).items() if name in kept}
     return to_source(state, lesson.source.table.aliases)
 
 

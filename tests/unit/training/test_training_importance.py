@@ -50,6 +50,8 @@ def test_cutting_the_full_retrain_after_the_fact_keeps_most_of_the_gain_in_few_b
     lesson = lesson_of(drifted)
     cut = POST_HOC.make(lesson, Rung(share=1 / 20), Pace(), lambda _f, _m: None)
     assert len(cut.data) <= drifted.base.table.nbytes / 20
+    assert to_torch(cut.weights)["norm.num_batches_tracked"] == lesson.base["norm.num_batches_tracked"]
+    assert lesson.teacher["norm.num_batches_tracked"] > lesson.base["norm.num_batches_tracked"]
     base, full, kept = (
         scores(drifted.trainable, state, drifted.data.validation)
         for state in ({}, lesson.teacher, to_torch(cut.weights))
