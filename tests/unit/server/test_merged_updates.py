@@ -23,7 +23,7 @@ SHAPES = {"bias": (40,), "empty": (0, 3), "head.weight": (12, 40), "scalar": ()}
 
 def weights(seed: int, dtype: str = "F32", *, large: bool = False) -> ArrayTensors:
     random = np.random.default_rng(seed)
-    shapes: dict[str, tuple[int, ...]] = {"head.weight": (200, 300)} if large else SHAPES
+    shapes: dict[str, tuple[int, ...]] = {"head.weight": (40, 60)} if large else SHAPES
     made: dict[str, tuple[str, Any]] = {}
     for name, shape in shapes.items():
         values = np.asarray(random.standard_normal(shape), np.float32)
