@@ -276,3 +276,23 @@ def test_amounts_of_bytes_are_understood(text: str, count: int) -> None:
 def test_what_is_no_amount_of_bytes_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="such as 2kB"):
         parse_bytes(text)
+
+
+def test_encode_shows_what_other_sizes_miss_and_what_data_would_buy(tmp_path: Path) -> None:
+    rng, paths = np.random.default_rng(2), [tmp_path / "a", tmp_path / "b"]
+    for path in paths:  # nothing in common, so of full rank
+        write_safetensors(path, ArrayTensors({"w": ("F32", rng.standard_normal((70, 90), dtype=np.float32))}))
+    shown = sprat_delta("encode", *paths, "-o", tmp_path / "u")
+    assert shown.returncode == 0, shown.stderr
+    assert "with a budget of" in shown.stdout
+    assert "it is not low rank" in shown.stdout
+    assert "sprat retrain" in shown.stdout
+    result = done("encode", *paths, "-o", tmp_path / "u", "--budget", "600")
+    curve, share = result["curve"], result["low_rank_share"]
+    assert isinstance(curve, list)
+    assert curve[0]["bytes"] < 1000 < curve[-1]["bytes"]
+    assert curve[-1]["relative_error"] == 0
+    assert isinstance(share, float)
+    assert share < 0.8
+    exact = done("encode", *paths, "-o", tmp_path / "u", "--lossless")
+    assert (exact["curve"], exact["hint"]) == ([], None)
