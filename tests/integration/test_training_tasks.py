@@ -346,9 +346,9 @@ def test_a_retrain_stops_soon_after_it_is_cancelled_and_leaves_nothing(
     job = UUID(answer.json()["job"]["id"])
     walk, begun = search._Search._walk, []
 
-    def cancelled_while_it_walks(self: Any, *args: Any) -> bool:
+    def cancelled_while_it_walks(self: Any, *args: Any, **kept: Any) -> bool:
         begun.append(admin.post(f"/api/v1/jobs/{job}/cancel").status_code)
-        return walk(self, *args)
+        return walk(self, *args, **kept)
 
     monkeypatch.setattr(search._Search, "_walk", cancelled_while_it_walks)
     ended = finished(worker, admin, job)
