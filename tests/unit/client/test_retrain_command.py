@@ -65,9 +65,7 @@ def test_the_line_says_how_the_update_was_made() -> None:
 
 
 def test_what_an_operator_should_know_is_said_beside_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    note = (
-        "the change is not low rank: factors of rank 48 in 9120 bytes keep 83.1 % of the gain"
-    )
+    note = "the change is not low rank: factors of rank 48 in 9120 bytes keep 83.1 % of the gain"
     result = {"release": 2, "update_bytes": 51200, "method": "dense", "note": note}
     job = {"id": "j", "kind": "retrain", "state": "succeeded", "result": result, "error": None}
 
