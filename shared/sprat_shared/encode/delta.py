@@ -72,9 +72,9 @@ def encode_delta(
         budget_bytes: the file takes at most so many bytes; the error is the least found for that.
         max_error: no value differs by more than this from `new`.
         importance: for each float tensor that changes what a unit of its squared error costs, such as the mean square
-            of the loss's gradient by its values; else errors count in mean squares of the new tensor.
+            of the loss's gradient by its values; else errors count in sums of squares of the new tensor.
         standalone: the file carries the digest of its result.
-        Without lossless, budget_bytes and max_error the error's norm is at most a tenth of the change's norm.
+        Without lossless, budget_bytes and max_error the error's norm, so weighted, is at most a tenth of the change's.
 
     Raises:
         InvalidInput: a tensor has another dtype in the two (the message names it), a value is NaN or infinite, more
@@ -156,9 +156,13 @@ def _changes(
 
 
 def _weight(spec: TensorSpec, values: Array, importance: Mapping[str, float] | None) -> float:
-    """Return what a unit of the tensor's squared error counts."""
+    """Return what a unit of the tensor's squared error counts.
+
+    Without importance it counts relative to the tensor's sum of squares: a layer's answer is off by about as much as
+    its weights are, however many there are.
+    """
     if importance is None:
-        return values.size / (squares(values) or values.size)
+        return 1 / (squares(values) or 1.0)
     if not 0 <= (weight := importance.get(spec.name, -1.0)) < np.inf:
         raise InvalidInput(f"tensor {spec.name!r} changes and its importance is {importance.get(spec.name)}; give one")
     return weight

@@ -125,12 +125,12 @@ def network(seed: int = 3, *, noise: float = 1e-3) -> tuple[ArrayTensors, ArrayT
 
 
 def missed(base: ArrayTensors, new: ArrayTensors, **how: Any) -> float:
-    """Return the norm of what an update misses, over the norm of the change; tensors count by their mean square."""
+    """Return the norm of what an update misses, over the norm of the change; tensors count by their sum of squares."""
     arrays, parts = rebuilt(base, new, **how), np.zeros(2)
     for index, spec in enumerate(new.table):
         wished = new.read(index).astype(np.float64)
         sides = (arrays[spec.name], base.read(index))
-        parts += [np.square(wished - side).sum() / np.square(wished).mean() for side in sides]
+        parts += [np.square(wished - side).sum() / np.square(wished).sum() for side in sides]
     return float((parts[0] / parts[1]) ** 0.5)
 
 
