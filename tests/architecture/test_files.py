@@ -118,3 +118,9 @@ def test_everything_imported_is_declared_in_pyproject() -> None:
         if (stray := set(imports_of(file)) - allowed)
     }
     assert not strays, f"add these to the extra that needs them: {strays}"
+
+
+def test_no_two_test_files_have_the_same_name() -> None:
+    """The tests' folders are no packages: pytest refuses the second module of a name."""
+    names = [file.name for file in python_files(ROOT / "tests") if file.name.startswith("test_")]
+    assert sorted(names) == sorted(set(names))
