@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-MOST_OF_MODEL: Final = 0.005
-LEAST_GAIN: Final = 0.9
+MOST_OF_MODEL: Final = 0.002
+LEAST_GAIN: Final = 0.95
 
 
 class PromiseBroken(RuntimeError):

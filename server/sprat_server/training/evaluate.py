@@ -80,12 +80,12 @@ class Share:
     error: float
 
     def keeps(self, keep: float) -> bool:
-        """Say whether this is proof enough of `keep`: above it by half a standard error, or half of what is left.
+        """Say whether this is proof enough of `keep`: above it by a standard error, or by half of what is left.
 
-        The margin is for choosing the smallest of several: the luckiest on the validation split is a little worse
-        elsewhere. The second bound keeps a small split, or a small gain, from asking for more than the teacher has.
+        The margin is for choosing the smallest of several: the luckiest on the validation split is worse elsewhere.
+        The second bound keeps a small split, or a small gain, from asking for more than the teacher has.
         """
-        return self.value >= keep + min(self.error, 1 - keep) / 2
+        return self.value >= keep + min(self.error, (1 - keep) / 2)
 
 
 def recovered(base: np.ndarray, teacher: np.ndarray, state: np.ndarray) -> Share:
@@ -109,7 +109,7 @@ class Loss:
 
     def within(self, allowed: float) -> bool:
         """Say whether this is proof enough of a loss of at most `allowed`, with the margin of `Share.keeps`."""
-        return self.value <= allowed - min(self.error, allowed) / 2
+        return self.value <= allowed - min(self.error, allowed / 2)
 
 
 def lost(before: np.ndarray, state: np.ndarray) -> Loss:

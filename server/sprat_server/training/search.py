@@ -44,7 +44,7 @@ from sprat_shared.wire.tensors import TensorSource
 _log: Final = logging.getLogger(__name__)
 
 _TEACHER: Final = 0.25  # of the time of a retrain
-_FACTORS_OF_EIGHT: Final = 5  # of eight candidates of `auto`; the others are the subspace's
+_FACTORS_OF_SIX: Final = 4  # of six candidates of `auto`; the others are the subspace's
 _SMALLER: Final = 0.75  # of the best file so far: where the subspace is tried first
 _BYTES_A_COEFFICIENT: Final = 0.25  # of a subspace's file, about
 _FEW_NUMBERS: Final = frozenset({FACTORS.method, SUBSPACE.method})
@@ -70,7 +70,7 @@ class SearchPlan:
 
     target: Target
     strategy: Choice = "auto"
-    max_candidates: int = 8
+    max_candidates: int = 6
     pace: Pace = field(default_factory=Pace)
 
 
@@ -242,7 +242,7 @@ class _Search:
 
     def _walk_all(self, most: int) -> bool:
         """Walk factors, then the subspace near what they found, or values where no rank was enough."""
-        used_up = self._walk(FACTORS, most, reserve=most - math.ceil(most * _FACTORS_OF_EIGHT / 8))
+        used_up = self._walk(FACTORS, most, reserve=most - math.ceil(most * _FACTORS_OF_SIX / 6))
         left = most - len(self._curve)
         if used_up:
             self._walk(DENSE, left)

@@ -27,9 +27,9 @@ def test_the_smallest_point_that_proves_the_share_is_chosen_whatever_the_order()
 
 
 def test_a_lucky_point_within_its_own_error_proves_nothing() -> None:
-    lucky, safe = point(200, 0.905, error=0.02), point(300, 0.912, error=0.02)
-    assert smallest([lucky, safe], 0.90) == safe, "half a standard error is asked on top"
-    assert smallest([point(200, 0.905, error=0.008)], 0.90) is not None
+    lucky, safe = point(200, 0.905, error=0.02), point(300, 0.922, error=0.02)
+    assert smallest([lucky, safe], 0.90) == safe, "a standard error is asked on top"
+    assert smallest([point(200, 0.909, error=0.008)], 0.90) is not None
 
 
 def test_a_coarse_error_asks_for_half_of_what_is_left_at_most() -> None:

@@ -283,8 +283,8 @@ def test_the_share_of_the_gain_comes_with_its_error_and_small_samples_must_show_
     share = recovered(base, teacher, state)
     assert share.value == pytest.approx(0.96)
     assert share.error == pytest.approx(np.sqrt(0.96 * 0.04 / 400))
-    assert share.keeps(0.955)
-    assert not share.keeps(0.956)
+    assert share.keeps(0.950)
+    assert not share.keeps(0.951)
     assert Share(0.976, error=0.5).keeps(0.95)
     assert not Share(0.974, error=0.5).keeps(0.95)
 
