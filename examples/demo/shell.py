@@ -1,8 +1,10 @@
 """The `sprat` command, run as one types it, its JSON read back."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from demo.processes import ProcessFailed, environment, program
@@ -39,9 +41,10 @@ class Shell:
         )
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
-        """Start `sprat words` and do not wait for it."""
-        pipe = subprocess.PIPE
-        return subprocess.Popen([program("sprat"), *words], env=self._env, stdout=pipe, stderr=pipe, text=True)
+        """Start `sprat words` and do not wait for it; Ctrl-C ends it even where whoever runs us ignores that."""
+        pipe, heed = subprocess.PIPE, partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        command = [program("sprat"), *words]
+        return subprocess.Popen(command, env=self._env, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)  # noqa: PLW1509 - one call of signal(2), and no thread of ours holds a lock that it takes
 
     def all(self, *words: str, codes: Sequence[int] = (0,)) -> list[Any]:
         """Run `sprat words --json` and return its JSON lines.

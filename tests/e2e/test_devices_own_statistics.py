@@ -53,7 +53,7 @@ def test_each_device_computes_its_own_statistics_and_returns_to_them(house: Hous
     save_file({name: t.contiguous() for name, t in tiny_recipe.build_norms({}).state_dict().items()}, weights)
     recipe = ["--recipe", "tiny_recipe:build_norms", "--example", "1,16"]
     house.shell.one("model", "register", MODEL, *recipe, "--weights", str(weights))
-    data = tiny_models.write_samples(house.folder / f"{MODEL}-may.npz", count=800, seed=7)
+    data = tiny_models.write_samples(house.folder / f"{MODEL}-may.npz", count=800, seed=19)
     house.shell.one("dataset", "upload", f"{MODEL}-may", str(data))
     words = ["--keep", "0.7", "--max-epochs", "12", "--max-candidates", "2", "--strategy", "factors"]
     told = house.shell.one("retrain", MODEL, "--dataset", f"{MODEL}-may", "--local-statistics", *words, "--watch")

@@ -380,3 +380,13 @@ def test_tied_weights_stay_tied_through_registration_and_release(
         worker, admin, "/models/quadrants/releases", weights=weights_blob(blobs, other, tmp_path), lossless=True
     )
     assert job["state"] == "succeeded", job
+
+
+def test_bytes_that_are_a_dataset_already_keep_its_name_and_another_one_is_refused(
+    worker: Runner, admin: Api, blobs: Blobs
+) -> None:
+    digest = dataset(worker, admin, blobs)
+    assert dataset(worker, admin, blobs) == digest
+    again = carried_out(worker, admin, "/datasets", name="dusk", blob=digest)
+    assert (again["state"], again["error"]["code"]) == ("failed", "state.conflict")
+    assert "'dim' already" in again["error"]["message"]

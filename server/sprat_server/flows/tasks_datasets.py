@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from sprat_server.jobs.tasks import JobContext, task
 from sprat_server.registry.models import Dataset
 from sprat_server.registry.samples import UNLABELLED, LabelledSamples, read_samples
+from sprat_shared.errors import Conflict
 
 
 @task("validate-dataset")
@@ -17,6 +18,7 @@ def validate_dataset(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]
 
     Raises:
         DatasetInvalid: the file is no dataset.
+        Conflict: the registry has it under another name.
     """
     ctx.progress("reading", 0.1, f"reading {args['blob']}")
     with ctx.blobs.local(args["blob"]) as path:
@@ -42,8 +44,10 @@ def validate_dataset(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]
 def _keep(
     session: Session, samples: LabelledSamples, *, name: str, digest: str, length: int, counts: Mapping[str, int]
 ) -> None:
-    if session.get(Dataset, digest) is not None:
-        return  # the same bytes are the same dataset, under the name they were first given
+    if (held := session.get(Dataset, digest)) is not None:
+        if held.name != name:
+            raise Conflict(f"these bytes are the dataset {held.name!r} already; use that name, or leave {name!r} out")
+        return
     session.add(
         Dataset(
             digest=digest,
