@@ -34,7 +34,7 @@ def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[in
     import matplotlib.pyplot as plt  # noqa: PLC0415 - after the choice of what draws
 
     figure, panels = plt.subplots(
-        1, len(points), figsize=(max(9.0, 6.2 * len(points)), 5.2), sharey=True, squeeze=False, layout="constrained"
+        1, len(points), figsize=(max(9.0, 6.2 * len(points)), 6.6), sharey=True, squeeze=False, layout="constrained"
     )
     for panel, (case, of_case) in zip(panels[0], points.items(), strict=True):
         for number, method in enumerate(methods):
@@ -50,7 +50,7 @@ def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[in
         panel.set(title=case, xscale="log", xlabel="bytes of the update", ylim=(LOWEST, 1.1))
         panel.grid(visible=True, alpha=0.3)
     panels[0][0].set_ylabel("recovered gain, test split, median of seeds")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     figure.savefig(to, dpi=110)
     return f"plot: {to} ({to.stat().st_size / 1000:.0f} kB)"
 

@@ -90,7 +90,7 @@ def _cell(found: Mapping[str, Any] | None, seeds: int) -> str:
     if found is None:
         return "-"
     low, high = found["interval"]
-    spread = f"{low:,} to {'never' if high is None else f'{high:,}'}"
+    spread = f"{low:,} to {'never' if high is None else f'{high:,}'}; " if seeds > 1 else ""  # one seed has none
     test = "?" if found["test"] is None else f"{100 * found['test']:.1f} %"
     fewer = "" if found["seeds"] == seeds else f"; {found['seeds']} of {seeds} seeds"
-    return f"{found['bytes']:,} B ({spread}; {test}{fewer})"
+    return f"{found['bytes']:,} B ({spread}{test}{fewer})"

@@ -103,6 +103,11 @@ def test_a_cell_says_where_fewer_seeds_got_there(seeds: int, words: str) -> None
     assert words in table([method("own", ours=True)], rows, seeds)[2]
 
 
+def test_one_seed_has_no_interval() -> None:
+    rows = {"own": {"0.90": row(400) | {"seeds": 1}, "0.95": None, "0.99": None}}
+    assert "400 B (90.0 %)" in table([method("own", ours=True)], rows, seeds=1)[2]
+
+
 def test_where_nobody_names_a_strategy_any_point_of_the_trained_rows_may_be_chosen() -> None:
     factors, subspace = {0: [point(300, 0.93), point(500, 0.96)], 1: [point(300, 0.93)]}, {0: [point(200, 0.92)]}
     of_case = {"factors": factors, "subspace": subspace, AUTO.key: {0: []}}
