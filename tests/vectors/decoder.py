@@ -239,7 +239,8 @@ def from_float32(values: np.ndarray[Any, Any], dtype: str) -> bytes:
     if dtype == "F32":
         return values.astype("<f4").tobytes()
     if dtype == "F16":
-        return values.astype("<f2").tobytes()
+        with np.errstate(over="ignore"):  # beyond the range is infinity
+            return values.astype("<f2").tobytes()
     bits = values.view(np.uint32).astype(np.uint64)
     half, odd = bits & 0xFFFF, (bits >> 16) & 1
     up = (half > 0x8000) | ((half == 0x8000) & (odd == 1))

@@ -172,6 +172,14 @@ NEW_NAMES = st.sets(st.sampled_from(["a", "t0", "t1", "z"]))
 UPDATES = st.one_of(small_updates(), patched_updates())
 
 
+def test_both_decoders_take_what_is_beyond_float16_for_infinity() -> None:
+    base = Release([Tensor("t0", "F16", (3,), bytes(6))], [])
+    data = encoder.encode(base, [encoder.Dense(0, 160, [2**20, -(2**20), 1])])
+    result = decode(data, base)
+    assert np.frombuffer(result.tensors[0].data, np.float16)[:2].tolist() == [np.inf, -np.inf]
+    assert apply(data, base, "sha256:" + result.digest().hex())[0] == result
+
+
 @settings(max_examples=60, deadline=None)
 @given(UPDATES)
 def test_both_decoders_agree_on_files_of_another_encoder(case: tuple[Release, bytes]) -> None:
