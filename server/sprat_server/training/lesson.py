@@ -14,6 +14,7 @@ from sprat_server.training.recipes import Trainable
 from sprat_shared.wire.tensors import REBUILDABLE, TensorSource
 
 _BATCH: Final = 256
+_JUDGED: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,15 @@ class Lesson:
         parameters = self.trainable.module.named_parameters(remove_duplicate=False)
         free = {name for name, parameter in parameters if parameter.requires_grad and parameter.numel()}
         return [spec.name for spec in self.source.table.specs if spec.name in free and spec.dtype in REBUILDABLE]
+
+    def distance(self, state: Mapping[str, Tensor]) -> float:
+        """Return how far the outputs with this state are from the teacher's: mean square over at most 1,024 inputs."""
+        inputs, targets = self.train.inputs[:_JUDGED], self.targets[:_JUDGED]
+        with torch.no_grad():
+            parts = max(1, len(inputs) // _BATCH)  # of about equal length: a batch norm takes no batch of one
+            pairs = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
+            missed = sum(float((self.outputs(state, x) - y).double().square().sum()) for x, y in pairs)
+        return missed / targets.numel()
 
     def wanted(self, name: str) -> Tensor:
         """Return the teacher's change of a tensor."""

@@ -15,7 +15,7 @@ from sprat_server.training.factors import factor_parts
 from sprat_server.training.grid import Part
 from sprat_server.training.importance import importance
 from sprat_server.training.lesson import Lesson
-from sprat_server.training.states import narrowed, to_source, to_torch
+from sprat_server.training.states import floats, narrowed, to_source, to_torch
 from sprat_server.training.student import GridStudent, StudentPlan
 from sprat_server.training.subspace import subspace_parts
 from sprat_server.training.teacher import Progress, is_batch_norm
@@ -147,7 +147,9 @@ def _full_retrain(lesson: Lesson) -> TensorSource:
 def _post_hoc(lesson: Lesson, rung: Rung, _pace: Pace, progress: Progress) -> Updated:
     progress(0.0, "cutting the full retrain's change")
     most = None if rung.share is None else max(_LEAST_BYTES, round(rung.share * lesson.source.table.nbytes))
-    return updates.from_weights(lesson.source, _full_retrain(lesson), budget_bytes=most, importance=importance(lesson))
+    wished, weights = _full_retrain(lesson), (None, importance(lesson))
+    made = [updates.from_weights(lesson.source, wished, budget_bytes=most, importance=weight) for weight in weights]
+    return min(made, key=lambda updated: lesson.distance(floats(to_torch(updated.weights))))
 
 
 def _lossless(lesson: Lesson, _rung: Rung, _pace: Pace, progress: Progress) -> Updated:

@@ -9,7 +9,7 @@ import numpy as np
 from sprat_shared.encode.allocation import ladder
 from sprat_shared.encode.candidates import Options
 from sprat_shared.encode.choice import Said
-from sprat_shared.wire.records import Coded, Dense, Lossless, LowRank, Record
+from sprat_shared.wire.records import Coded, Dense, Exact, Lossless, LowRank, Record
 from sprat_shared.wire.tensors import REBUILDABLE
 
 _RANK: Final = 16
@@ -60,7 +60,7 @@ def report_of(said: Said) -> TensorReport:
     """Return the row of one tensor."""
     ranks = [record.u.shape[1] for record in said.records if isinstance(record, LowRank)]
     whole = whole_error(said.options)
-    exact = [len(record.frame) for record in said.records if isinstance(record, Lossless | Coded)]
+    exact = [len(record.frame) for record in said.records if isinstance(record, Exact)]
     return TensorReport(
         name=said.options.change.spec.name,
         encoding=" + ".join(_NAMES[type(record)] for record in said.records) or "unchanged",

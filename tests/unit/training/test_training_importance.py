@@ -5,10 +5,11 @@ import math
 import torch
 from conftest import Drifted
 
+from sprat_server.compress import updates
 from sprat_server.training.evaluate import recovered, scores
 from sprat_server.training.importance import importance
 from sprat_server.training.lesson import Lesson, teacher_outputs
-from sprat_server.training.states import floats, to_torch
+from sprat_server.training.states import floats, to_source, to_torch
 from sprat_server.training.strategies import POST_HOC, Pace, Rung
 from sprat_server.training.teacher import TeacherPlan, train_teacher
 
@@ -57,3 +58,21 @@ def test_cutting_the_full_retrain_after_the_fact_keeps_most_of_the_gain_in_few_b
         for state in ({}, lesson.teacher, to_torch(cut.weights))
     )
     assert recovered(base, full, kept).value > 0.8
+
+
+def test_of_two_ways_to_weigh_errors_the_one_nearer_to_the_full_retrain_s_outputs_is_taken(drifted: Drifted) -> None:
+    lesson = lesson_of(drifted)
+    counts = {name: tensor for name, tensor in lesson.base.items() if not tensor.is_floating_point()}
+    wished, weights = to_source({**lesson.teacher, **counts}), (None, importance(lesson))
+    nearer = set()
+    for share in (1 / 100, 1 / 60, 1 / 40, 1 / 20, 1 / 10):
+        most = round(share * drifted.base.table.nbytes)
+        alone = [
+            lesson.distance(floats(to_torch(updates.from_weights(drifted.base, wished, **asked).weights)))
+            for asked in ({"budget_bytes": most, "importance": weight} for weight in weights)
+        ]
+        made = POST_HOC.make(lesson, Rung(share=share), Pace(), lambda _f, _m: None)
+        assert lesson.distance(floats(to_torch(made.weights))) == min(alone)
+        nearer.add(alone.index(min(alone)))
+    assert nearer == {0, 1}, "each is nearer somewhere"
+    assert lesson.distance(lesson.teacher) == 0
