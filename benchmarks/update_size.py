@@ -4,10 +4,13 @@
 
 Every method is swept over at least eight settings. For each seed, the setting of fewest bytes that proves the share on
 the validation split is chosen, with the margin of a retrain; what it recovers on the test split is reported beside it.
-What was computed is kept in `.bench/update_size` and not computed again; an interrupted run goes on.
+What was measured is kept in `benchmarks/measured/update_size`, a file for each problem, and not measured again until
+code or data change; an interrupted run goes on. What takes long to make on the way is cached in `.bench`.
 """
 
 import argparse
+import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,11 +28,12 @@ sys.path.insert(0, str(ROOT / "examples"))  # the cases are made of the demo's d
 
 import torch  # noqa: E402 - after the path is set, as the next ones
 from sizes import exact, local, lora_xs, nncodec, own, peft_lora, post_hoc, trained  # noqa: E402
-from sizes.cases import CASES, CaseUnavailable, make_problem  # noqa: E402
+from sizes.cases import CASES, CaseUnavailable, Problem, make_problem  # noqa: E402
 from sizes.environments import Unavailable  # noqa: E402
+from sizes.ledger import Ledger, LedgerInUse, Point  # noqa: E402
 from sizes.method import Method  # noqa: E402
 from sizes.plot import draw  # noqa: E402
-from sizes.store import Point  # noqa: E402
+from sizes.store import Store  # noqa: E402
 from sizes.summary import best_points, table  # noqa: E402
 from sizes.together import AUTO, unite  # noqa: E402
 
@@ -44,6 +48,8 @@ METHODS: Final[tuple[Method, ...]] = (
     *local.METHODS,
     *exact.METHODS,
 )
+METHODS_BY_KEY: Final = {method.key: method for method in METHODS}
+MEASURED: Final = ROOT / "benchmarks" / "measured" / "update_size"
 Found = dict[str, dict[str, dict[int, list[Point]]]]
 Gains = dict[str, dict[int, dict[str, Any]]]
 
@@ -56,21 +62,56 @@ def measure(
     It runs in a process of its own.
     """
     torch.set_num_threads(1)
-    try:
+    ledger = ledger_of(case, seed)
+
+    @functools.cache
+    def ready() -> tuple[Problem, Store]:
         problem, store = make_problem(CASES[case], seed, folder)
-    except CaseUnavailable as reason:
-        return None, dict.fromkeys(methods, f"{case}: {reason}")
+        ledger.measured_on(problem.states_digest())
+        return problem, store
+
+    def made() -> dict[str, Any]:
+        return ready()[0].gains()
+
     found: dict[str, list[Point] | str] = {}
-    gains = problem.gains()
-    print(f"{case}, seed {seed}: {told(gains)}", file=sys.stderr, flush=True)
-    for method in METHODS:
-        if method.key in methods:
-            try:
-                found[method.key] = method.points(problem, store)
-            except Unavailable as reason:
-                found[method.key] = str(reason)
-            print(f"{case}, seed {seed}: {method.title} done", file=sys.stderr, flush=True)
+    try:
+        with ledger.alone():
+            if any(METHODS_BY_KEY[key].missing(ledger) for key in methods):
+                ready()
+            gains = ledger.gains(made)
+            for method in (method for method in METHODS if method.key in methods):
+                new = method.missing(ledger)
+                try:
+                    found[method.key] = method.points(ledger, ready)
+                except Unavailable as reason:
+                    found[method.key] = str(reason)
+                if new:
+                    print(f"{case}, seed {seed}: {method.title} done", file=sys.stderr, flush=True)
+    except (CaseUnavailable, LedgerInUse) as reason:
+        return None, dict.fromkeys(methods, f"{case}: {reason}")
     return gains, found
+
+
+def measured(cases: Sequence[str], seeds: Sequence[int], methods: Sequence[str]) -> tuple[Gains, Found]:
+    """Return what the ledgers hold of all problems: rows that are whole."""
+    gains: Gains = {case: {} for case in cases}
+    found: Found = {case: {} for case in cases}
+    for case, seed in itertools.product(cases, seeds):
+        ledger = ledger_of(case, seed)
+        if ledger.begun:
+            gains[case][seed] = ledger.gains(dict)
+        for key in methods:
+            method = METHODS_BY_KEY[key]
+            if method.settings and not method.missing(ledger):
+                found[case].setdefault(key, {})[seed] = method.kept(ledger)
+    for of_case in found.values():
+        unite(of_case)
+    return gains, found
+
+
+def ledger_of(case: str, seed: int) -> Ledger:
+    """Return what was measured on a problem so far."""
+    return Ledger(MEASURED / f"{case}-{seed}.jsonl", CASES[case].digest())
 
 
 def told(gains: Mapping[str, Any]) -> str:
@@ -155,6 +196,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
     parser.add_argument("--cache", type=Path, default=ROOT / ".bench" / "update_size", help="folder of the cache")
+    parser.add_argument("--measured", action="store_true", help="print what was measured so far, measure nothing")
     parser.add_argument("--json", type=Path, help="write the report here too")
     parser.add_argument("--plot", type=Path, help="write the plot here (PNG)")
     asked = parser.parse_args()
@@ -162,8 +204,13 @@ def main() -> None:
     cases, seeds = asked.case or list(CASES), range(asked.seeds)
     methods = asked.method or [method.key for method in METHODS]
     asked.cache.mkdir(parents=True, exist_ok=True)
-    make_environments(methods, asked.cache.parent)
-    gains, found = run(cases, seeds, methods, folder=asked.cache, jobs=asked.jobs)
+    if asked.measured:
+        gains, found = measured(cases, seeds, methods)
+    else:
+        ledgers = [ledger_of(case, seed) for case in cases for seed in seeds]
+        unfinished = [key for key in methods if any(METHODS_BY_KEY[key].missing(one) for one in ledgers)]
+        make_environments(unfinished, asked.cache.parent)
+        gains, found = run(cases, seeds, methods, folder=asked.cache, jobs=asked.jobs)
     report = report_of(gains, found, seeds)
     print(f"{report['date']}, {report['machine']}, seeds {', '.join(map(str, seeds))}")
     print("bytes: median over the seeds (95 % bootstrap interval; recovered gain on the test split)\n")

@@ -14,7 +14,8 @@ import torch
 from sizes import fitting
 from sizes.cases import Problem
 from sizes.fitting import Leaves, fit
-from sizes.store import Store, source_digest
+from sizes.ledger import source_digest
+from sizes.store import Store
 
 RANKS: Final = (1, 2, 3, 4, 6, 8, 16, 32)
 CODE: Final = (Path(__file__), Path(fitting.__file__))

@@ -4,18 +4,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 from torch import Tensor
 
-from sizes import store as store_code
+from sizes import judge as judge_code
 from sizes.cases import Problem
 from sizes.environments import Environment
-from sizes.store import Point, Store, source_digest
-from sprat_server.training.evaluate import Share, recovered, report, scores
+from sizes.judge import Judge
+from sizes.ledger import Ledger, Point, source_digest
+from sizes.store import Store
 
-_JUDGING: Final = (Path(__file__), Path(str(store_code.__file__)))
+_JUDGING: Final = Path(judge_code.__file__)
+_DIGITS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,12 @@ class Method:
     """A row of the table.
 
     Attributes:
-        key: name of its file in the cache.
+        key: its name in the ledger.
         title: in the table.
         ours: whether it is sprat's.
         settings: all that are tried; the best counts.
         sweep: makes them.
-        code: files whose change makes cached points worthless.
+        code: files whose change makes points in the ledger worthless.
         environment: of its own, where it needs one.
     """
 
@@ -53,16 +54,31 @@ class Method:
     code: tuple[Path, ...]
     environment: Environment | None = None
 
-    def points(self, problem: Problem, store: Store) -> list[Point]:
-        """Return the point of each setting, from the cache where it is there; each new one is kept at once.
+    def missing(self, ledger: Ledger) -> bool:
+        """Say whether a setting is not in the ledger."""
+        return len(self.kept(ledger)) < len(self.settings)
+
+    def kept(self, ledger: Ledger) -> list[Point]:
+        """Return the points that are in the ledger, in the order of the settings."""
+        points = ledger.points(self.key, self._code_digest())
+        return [points[setting] for setting in self.settings if setting in points]
+
+    def points(self, ledger: Ledger, ready: Callable[[], tuple[Problem, Store]]) -> list[Point]:
+        """Return the point of each setting, from the ledger where it is there; each new one is kept at once.
+
+        Args:
+            ledger: of the problem.
+            ready: gives the problem, and its store; called only where a point is to be made.
 
         Raises:
             Unavailable: the method cannot run here.
+            CaseUnavailable: the problem cannot be made here.
         """
-        name = f"{self.key}-{source_digest(*self.code, *_JUDGING)}"
-        points = store.points(name)
+        code = self._code_digest()
+        points = ledger.points(self.key, code)
         wanted = [setting for setting in self.settings if setting not in points]
         if wanted:
+            problem, store = ready()
             judge, begin = Judge(problem), time.perf_counter()
             for sent in self.sweep(problem, wanted, store):
                 share, test = judge(sent.state)
@@ -70,28 +86,14 @@ class Method:
                 points[sent.setting] = Point(
                     setting=sent.setting,
                     bytes=sent.bytes,
-                    validation=share.value,
-                    error=share.error,
-                    test=test,
+                    validation=round(share.value, _DIGITS),
+                    error=round(share.error, _DIGITS),
+                    test=None if test is None else round(test, _DIGITS),
                     seconds=round(end - begin, 2),
                 )
-                store.keep(name, points)
+                ledger.keep(self.key, code, points)
                 begin = end
         return [points[setting] for setting in self.settings]
 
-
-class Judge:
-    """Says how much of the full retrain's gain a state has."""
-
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        self._bounds = [self._scores(state) for state in (problem.base, problem.teacher)]
-
-    def _scores(self, state: Mapping[str, Tensor]) -> "np.ndarray[Any, np.dtype[np.float64]]":
-        return scores(self._problem.trainable, state, self._problem.data.validation)
-
-    def __call__(self, state: Mapping[str, Tensor]) -> tuple[Share, float | None]:
-        """Return the share on the validation split, and on the test split (None: nothing was gained there)."""
-        problem, (before, full) = self._problem, self._bounds
-        test = report(problem.trainable, problem.test, base=problem.base, teacher=problem.teacher, released=state)
-        return recovered(before, full, self._scores(state)), test["recovered_gain"]
+    def _code_digest(self) -> str:
+        return source_digest(*self.code, _JUDGING)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from sizes.ledger import Point
 from sizes.method import Method
-from sizes.store import Point
 
 LOWEST = -0.05
 COLOURS = (*(f"C{number}" for number in range(10)), "black", "navy")

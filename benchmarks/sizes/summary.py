@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from sizes.ledger import Point
 from sizes.method import Method
-from sizes.store import Point
 
 SHARES: Final = (0.90, 0.95, 0.99)
 _RESAMPLED: Final = 2000

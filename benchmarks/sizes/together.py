@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from sizes.ledger import Point
 from sizes.method import Method
-from sizes.store import Point
 
 _ROWS: Final = ("factors", "subspace")
 AUTO: Final = Method(

@@ -1,5 +1,6 @@
 """One case with one seed, as every method is given it."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -60,6 +61,14 @@ class Problem:
     def taught(self) -> Tensor:
         """What the full retrain says to the train split, (n, classes): the lesson of every distilled row."""
         return teacher_outputs(self.trainable, self.teacher, self.data.train)
+
+    def states_digest(self) -> str:
+        """Return sixteen hex digits of base and full retrain."""
+        whole = hashlib.sha256()
+        for state in (self.base, self.teacher):
+            for name, tensor in state.items():
+                whole.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        return whole.hexdigest()[:16]
 
     def gains(self) -> dict[str, Any]:
         """Return the network's values and the accuracies of base and full retrain on validation and test split."""

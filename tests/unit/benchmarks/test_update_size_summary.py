@@ -1,9 +1,9 @@
 """From points to the table of `benchmarks/update_size.py`: what is chosen, and what is said of it."""
 
 import pytest
+from sizes.ledger import Point
 from sizes.method import Method
 from sizes.plot import front
-from sizes.store import Point
 from sizes.summary import best_points, interval, smallest, table
 from sizes.together import AUTO, unite
 
