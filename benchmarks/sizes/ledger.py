@@ -78,7 +78,7 @@ class Ledger:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         head, *rows = map(json.loads, lines or ["{}"])
         if head.get("problem") == problem:
-            self._head = head
+            self._head |= head
             for row in rows:
                 key, code = row.pop("method"), row.pop("code")
                 self._points.setdefault(key, (code, {}))[1][row["setting"]] = Point(**row)
