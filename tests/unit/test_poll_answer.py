@@ -1,10 +1,12 @@
-"""The body of a poll's answer: what goes in comes out, and a payload costs about its own bytes."""
+"""The poll: what goes into an answer comes out, a payload costs about its own bytes, a tag says what is held."""
 
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
-from sprat_shared.protocol.poll import Desired, Part, PollAnswer
+from sprat_shared.errors import InvalidInput
+from sprat_shared.protocol.poll import HeldMetadata, Part, PollAnswer, format_tag, parse_tag
 
 RANDOM = np.random.default_rng(7)
 
@@ -19,17 +21,8 @@ def metadata(version: int) -> Part:
 
 
 def answer(*payloads: bytes) -> PollAnswer:
-    wish = Desired(
-        model="digits",
-        release=2,
-        weights=digest(),
-        assignment=7,
-        graph="digits/graph/" + RANDOM.bytes(32).hex(),
-        path=("digits/2/from-1",),
-        full="digits/2/full",
-    )
     blobs = (Part(kind="blob", name=digest(), data=payload) for payload in payloads)
-    return PollAnswer(poll_interval_s=60.0, desired=(wish,), parts=(metadata(3), metadata(4), *blobs))
+    return PollAnswer(poll_interval_s=60.0, parts=(metadata(3), metadata(4), *blobs))
 
 
 def test_several_payloads_come_out_as_they_went_in_with_and_without_a_dictionary() -> None:
@@ -49,3 +42,38 @@ def test_a_payload_that_does_not_compress_adds_its_own_bytes_and_little_else() -
 def test_a_payload_that_compresses_still_does() -> None:
     given = answer(b"one layer after another " * 100)
     assert len(given.to_bytes()) - len(answer(b"").to_bytes()) < 60
+
+
+def test_a_tag_names_what_is_held_in_the_order_of_the_dictionary() -> None:
+    held = [
+        HeldMetadata("image", "root", 4),
+        HeldMetadata("image", "timestamp", 17),
+        HeldMetadata("image", "m.digits", 3),
+        HeldMetadata("image", "m.pcb-defects", 9),
+        HeldMetadata("director", "root", 1),
+        HeldMetadata("director", "targets", 8),
+    ]
+    tag = format_tag(held)
+    assert tag == '"i4.17.0.0,digits=3,pcb-defects=9;d1.0.0.8"'
+    assert parse_tag(tag) == held
+    assert format_tag(held[::-1]) == tag
+    assert parse_tag(format_tag([])) == []
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "",
+        "i1.2.3.4;d1.2.3.4",
+        '"i1.2.3;d1.2.3.4"',
+        '"i1.2.3.04;d1.2.3.4"',
+        '"i1.2.3.4,b=1,a=1;d1.2.3.4"',
+        '"i1.2.3.4,a=1,a=2;d1.2.3.4"',
+        '"i1.2.3.4,a;d1.2.3.4"',
+        'W/"i1.2.3.4;d1.2.3.4"',
+        '"i1.2.3.4' + "".join(f",m{n:03}=1" for n in range(201)) + ';d1.2.3.4"',
+    ],
+)
+def test_a_tag_of_another_form_is_refused(tag: str) -> None:
+    with pytest.raises(InvalidInput, match="If-None-Match"):
+        parse_tag(tag)

@@ -1,4 +1,12 @@
-"""The poll: 304, or one body with everything that changed (metadata, desired state, payloads that fit).
+"""The poll: 304, or one body with everything that changed: signed metadata, and payloads that fit.
+
+What a device should run is not said here: it is in the metadata, signed by the director. The entity tag of a device's
+state *is* the list of the metadata versions that it holds, so one header says both "answer only if something changed"
+and "this I have":
+
+    If-None-Match: "i4.17.17.5,pcb-defects=9;d1.31.8.8"
+        i, d        image and director repository: versions of root, timestamp, snapshot, targets; 0 for none
+        name=n      version of the image repository's role of the model `name`
 
 Body, little-endian:
     u8 coding       0 zstd | 1 zstd with a raw-content dictionary
@@ -6,27 +14,35 @@ Body, little-endian:
 The frame carries its checksum: an answer that was packed with another dictionary is refused, never misread.
 Payloads stand in blocks of their own within the frame: what does not compress is stored as it is there, and leaves the
 statistics of the text before it alone (a tenth of an answer of a kilobyte).
-The dictionary is the concatenation of the signed metadata files that the request's `Sprat-Have` names, in its
-order: a new version of a file that both sides hold costs little more than its signature and digests.
+The dictionary is the concatenation of the signed metadata files that the request's entity tag names, in its order: a
+new version of a file that both sides hold costs little more than its signature and digests.
 """
 
 import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import zstandard
 
 from sprat_shared.errors import InvalidInput, LimitExceeded
 from sprat_shared.protocol.fields import Fields, canonical_json
+from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
+from sprat_shared.trust.targets import IMAGE_REPOSITORY, role_of_model
 
-HAVE_HEADER: Final = "Sprat-Have"
 INLINE_HEADER: Final = "Sprat-Inline"
+DEFAULT_INLINE_BYTES: Final = 64 << 10
+"""So many payload bytes may be in an answer where the request does not say `Sprat-Inline`."""
+
 CONTENT_TYPE: Final = "application/vnd.sprat.poll"
 MAX_BODY_BYTES: Final = 64 << 20
-_MAX_HAVE: Final = 200
-_HAVE_ITEM: Final = re.compile(r"(image|director)/([a-z0-9.-]{1,80})=([0-9]{1,9})")
+TOP_ROLES: Final = ("root", "timestamp", "snapshot", "targets")
+_MAX_MODELS: Final = 200
+_VERSION: Final = r"(?:0|[1-9][0-9]{0,8})"
+_TAG: Final = re.compile(
+    rf'"i({_VERSION}(?:\.{_VERSION}){{3}})((?:,[a-z0-9-]{{1,63}}={_VERSION})*);d({_VERSION}(?:\.{_VERSION}){{3}})"'
+)
 _HEAD: Final = struct.Struct("<I")
 _PLAIN, _DICTIONARY = 0, 1
 _LEVEL: Final = 19
@@ -44,84 +60,43 @@ class HeldMetadata:
         return f"{self.repository}/{self.role}={self.version}"
 
 
-def format_have(held: Sequence[HeldMetadata]) -> str:
-    """Return the value of the `Sprat-Have` header."""
-    return ",".join(map(str, held))
+def format_tag(held: Sequence[HeldMetadata]) -> str:
+    """Return the entity tag of a device that holds these files, quotes included; their order does not matter."""
+    versions = {(item.repository, item.role): item.version for item in held}
+
+    def top(repository: str) -> str:
+        return ".".join(str(versions.get((repository, role), 0)) for role in TOP_ROLES)
+
+    models = "".join(
+        f",{role.removeprefix('m.')}={version}"
+        for (repository, role), version in sorted(versions.items())
+        if repository == IMAGE_REPOSITORY and role not in TOP_ROLES
+    )
+    return f'"i{top(IMAGE_REPOSITORY)}{models};d{top(DIRECTOR_REPOSITORY)}"'
 
 
-def parse_have(header: str) -> list[HeldMetadata]:
-    """Read the value of a `Sprat-Have` header.
+def parse_tag(tag: str) -> list[HeldMetadata]:
+    """Read an entity tag: the files that a device holds, in the order of the dictionary; those of version 0 left out.
+
+    That order: the image repository's root, timestamp, snapshot, targets, models by name; the director's first four.
 
     Raises:
-        InvalidInput: an item has another form than `image/<role>=<version>`, or there are too many.
+        InvalidInput: it has another form, names a model twice or out of order, or more than 200 of them.
     """
-    items = [item for item in header.split(",") if item]
-    if len(items) > _MAX_HAVE:
-        raise InvalidInput(f"{HAVE_HEADER}: {len(items)} items, at most {_MAX_HAVE} are read")
-    held = []
-    for item in items:
-        match = _HAVE_ITEM.fullmatch(item.strip())
-        if match is None:
-            raise InvalidInput(f"{HAVE_HEADER}: {item[:100]!r} is not of the form image/<role>=<version>")
-        held.append(HeldMetadata(match[1], match[2], int(match[3])))
-    return held
+    match = _TAG.fullmatch(tag.strip())
+    if match is None:
+        raise InvalidInput(f'If-None-Match: {tag[:100]!r} is not of the form "i1.2.3.4,model=5;d1.2.3.4"')
+    pairs = [item.split("=") for item in match[2].split(",")[1:]]
+    names = [name for name, _ in pairs]
+    if names != sorted(set(names)) or len(names) > _MAX_MODELS:
+        raise InvalidInput(f"If-None-Match: {len(names)} models; at most {_MAX_MODELS} are read, each once, in order")
+    held = _top(IMAGE_REPOSITORY, match[1])
+    held += [HeldMetadata(IMAGE_REPOSITORY, role_of_model(name), int(version)) for name, version in pairs]
+    return [item for item in (*held, *_top(DIRECTOR_REPOSITORY, match[3])) if item.version]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Desired:
-    """The release that a device should run of one model: the net wish, never a queue.
-
-    Attributes:
-        model: name of the model.
-        release: number of the release.
-        weights: its weights digest.
-        assignment: counter of assignments of this device; a larger one replaces all smaller ones.
-        graph: target path of the graph.
-        path: target paths of the updates that lead there from what the server believes the device holds, in
-            order; empty where it should hold the release in a slot already.
-        full: target path of the full update, for a device that holds something else.
-    """
-
-    model: str
-    release: int
-    weights: str
-    assignment: int
-    graph: str
-    path: tuple[str, ...]
-    full: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return {
-            "model": self.model,
-            "release": self.release,
-            "weights": self.weights,
-            "assignment": self.assignment,
-            "graph": self.graph,
-            "path": list(self.path),
-            "full": self.full,
-        }
-
-    @classmethod
-    def of(cls, value: Any) -> "Desired":
-        """Read the JSON object.
-
-        Raises:
-            InvalidInput: a field is missing or wrong.
-        """
-        fields = Fields(value, "desired state")
-        path = fields.list_of("path")
-        if not all(isinstance(step, str) for step in path):
-            raise InvalidInput("desired state: field 'path' must be a list of target paths")
-        return cls(
-            model=fields.model("model"),
-            release=fields.integer("release", minimum=1),
-            weights=fields.digest("weights"),
-            assignment=fields.integer("assignment", minimum=1),
-            graph=fields.text("graph"),
-            path=tuple(path),
-            full=fields.text("full"),
-        )
+def _top(repository: str, versions: str) -> list[HeldMetadata]:
+    return [HeldMetadata(repository, *pair) for pair in zip(TOP_ROLES, map(int, versions.split(".")), strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +105,7 @@ class Part:
 
     Attributes:
         kind: `metadata` for a signed file of a TUF repository, `blob` for the payload of a target.
-        name: `image/4.snapshot.json`, or the blob's digest.
+        name: `image/4.snapshot.json`, `director/timestamp.json`, or the blob's digest.
         data: the bytes.
     """
 
@@ -145,12 +120,10 @@ class PollAnswer:
 
     Attributes:
         poll_interval_s: when to ask again, seconds.
-        desired: the release wished for each model.
         parts: metadata first, in the order in which a TUF client reads them, then payloads.
     """
 
     poll_interval_s: float
-    desired: tuple[Desired, ...]
     parts: tuple[Part, ...]
 
     def to_bytes(self, dictionary: bytes = b"") -> bytes:
@@ -158,7 +131,6 @@ class PollAnswer:
         head = canonical_json(
             {
                 "poll_interval_s": self.poll_interval_s,
-                "desired": [wish.as_json() for wish in self.desired],
                 "parts": [[part.kind, part.name, len(part.data)] for part in self.parts],
             }
         )
@@ -197,7 +169,6 @@ class PollAnswer:
             raise InvalidInput(f"poll answer: {len(plain) - at} bytes belong to no part")
         return cls(
             poll_interval_s=fields.number("poll_interval_s"),
-            desired=tuple(Desired.of(wish) for wish in fields.list_of("desired")),
             parts=tuple(parts),
         )
 
@@ -220,7 +191,7 @@ def _unpack(body: bytes, dictionary: bytes, max_bytes: int) -> bytes:
     if not body or body[0] not in {_PLAIN, _DICTIONARY}:
         raise InvalidInput(f"poll answer: unknown coding {body[:1].hex() or 'of an empty body'}")
     if body[0] == _DICTIONARY and not dictionary:
-        raise InvalidInput("poll answer: it was packed with a dictionary that is not held here; ask without Sprat-Have")
+        raise InvalidInput("poll answer: packed with a dictionary that is not held here; ask without If-None-Match")
     try:
         declared = zstandard.frame_content_size(body[1:])
         if declared > max_bytes:
