@@ -6,13 +6,12 @@ from uuid import UUID
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
-from fleet_calls import TestDevice, join, made, published
+from fleet_calls import TestDevice, Wished, join, made, published
 from http_calls import Api
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
-from sprat_shared.protocol.poll import Desired
 from sprat_shared.protocol.report import Outcome, Report, format_signature
 
 
@@ -33,7 +32,7 @@ def device(fleet: list[TestDevice]) -> TestDevice:
     return fleet[0]
 
 
-def wished(device: TestDevice) -> Desired:
+def wished(device: TestDevice) -> Wished:
     wish = device.wish()
     assert wish is not None
     return wish

@@ -181,6 +181,7 @@ class DeviceView(TypedDict):
     name: str
     group: str
     agent: str
+    profile: str | None
     attributes: dict[str, str]
     enrolled_at: str
     last_seen_at: str | None

@@ -45,6 +45,7 @@ class Device(Base):
         CheckConstraint("octet_length(token_hash) = 32", name="hash_is_sha256"),
         CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name_is_short"),
         CheckConstraint("assignment_counter >= 0 AND report_sequence >= 0", name="counters_count"),
+        CheckConstraint("profile ~ '^[a-z0-9-]{1,63}$'", name="profile_is_plain"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -53,6 +54,7 @@ class Device(Base):
     public_key: Mapped[bytes]
     token_hash: Mapped[bytes]
     agent: Mapped[str]
+    profile: Mapped[str | None]  # the class of devices that it said it is of
     attributes: Mapped[dict[str, str]] = mapped_column(JSONB)
     enrolment_token_id: Mapped[UUID] = mapped_column(ForeignKey("enrolment_token.id"))
     enrolled_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -82,6 +82,7 @@ class DeviceView(BaseModel):
     name: str
     group: str
     agent: str
+    profile: str | None
     attributes: dict[str, str]
     enrolled_at: datetime
     last_seen_at: datetime | None
@@ -96,6 +97,7 @@ class DeviceView(BaseModel):
             name=device.name,
             group=device.device_group,
             agent=device.agent,
+            profile=device.profile,
             attributes=device.attributes,
             enrolled_at=device.enrolled_at,
             last_seen_at=device.last_seen_at,

@@ -86,6 +86,7 @@ def enrol(session: Session, request: EnrolRequest, shown: str) -> tuple[Device, 
                 code="enrolment.key-known",
             )
         known.token_hash, known.agent, known.attributes = token_hash, request.agent, request.attributes
+        known.profile = request.profile
         session.flush()
         return known, secret
     if token.used >= token.uses:
@@ -100,6 +101,7 @@ def enrol(session: Session, request: EnrolRequest, shown: str) -> tuple[Device, 
         public_key=request.public_key,
         token_hash=token_hash,
         agent=request.agent,
+        profile=request.profile,
         attributes=request.attributes,
         enrolment_token_id=token.id,
     )
