@@ -8,18 +8,25 @@ and "this I have":
         i, d        image and director repository: versions of root, timestamp, snapshot, targets; 0 for none
         name=n      version of the image repository's role of the model `name`
 
-Body, little-endian:
+Body, numbers in LEB128:
     u8 coding       0 zstd | 1 zstd with a raw-content dictionary
-    zstd frame of:  u32 length of the head | head, JSON | the parts' bytes, one after the other
+    zstd frame of:  head | text | digits | payloads
+    head            poll interval, ms | how many files of metadata | each of them | bytes of the text
+                    | how many payloads | bytes of each
+    a file          u8 kind | version, 0 for a timestamp | bytes
+                    kind 0 to 3: root, timestamp, snapshot, targets of the image repository; 4 to 7: of the director;
+                    8: u8 length of a name | name: the image repository's role of the model of this name
+    text            the files, one after the other, without the digits of digests and signatures (`protocol.digits`)
 The frame carries its checksum: an answer that was packed with another dictionary is refused, never misread.
-Payloads stand in blocks of their own within the frame: what does not compress is stored as it is there, and leaves the
-statistics of the text before it alone (a tenth of an answer of a kilobyte).
-The dictionary is the concatenation of the signed metadata files that the request's entity tag names, in its order: a
-new version of a file that both sides hold costs little more than its signature and digests.
+Digits and payloads stand in blocks of their own within the frame: what does not compress is stored as it is there, and
+leaves the statistics of the text before it alone (a tenth of an answer of a kilobyte). A payload's name is its digest,
+which is computed and not sent.
+The dictionary is the text of the signed metadata files that the request's entity tag names, in its order: a new version
+of a file that both sides hold costs little more than its signature and digests.
 """
 
+import hashlib
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -27,9 +34,11 @@ from typing import Final, Literal
 import zstandard
 
 from sprat_shared.errors import InvalidInput, LimitExceeded
-from sprat_shared.protocol.fields import Fields, canonical_json
+from sprat_shared.ids import digest_text
+from sprat_shared.protocol.digits import DigitRuns
 from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
 from sprat_shared.trust.targets import IMAGE_REPOSITORY, role_of_model
+from sprat_shared.wire.leb128 import pack_leb128, read_leb128
 
 INLINE_HEADER: Final = "Sprat-Inline"
 DEFAULT_INLINE_BYTES: Final = 64 << 10
@@ -43,7 +52,9 @@ _VERSION: Final = r"(?:0|[1-9][0-9]{0,8})"
 _TAG: Final = re.compile(
     rf'"i({_VERSION}(?:\.{_VERSION}){{3}})((?:,[a-z0-9-]{{1,63}}={_VERSION})*);d({_VERSION}(?:\.{_VERSION}){{3}})"'
 )
-_HEAD: Final = struct.Struct("<I")
+_FILES: Final = tuple((name, role) for name in (IMAGE_REPOSITORY, DIRECTOR_REPOSITORY) for role in TOP_ROLES)
+_MODEL_FILE: Final = len(_FILES)
+_NAME: Final = re.compile(r"(image|director)/(?:([1-9][0-9]{0,8})\.)?([a-z0-9.-]{1,80})\.json")
 _PLAIN, _DICTIONARY = 0, 1
 _LEVEL: Final = 19
 
@@ -127,21 +138,28 @@ class PollAnswer:
     parts: tuple[Part, ...]
 
     def to_bytes(self, dictionary: bytes = b"") -> bytes:
-        """Return the body, compressed with `dictionary` where there is one."""
-        head = canonical_json(
-            {
-                "poll_interval_s": self.poll_interval_s,
-                "parts": [[part.kind, part.name, len(part.data)] for part in self.parts],
-            }
+        """Return the body, compressed with `dictionary` where there is one.
+
+        Raises:
+            InvalidInput: a file has another name than metadata have, or is no JSON.
+        """
+        runs = DigitRuns()
+        known, _ = runs.take_out(dictionary)
+        files = [part for part in self.parts if part.kind == "metadata"]
+        payloads = [part.data for part in self.parts if part.kind == "blob"]
+        text, digits = runs.take_out(b"".join(part.data for part in files))
+        head = b"".join(
+            [
+                pack_leb128(round(self.poll_interval_s * 1000)),
+                pack_leb128(len(files)),
+                *(_pack_file(part.name, len(part.data)) for part in files),
+                pack_leb128(len(text)),
+                pack_leb128(len(payloads)),
+                *(pack_leb128(len(payload)) for payload in payloads),
+            ]
         )
-        blocks = [_HEAD.pack(len(head)) + head]
-        for part in self.parts:
-            if part.kind == "metadata":
-                blocks[-1] += part.data
-            else:
-                blocks.append(part.data)
         coding = _DICTIONARY if dictionary else _PLAIN
-        return bytes([coding]) + _pack(blocks, dictionary)
+        return bytes([coding]) + _pack([head + text, digits, *payloads], known)
 
     @classmethod
     def from_bytes(cls, body: bytes, dictionary: bytes = b"", *, max_bytes: int = MAX_BODY_BYTES) -> "PollAnswer":
@@ -151,26 +169,77 @@ class PollAnswer:
             InvalidInput: it is cut, corrupted, or was made with another dictionary.
             LimitExceeded: it unpacks to more than `max_bytes`.
         """
-        plain = _unpack(body, dictionary, max_bytes)
-        if len(plain) < _HEAD.size:
-            raise InvalidInput(f"poll answer: {len(plain)} bytes have no room for a head")
-        (length,) = _HEAD.unpack_from(plain)
-        at = _HEAD.size + length
-        fields = Fields.parse(plain[_HEAD.size : at], "poll answer")
-        parts = []
-        for entry in fields.list_of("parts"):
-            match entry:
-                case ["metadata" | "blob" as kind, str(name), int(size)] if 0 <= size <= len(plain) - at:
-                    parts.append(Part(kind=kind, name=name, data=plain[at : at + size]))
-                    at += size
-                case _:
-                    raise InvalidInput(f"poll answer: part {entry!r:.100} is not [kind, name, bytes that are there]")
-        if at != len(plain):
-            raise InvalidInput(f"poll answer: {len(plain) - at} bytes belong to no part")
-        return cls(
-            poll_interval_s=fields.number("poll_interval_s"),
-            parts=tuple(parts),
-        )
+        runs = DigitRuns()
+        known, _ = runs.take_out(dictionary)
+        reader = _Reader(_unpack(body, known, max_bytes))
+        interval_s = reader.number() / 1000
+        files = [reader.file() for _ in range(reader.number())]
+        text_bytes = reader.number()
+        payloads = [reader.number() for _ in range(reader.number())]
+        length = sum(size for _, size in files)
+        if length > max_bytes:
+            raise LimitExceeded(f"poll answer: declares {length} bytes of metadata, at most {max_bytes} are read")
+        text = reader.take(text_bytes)
+        whole = runs.put_back(text, reader.take(DigitRuns.new_bytes(text)), length=length)
+        parts, at = [], 0
+        for name, size in files:
+            parts.append(Part(kind="metadata", name=name, data=whole[at : at + size]))
+            at += size
+        for size in payloads:
+            data = reader.take(size)
+            parts.append(Part(kind="blob", name=digest_text(hashlib.sha256(data).digest()), data=data))
+        reader.end()
+        return cls(poll_interval_s=interval_s, parts=tuple(parts))
+
+
+def _pack_file(name: str, length: int) -> bytes:
+    match = _NAME.fullmatch(name)
+    if match is None or (match[2] is None) != (match[3] == "timestamp"):
+        raise InvalidInput(f"poll answer: {name!r} is no name of a metadata file")
+    size, version = pack_leb128(length), pack_leb128(int(match[2] or 0))
+    if (match[1], match[3]) in _FILES:
+        return bytes([_FILES.index((match[1], match[3]))]) + version + size
+    model = match[3].removeprefix("m.")
+    if f"{match[1]}/{match[3]}" != f"{IMAGE_REPOSITORY}/{role_of_model(model)}":
+        raise InvalidInput(f"poll answer: {name!r} is no name of a metadata file")
+    return bytes([_MODEL_FILE, len(model)]) + model.encode() + version + size
+
+
+class _Reader:
+    """Reads what was unpacked from its start."""
+
+    def __init__(self, plain: bytes) -> None:
+        self._plain, self._at = plain, 0
+
+    def number(self) -> int:
+        try:
+            value, self._at = read_leb128(self._plain, self._at)
+        except ValueError:
+            raise InvalidInput("poll answer: its head does not end") from None
+        return value
+
+    def take(self, length: int) -> bytes:
+        taken = self._plain[self._at : self._at + length]
+        if len(taken) != length:
+            raise InvalidInput(f"poll answer: {length} bytes are declared, {len(taken)} are there")
+        self._at += length
+        return taken
+
+    def file(self) -> tuple[str, int]:
+        """Return a metadata file's name and its bytes."""
+        (kind,) = self.take(1)
+        if kind > _MODEL_FILE:
+            raise InvalidInput(f"poll answer: there is no file of kind {kind}")
+        if kind == _MODEL_FILE:
+            repository, role = IMAGE_REPOSITORY, role_of_model(str(self.take(self.take(1)[0]), "latin-1"))
+        else:
+            repository, role = _FILES[kind]
+        version, size = self.number(), self.number()
+        return f"{repository}/{role}.json" if version == 0 else f"{repository}/{version}.{role}.json", size
+
+    def end(self) -> None:
+        if self._at != len(self._plain):
+            raise InvalidInput(f"poll answer: {len(self._plain) - self._at} bytes belong to no part")
 
 
 def _dictionary(raw: bytes) -> zstandard.ZstdCompressionDict | None:
@@ -182,7 +251,7 @@ def _pack(blocks: Sequence[bytes], dictionary: bytes) -> bytes:
     packer = zstandard.ZstdCompressor(level=_LEVEL, dict_data=_dictionary(dictionary), write_checksum=True)
     stream = packer.compressobj(size=sum(map(len, blocks)))
     packed = stream.compress(blocks[0])
-    for block in blocks[1:]:
+    for block in filter(None, blocks[1:]):
         packed += stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) + stream.compress(block)
     return packed + stream.flush()
 
