@@ -19,6 +19,7 @@ from sprat_server.fleet import service as fleet_service
 from sprat_server.fleet.models import Device, DeviceSlots
 from sprat_server.flows import rollout as rollout_flow
 from sprat_server.flows.poll import Poller
+from sprat_server.publish import director_root
 from sprat_server.registry import service as registry
 from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag
 from sprat_shared.protocol.report import Outcome
@@ -293,6 +294,20 @@ def test_new_metadata_are_heard_of(app: FastAPI, device: TestDevice) -> None:
         await asyncio.to_thread(published, app, model="pcb")
         answer = asking.keep(await asking.changed_within())
         assert "image/timestamp.json" in names(answer, "metadata")
+
+    while_running(app, device, body)
+
+
+def test_a_new_root_of_the_director_is_heard_of(app: FastAPI, device: TestDevice) -> None:
+    def rotate() -> None:
+        with app.state.database.transaction() as session:
+            director_root.rotate_online_key(session, app.state.settings)
+
+    async def body(asking: Asking) -> None:
+        await asyncio.to_thread(rotate)
+        answer = asking.keep(await asking.changed_within())
+        assert "director/2.root.json" in names(answer, "metadata")
+        assert (await asking.ask()).status_code == 304
 
     while_running(app, device, body)
 

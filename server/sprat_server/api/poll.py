@@ -37,10 +37,12 @@ from sprat_server.flows.poll import Poller
 from sprat_server.settings import Settings
 from sprat_shared.errors import InvalidInput, SpratError, Unauthenticated
 from sprat_shared.protocol.poll import CONTENT_TYPE, DEFAULT_INLINE_BYTES, INLINE_HEADER, HeldMetadata, parse_tag
+from sprat_shared.trust.signed_time import NONCE_HEADER, check_nonce
 
 PATH: Final = "/device/v1/poll"
 CHANNEL: Final = "sprat_poll"  # the triggers of migrations 0004, 0005 and 0010 notify it
 MAX_INLINE_BYTES: Final = 8 << 20
+_NONCE: Final = NONCE_HEADER.lower().encode()
 _SEEN_EVERY_S: Final = 5.0
 _RECONNECT_S: Final = 1.0
 _RETRY_AFTER_S: Final = 5
@@ -166,23 +168,26 @@ class Poll:
         tag = headers.get(b"if-none-match", "")
         inline_bytes = _inline(headers.get(INLINE_HEADER.lower().encode(), str(DEFAULT_INLINE_BYTES)))
         memory, token_hash = self.memory, hash_token(shown)
+        nonce = check_nonce(headers[_NONCE]) if _NONCE in headers else None
         poller = memory.who_is_current(token_hash, tag, datetime.now(UTC))
-        if poller is not None:
+        if poller is not None and nonce is None:
             self._seen(scope, poller)
             return Response(status_code=304)
         held = parse_tag(tag) if tag else []
         generation = memory.generation
-        read = await to_thread.run_sync(self._read, shown, held, inline_bytes)
+        read = await to_thread.run_sync(self._read, shown, held, inline_bytes, nonce)
         self._seen(scope, read.poller)
         if read.body is None:
             memory.remember(token_hash, Remembered(read.poller, tag, read.due_at), generation)
             return Response(status_code=304)
         return Response(read.body, media_type=CONTENT_TYPE)
 
-    def _read(self, shown: str, held: list[HeldMetadata], inline_bytes: int) -> "_Read":
+    def _read(self, shown: str, held: list[HeldMetadata], inline_bytes: int, nonce: str | None) -> "_Read":
         with self._database.transaction() as session:
             poller = flow.identify(session, shown)
-            reading = flow.read(session, self._settings, poller.device, held=held, inline_bytes=inline_bytes)
+            reading = flow.read(
+                session, self._settings, poller.device, held=held, inline_bytes=inline_bytes, nonce=nonce
+            )
         body = None if reading.draft is None else reading.draft.pack(self._blobs)
         return _Read(poller, reading.due_at, body)
 

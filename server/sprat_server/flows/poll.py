@@ -82,7 +82,13 @@ def identify(session: Session, shown: str) -> Poller:
 
 
 def read(
-    session: Session, settings: Settings, device_id: UUID, *, held: Sequence[HeldMetadata], inline_bytes: int
+    session: Session,
+    settings: Settings,
+    device_id: UUID,
+    *,
+    held: Sequence[HeldMetadata],
+    inline_bytes: int,
+    nonce: str | None = None,
 ) -> Reading:
     """Return what the device lacks; the director signs first what it must.
 
@@ -95,12 +101,13 @@ def read(
         device_id: who asks.
         held: the metadata that the device names, in the order of the dictionary.
         inline_bytes: the payloads may take so much together.
+        nonce: to be signed with the time; None where none is asked for.
 
     Raises:
         KeysUnusable: something must be signed and the director's online key is not here.
     """
     own = {item.role: item.version for item in held if item.repository == DIRECTOR_REPOSITORY}
-    current = directed(session, settings, device_id, own)
+    current = directed(session, settings, device_id, held=own, nonce=nonce)
     models = [role_of_model(wish.assigned.model) for wish in current.wishes]
     published = repository.newest_versions(session)
     lacking = [
@@ -116,9 +123,16 @@ def read(
     return Reading(Draft(answer, known, _that_fit(current.wishes, inline_bytes)), current.due_at)
 
 
-def directed(session: Session, settings: Settings, device_id: UUID, held: dict[str, int] | None = None) -> Current:
+def directed(
+    session: Session,
+    settings: Settings,
+    device_id: UUID,
+    *,
+    held: dict[str, int] | None = None,
+    nonce: str | None = None,
+) -> Current:
     """Return the director's newest metadata for a device, as `director.current`."""
-    return director.current(session, settings, device_id, lambda: wishes_of(session, device_id), held=held)
+    return director.current(session, settings, device_id, lambda: wishes_of(session, device_id), held=held, nonce=nonce)
 
 
 def wishes_of(session: Session, device_id: UUID) -> list[Wish]:

@@ -4,7 +4,7 @@ Its root is one for all devices, its key may be taken offline. Timestamp, snapsh
 signed by one online key and kept in `director_metadata` until something changes: an assignment, the cheapest path, the
 profile, the online key, or half of a life is over. What is signed names, for each assigned model, the full update of
 the release with the length and hash that the image repository signs for the same path, and the path of updates
-(`sprat_shared.trust.assignments`).
+(`sprat_shared.trust.assignments`). Its timestamp says when it was signed (`sprat_shared.trust.signed_time`).
 
 One writer for each device (advisory lock, held until the transaction ends): replicas that are asked at the same time
 sign one version, and what is signed later was read later.
@@ -27,6 +27,7 @@ from sprat_server.publish.lives import expiry, renewal
 from sprat_server.publish.models import DirectorMetadata, SignedMetadata
 from sprat_server.settings import Settings
 from sprat_shared.trust.assignments import Assigned
+from sprat_shared.trust.signed_time import SignedTime
 
 ROLES: Final = ("timestamp", "snapshot", "targets")
 LIFE: Final[Mapping[str, timedelta]] = {
@@ -82,6 +83,7 @@ def current(
     wanted: Callable[[], Sequence[Wish]],
     *,
     held: Mapping[str, int] | None = None,
+    nonce: str | None = None,
     now: datetime | None = None,
 ) -> Current:
     """Return the newest metadata of a device, signed now where they do not say what is wanted or are due.
@@ -92,6 +94,7 @@ def current(
         device_id: whose.
         wanted: reads what the device should run; read again under the lock before anything is signed.
         held: versions that the device holds, by role: what is older is forgotten; None: that is not known.
+        nonce: of a device that asks for a proof of the time: a timestamp is signed that repeats it.
         now: the present.
 
     Raises:
@@ -99,11 +102,11 @@ def current(
     """
     now = (now or datetime.now(UTC)).replace(microsecond=0)
     state = _State.read(session, device_id, wanted(), now)
-    if state.stale:
+    if state.stale or nonce is not None:
         session.execute(select(func.pg_advisory_xact_lock(_LOCK_CLASS, func.hashtext(str(device_id)))))
         session.expire_all()
         state = _State.read(session, device_id, wanted(), now)
-        state.sign(session, settings, device_id, now)
+        state.sign(session, settings, device_id, SignedTime(at=now, nonce=nonce))
         if held is not None:
             _forget(session, device_id, state.kept, held)
     versions = {role: row.version for role, row in state.kept.items()}
@@ -150,8 +153,10 @@ class _State:
         root, kept = director_root.newest(session), _newest(session, device_id)
         return cls(root, kept, wishes, _stale(kept, wishes, director_root.online_keyid(root.body), now))
 
-    def sign(self, session: Session, settings: Settings, device_id: UUID, now: datetime) -> None:
+    def sign(self, session: Session, settings: Settings, device_id: UUID, time: SignedTime) -> None:
         """Add the next version of each role that is stale."""
+        if time.nonce is not None:
+            self.stale.add("timestamp")
         if not self.stale:
             return  # another replica was asked at the same time, and did it
         signer = director_root.online_signer(settings.keys_dir, self.root.body)
@@ -162,11 +167,11 @@ class _State:
         contents: dict[str, Signed] = {
             "targets": Targets(targets=targets),
             "snapshot": Snapshot(meta={"targets.json": MetaFile(versions["targets"])}),
-            "timestamp": Timestamp(snapshot_meta=MetaFile(versions["snapshot"])),
+            "timestamp": Timestamp(snapshot_meta=MetaFile(versions["snapshot"]), unrecognized_fields=time.to_fields()),
         }
         for role in self.stale:
             signed = contents[role]
-            signed.version, signed.expires = versions[role], expiry(now, LIFE[role])
+            signed.version, signed.expires = versions[role], expiry(time.at, LIFE[role])
             metadata: Metadata[Any] = Metadata(signed)
             metadata.sign(signer)
             self.kept[role] = DirectorMetadata(
@@ -174,7 +179,7 @@ class _State:
                 role=role,
                 version=signed.version,
                 body=metadata.to_bytes(_SERIALIZER),
-                created_at=now,
+                created_at=time.at,
                 expires_at=signed.expires,
             )
         session.add_all(self.kept[role] for role in self.stale)
