@@ -77,6 +77,11 @@ def test_digits_of_any_length_and_neighbourhood_come_out_as_they_went_in(pieces:
         assert PollAnswer.from_bytes(sent.to_bytes(dictionary), dictionary) == sent
 
 
+def test_an_answer_without_a_dictionary_is_read_by_who_holds_one() -> None:
+    sent = PollAnswer(poll_interval_s=60.0, parts=(part("ab" * 32), part("cd" * 64)))
+    assert PollAnswer.from_bytes(sent.to_bytes(), part("cd" * 64).data) == sent
+
+
 def test_what_is_no_json_is_not_sent() -> None:
     with pytest.raises(InvalidInput, match="control character"):
         PollAnswer(poll_interval_s=60.0, parts=(part("\x02"),)).to_bytes()

@@ -170,7 +170,7 @@ class PollAnswer:
             LimitExceeded: it unpacks to more than `max_bytes`.
         """
         runs = DigitRuns()
-        known, _ = runs.take_out(dictionary)
+        known, _ = runs.take_out(b"" if body[:1] == bytes([_PLAIN]) else dictionary)
         reader = _Reader(_unpack(body, known, max_bytes))
         interval_s = reader.number() / 1000
         files = [reader.file() for _ in range(reader.number())]
@@ -265,7 +265,7 @@ def _unpack(body: bytes, dictionary: bytes, max_bytes: int) -> bytes:
         declared = zstandard.frame_content_size(body[1:])
         if declared > max_bytes:
             raise LimitExceeded(f"poll answer: declares {declared} bytes, at most {max_bytes} are read")
-        unpacker = zstandard.ZstdDecompressor(dict_data=_dictionary(dictionary if body[0] == _DICTIONARY else b""))
+        unpacker = zstandard.ZstdDecompressor(dict_data=_dictionary(dictionary))
         return unpacker.decompress(body[1:], max_output_size=max_bytes, allow_extra_data=False)
     except zstandard.ZstdError as bad:
         raise InvalidInput(f"poll answer: cut, corrupted, or of another dictionary ({bad})") from None
