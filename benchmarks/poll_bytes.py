@@ -13,8 +13,6 @@ import argparse
 import hashlib
 import json
 import shutil
-import socket
-import ssl
 import statistics
 import sys
 import tempfile
@@ -22,20 +20,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
 import uvicorn
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from fastapi import FastAPI
+from polls.link import Device, TlsConnection, make_certificate
 from sqlalchemy.orm import Session
 
 from sprat_server.app import create_app
@@ -44,15 +37,14 @@ from sprat_server.db.embedded import EmbeddedPostgres
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import DeviceSlots
-from sprat_server.flows import poll as flow
+from sprat_server.flows.poll import wishes_of
 from sprat_server.flows.publishing import publish_release
 from sprat_server.observe import logs
 from sprat_server.observe.actors import SYSTEM
+from sprat_server.publish import director
 from sprat_server.registry import service as registry
 from sprat_server.registry.service import NewUpdate
 from sprat_server.settings import Settings
-from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
-from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag, parse_tag
 from sprat_shared.wire.tensors import TensorSpec, TensorTable, weights_digest
 
 GOAL_IDLE_BYTES: Final = 250
@@ -64,127 +56,6 @@ _PAYLOAD_BYTES: Final = 500
 _CHANGES: Final = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One request and its answer: the status, bytes on the socket each way, bytes of head and body, the body."""
-
-    status: int
-    up_bytes: int
-    down_bytes: int
-    head_bytes: int
-    body: bytes
-
-
-class TlsConnection:
-    """HTTP/1.1 over one kept TLS connection, every byte on the socket counted.
-
-    Args:
-        port: on the loopback.
-        ca_file: the certificate to trust.
-    """
-
-    def __init__(self, port: int, ca_file: Path) -> None:
-        self._host = f"127.0.0.1:{port}"
-        self._socket = socket.create_connection(("127.0.0.1", port))
-        self._up, self._down = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = ssl.create_default_context(cafile=str(ca_file))
-        self._tls = context.wrap_bio(self._down, self._up, server_hostname="127.0.0.1")
-        self.up_bytes = self.down_bytes = 0
-        while True:
-            try:
-                self._tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                self._send()
-                self._receive()
-        self._send()
-
-    def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Exchange:
-        """Send one request with these headers and what HTTP needs besides, and return the answer."""
-        more = {"Host": self._host, **headers, **({"Content-Length": str(len(body))} if body else {})}
-        head = "".join(f"{name}: {value}\r\n" for name, value in more.items())
-        self.up_bytes = self.down_bytes = 0
-        self._tls.write(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
-        self._send()
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            answer += self._read()
-        said, _, rest = answer.partition(b"\r\n\r\n")
-        lines = said.decode("latin-1").split("\r\n")
-        fields = dict(line.lower().split(": ", 1) for line in lines[1:])
-        while len(rest) < int(fields.get("content-length", 0)):
-            rest += self._read()
-        return Exchange(int(lines[0].split()[1]), self.up_bytes, self.down_bytes, len(said) + 4, rest)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._socket.close()
-
-    def _read(self) -> bytes:
-        while True:
-            try:
-                return self._tls.read(1 << 16)
-            except ssl.SSLWantReadError:
-                self._receive()
-
-    def _send(self) -> None:
-        data = self._up.read()
-        self.up_bytes += len(data)
-        self._socket.sendall(data)
-
-    def _receive(self) -> None:
-        data = self._socket.recv(1 << 16)
-        if not data:
-            raise SystemExit("the server closed the connection")
-        self.down_bytes += len(data)
-        self._down.write(data)
-
-
-class Device:
-    """A device that holds what it is sent, and asks with as few bytes as HTTP takes.
-
-    Args:
-        link: to the server.
-        enrolment_token: with which it joins.
-    """
-
-    def __init__(self, link: TlsConnection, enrolment_token: str) -> None:
-        request = EnrolRequest(
-            name="gate-1",
-            public_key=Ed25519PrivateKey.generate().public_key().public_bytes_raw(),
-            agent="0.1.0",
-            attributes={},
-        )
-        headers = {"Authorization": f"Bearer {enrolment_token}"}
-        answer = EnrolAnswer.from_json(link.ask("POST", "/device/v1/enrol", headers, request.to_json()).body)
-        self.id: UUID = answer.device
-        self._link, self._token = link, answer.token
-        self.held: dict[HeldMetadata, bytes] = {}
-
-    def poll(self, *, knowing: bool = True, inline_bytes: int | None = None) -> Exchange:
-        """Ask for what is newer than what is held, or, not knowing anything, for all."""
-        headers = {"Authorization": f"Bearer {self._token}"}
-        if self.held and knowing:
-            headers["If-None-Match"] = format_tag(list(self.held))
-        if inline_bytes is not None:
-            headers["Sprat-Inline"] = str(inline_bytes)
-        return self._link.ask("GET", "/device/v1/poll", headers)
-
-    def take(self, exchange: Exchange) -> PollAnswer:
-        """Keep the metadata of an answer, and return it."""
-        answer = PollAnswer.from_bytes(exchange.body, b"".join(self.held.values()))
-        held = {(item.repository, item.role): (item, data) for item, data in self.held.items()}
-        for part in answer.parts:
-            if part.kind == "metadata":
-                repository, _, file = part.name.partition("/")
-                role = file.removesuffix(".json").lstrip("0123456789").removeprefix(".")
-                version = json.loads(part.data)["signed"]["version"]
-                held[repository, role] = HeldMetadata(repository, role, version), part.data
-        named = parse_tag(format_tag([item for item, _ in held.values()]))
-        self.held = {item: held[item.repository, item.role][1] for item in named}
-        return answer
-
-
 def measure(past: int, folder: Path) -> dict[str, Any]:
     """Return the bytes of polls of a device whose model has so many releases in the past, and the director's cost.
 
@@ -192,56 +63,71 @@ def measure(past: int, folder: Path) -> dict[str, Any]:
         past: releases before the one that the update brings, at least 1.
         folder: an empty folder, for everything.
     """
-    with serving(folder) as (app, link):
-        database: Database = app.state.database
-        with database.transaction() as session:
-            model = publish(session, app, past)
-            _, token = fleet.create_enrolment_token(session, uses=1, expires_s=3600, group="default", by=SYSTEM)
-        device = Device(link, token)
-        with database.transaction() as session:
-            fleet.assign(session, model, {device.id: past}, "rollout")
-        first = device.poll(inline_bytes=0)
-        device.take(first)
-        with database.transaction() as session:
-            hold(session, device.id, model, past)
-            publish(session, app, past + 1)
-            fleet.assign(session, model, {device.id: past + 1}, "rollout")
-        known, whole = device.poll(inline_bytes=0), device.poll()
-        plain = device.poll(knowing=False, inline_bytes=0)
-        files = {part.name: len(part.data) for part in device.take(whole).parts if part.kind == "metadata"}
-        idle = [device.poll() for _ in range(5)][-1]
-        if idle.status != 304:  # noqa: PLR2004 - nothing is new
-            raise SystemExit(f"an idle poll was answered {idle.status}")
-        return {
-            "past_releases": past,
-            "idle": {"up_bytes": idle.up_bytes, "down_bytes": idle.down_bytes},
-            "update": {
-                "up_bytes": whole.up_bytes,
-                "down_bytes": whole.down_bytes,
-                "head_bytes": whole.head_bytes,
-                "body_bytes": len(whole.body),
-                "payload_bytes": _PAYLOAD_BYTES,
-                "metadata_bytes": len(known.body),
-                "metadata_unknown_bytes": len(plain.body),
-                "files": files,
-            },
-            "director": director_cost(app, device, model, past),
-        }
+    logs.configure(log_format="json", log_level="error")
+    with EmbeddedPostgres(folder / "postgres") as postgres:
+        database = Database(postgres.url)
+        migrate.upgrade(database.engine)
+        database.close()
+        app = create_app(Settings(database_url=postgres.url, data_dir=folder / "data"))
+        with on_tls(app, folder) as link:
+            device, model = enrolled(app, link, past)
+            return {
+                "past_releases": past,
+                **polls(app, device, model, past),
+                "director": director_cost(app, device, model, past),
+            }
+
+
+def enrolled(app: FastAPI, link: TlsConnection, release: int) -> tuple[Device, UUID]:
+    """Publish so many releases of a model; return a device that holds the last, and the model's id."""
+    database: Database = app.state.database
+    with database.transaction() as session:
+        model = publish(session, app, release)
+        _, token = fleet.create_enrolment_token(session, uses=1, expires_s=3600, group="default", by=SYSTEM)
+    device = Device(link, token)
+    with database.transaction() as session:
+        fleet.assign(session, model, {device.id: release}, "rollout")
+    device.take(device.poll(inline_bytes=0))
+    with database.transaction() as session:
+        hold(session, device.id, model, release)
+    return device, model
+
+
+def polls(app: FastAPI, device: Device, model: UUID, past: int) -> dict[str, Any]:
+    """Publish and assign the next release; return the bytes of the poll that brings it, and of an idle one."""
+    with app.state.database.transaction() as session:
+        publish(session, app, past + 1)
+        fleet.assign(session, model, {device.id: past + 1}, "rollout")
+    known, whole = device.poll(inline_bytes=0), device.poll()
+    plain = device.poll(knowing=False, inline_bytes=0)
+    files = {part.name: len(part.data) for part in device.take(whole).parts if part.kind == "metadata"}
+    idle = [device.poll() for _ in range(5)][-1]
+    if idle.status != 304:  # noqa: PLR2004 - nothing is new
+        raise SystemExit(f"an idle poll was answered {idle.status}")
+    return {
+        "idle": {"up_bytes": idle.up_bytes, "down_bytes": idle.down_bytes},
+        "update": {
+            "up_bytes": whole.up_bytes,
+            "down_bytes": whole.down_bytes,
+            "head_bytes": whole.head_bytes,
+            "body_bytes": len(whole.body),
+            "payload_bytes": _PAYLOAD_BYTES,
+            "metadata_bytes": len(known.body),
+            "metadata_unknown_bytes": len(plain.body),
+            "files": files,
+        },
+    }
 
 
 def director_cost(app: FastAPI, device: Device, model: UUID, past: int) -> dict[str, Any]:
     """Return what one change of an assignment costs: bytes of the answer, CPU time of signing and of the whole poll."""
     database: Database = app.state.database
-    settings: Settings = app.state.settings
     signing, polling, bodies = [], [], []
     for change in range(_CHANGES):
         with database.transaction() as session:
             fleet.assign(session, model, {device.id: past + change % 2}, "rollout")
         with database.transaction() as session:
-            wishes = flow.wishes_of(session, device.id)
-            begin = time.process_time()
-            flow.director.current(session, settings, device.id, lambda wishes=wishes: wishes)  # type: ignore[misc]
-            signing.append(time.process_time() - begin)
+            signing.append(signing_s(session, app.state.settings, device.id))
         begin = time.process_time()
         answer = device.poll(inline_bytes=0)
         polling.append(time.process_time() - begin)
@@ -254,63 +140,46 @@ def director_cost(app: FastAPI, device: Device, model: UUID, past: int) -> dict[
     }
 
 
+def signing_s(session: Session, settings: Settings, device_id: UUID) -> float:
+    """Have the director sign what changed for a device; return the CPU time, seconds."""
+    wishes = wishes_of(session, device_id)
+    begin = time.process_time()
+    director.current(session, settings, device_id, lambda: wishes)
+    return time.process_time() - begin
+
+
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[FastAPI, TlsConnection]]:
-    """Run the server on TLS, and give it with a connection to it."""
-    logs.configure(log_format="json", log_level="error")
-    with EmbeddedPostgres(folder / "postgres") as postgres:
-        database = Database(postgres.url)
-        migrate.upgrade(database.engine)
-        database.close()
-        app = create_app(Settings(database_url=postgres.url, data_dir=folder / "data"))
-        certificate, key = make_certificate(folder)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                port=0,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                ssl_certfile=certificate,
-                ssl_keyfile=key,
-            )
+def on_tls(app: FastAPI, folder: Path) -> Iterator[TlsConnection]:
+    """Serve the application on TLS, with a certificate in `folder`, and give a connection to it."""
+    certificate, key = make_certificate(folder)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            port=0,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
         )
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            while not server.started:
-                if not thread.is_alive():
-                    raise SystemExit("the server did not start")
-                time.sleep(0.01)
-            link = TlsConnection(server.servers[0].sockets[0].getsockname()[1], certificate)
-            yield app, link
-            link.close()
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a certificate for the loopback and its key, and return both files."""
-    key, now = Ed25519PrivateKey.generate(), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sprat")])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, None)
     )
-    files = folder / "certificate.pem", folder / "certificate-key.pem"
-    files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
-    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return files
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise SystemExit("the server did not start")
+            time.sleep(0.01)
+        link = TlsConnection(server.servers[0].sockets[0].getsockname()[1], certificate)
+        try:
+            yield link
+        finally:
+            link.close()
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def publish(session: Session, app: FastAPI, number: int) -> UUID:
@@ -363,6 +232,15 @@ def hold(session: Session, device: UUID, model: UUID, number: int) -> None:
     )
 
 
+def meets_the_goals(report: Mapping[str, Any]) -> bool:
+    """Whether the bytes are within the goals."""
+    return bool(
+        report["idle"]["up_bytes"] + report["idle"]["down_bytes"] <= GOAL_IDLE_BYTES
+        and report["update"]["metadata_bytes"] <= GOAL_KNOWN_BYTES
+        and report["update"]["metadata_unknown_bytes"] <= GOAL_PLAIN_BYTES
+    )
+
+
 def lines_of(report: Mapping[str, Any]) -> list[str]:
     """Return the report in words."""
     idle, update, director = report["idle"], report["update"], report["director"]
@@ -395,13 +273,7 @@ def main() -> None:
         print("\n".join(lines_of(reports[-1])), flush=True)
     if asked.json:
         asked.json.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
-    met = all(
-        report["idle"]["up_bytes"] + report["idle"]["down_bytes"] <= GOAL_IDLE_BYTES
-        and report["update"]["metadata_bytes"] <= GOAL_KNOWN_BYTES
-        and report["update"]["metadata_unknown_bytes"] <= GOAL_PLAIN_BYTES
-        for report in reports
-    )
-    sys.exit(0 if met else 1)
+    sys.exit(0 if all(map(meets_the_goals, reports)) else 1)
 
 
 if __name__ == "__main__":
