@@ -1,4 +1,4 @@
-"""The director: signed metadata of each device, whose versions only rise; devices say of which profile they are."""
+"""The director: signed metadata of each device, whose versions only rise; profiles; reports of what is not believed."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -49,6 +49,9 @@ $$
 """
 
 
+_OF_AN_ASSIGNMENT = ("model_id", "assignment", "outcome")
+
+
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '4s'")
     op.create_table(
@@ -70,6 +73,13 @@ def upgrade() -> None:
     )
     op.add_column("device", sa.Column("profile", sa.Text(), nullable=True))
     op.create_check_constraint(op.f("ck_device_profile_is_plain"), "device", "profile ~ '^[a-z0-9-]{1,63}$'")
+    for column in _OF_AN_ASSIGNMENT:
+        op.alter_column("report", column, nullable=True)
+    op.create_check_constraint(
+        op.f("ck_report_is_of_an_assignment_or_of_none"),
+        "report",
+        "num_nulls(model_id, assignment, outcome) IN (0, 3)",
+    )
     for function in (_VERSION, _NEWEST, _SLOTS):
         op.execute(function)
     for name, when, function in (
@@ -90,6 +100,9 @@ def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '4s'")
     op.execute("DROP TRIGGER signed_metadata_notify_root ON signed_metadata")
     op.execute("DROP TRIGGER device_slots_notify ON device_slots")
+    op.drop_constraint(op.f("ck_report_is_of_an_assignment_or_of_none"), "report")
+    for column in _OF_AN_ASSIGNMENT:
+        op.alter_column("report", column, nullable=False)
     op.drop_column("device", "profile")
     op.drop_table("director_metadata")
     for function in ("slots_notify", "director_newest_stays", "director_version_is_next"):

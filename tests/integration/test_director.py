@@ -328,7 +328,7 @@ def test_the_director_works_without_its_root_key_which_is_asked_for_when_it_is_d
 
 def rotated(app: FastAPI) -> Path:
     with app.state.database.transaction() as session:
-        return director_root.rotate_online_key(session, app.state.settings)
+        return director_root.rotate_online_key(session, app.state.settings)[0]
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -78,8 +78,8 @@ def online_signer(folder: Path, root: bytes) -> CryptoSigner:
     if signer is None or signer.public_key.keyid != keyid:
         state = "is missing" if signer is None else "is not the key that devices trust"
         raise KeysUnusable(
-            f"signing key {path} {state}; copy the keys from the machine on which the server first started, or from a "
-            "backup"
+            f"signing key {path} {state}; copy the keys from the machine on which the server first started or the key "
+            "was last replaced, or from a backup"
         )
     return signer
 
@@ -139,8 +139,8 @@ def sign_again(session: Session, settings: Settings, now: datetime | None = None
     return True
 
 
-def rotate_online_key(session: Session, settings: Settings, now: datetime | None = None) -> Path:
-    """Replace the online key; return the old one's file, which is of no use once the transaction is committed.
+def rotate_online_key(session: Session, settings: Settings, now: datetime | None = None) -> tuple[Path, Path]:
+    """Replace the online key; return the file of the old one, of no use after the commit, and of the new one.
 
     Every device's metadata are signed with the new key at its next poll. A device clears the versions that it knows of
     a role whose keys change (TUF specification, section 5.3.11): whatever a thief signed is undone by this.
@@ -158,7 +158,7 @@ def rotate_online_key(session: Session, settings: Settings, now: datetime | None
         root.revoke_key(old, role)
         root.add_key(online.public_key, role)
     _sign(session, root, root_key, now or datetime.now(UTC))
-    return online_key_path(settings.keys_dir, old)
+    return online_key_path(settings.keys_dir, old), online_key_path(settings.keys_dir, online.public_key.keyid)
 
 
 def _newest(session: Session) -> SignedMetadata | None:
