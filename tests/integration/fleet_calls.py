@@ -179,7 +179,9 @@ def enrol(
 
 
 def join(app: FastAPI, operator: Api, count: int) -> list[TestDevice]:
-    """Let so many devices join."""
+    """Let so many devices join a server that was started."""
+    with app.state.database.transaction() as session:
+        director_root.ensure(session, app.state.settings)
     token = made(operator.post("/api/v1/enrolment-tokens", json={"uses": count}))["token"]
     devices = []
     for _ in range(count):

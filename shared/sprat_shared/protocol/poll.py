@@ -144,7 +144,7 @@ class PollAnswer:
             InvalidInput: a file has another name than metadata have, or is no JSON.
         """
         runs = DigitRuns()
-        known, _ = runs.take_out(dictionary)
+        known = runs.learn(dictionary)
         files = [part for part in self.parts if part.kind == "metadata"]
         payloads = [part.data for part in self.parts if part.kind == "blob"]
         text, digits = runs.take_out(b"".join(part.data for part in files))
@@ -170,7 +170,7 @@ class PollAnswer:
             LimitExceeded: it unpacks to more than `max_bytes`.
         """
         runs = DigitRuns()
-        known, _ = runs.take_out(b"" if body[:1] == bytes([_PLAIN]) else dictionary)
+        known = runs.learn(b"" if body[:1] == bytes([_PLAIN]) else dictionary)
         reader = _Reader(_unpack(body, known, max_bytes))
         interval_s = reader.number() / 1000
         files = [reader.file() for _ in range(reader.number())]
