@@ -21,7 +21,7 @@ from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
 from sprat_server.flows import poll as flow
 from sprat_server.flows import rollout as rollout_flow
-from sprat_server.publish import director_root
+from sprat_server.publish import director_root, repository
 from sprat_server.publish.keys import KeysUnusable
 from sprat_server.publish.models import DirectorMetadata
 from sprat_server.registry import service as registry
@@ -166,6 +166,29 @@ def test_what_does_not_change_is_signed_once(app: FastAPI, device: TestDevice) -
         "snapshot": 1,
         "targets": 1,
     }
+
+
+def test_the_path_that_brought_a_device_stays_signed_only_while_the_image_repository_signs_its_steps(
+    app: FastAPI, device: TestDevice
+) -> None:
+    def path() -> tuple[str, ...]:
+        wish = device.wish()
+        assert wish is not None
+        return wish.path
+
+    assign(app, 1, device)
+    device.tell(Outcome.COMMITTED)
+    assign(app, 2, device)
+    assert path() == ("mnist/2/from-1",)
+    device.tell(Outcome.COMMITTED)
+    assert path() == ("mnist/2/from-1",)
+    with app.state.database.transaction() as session:
+        images = repository.open_repository(session, app.state.settings)
+        with images.edit_targets("m.mnist") as targets:
+            del targets.targets["mnist/2/from-1"]
+        images.do_snapshot()
+        images.do_timestamp()
+    assert path() == ()
 
 
 def test_replicas_that_are_asked_at_the_same_time_sign_one_version(

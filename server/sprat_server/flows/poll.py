@@ -1,9 +1,11 @@
 """What one poll is answered: the metadata of both repositories that a device lacks, and payloads that fit."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
@@ -164,7 +166,20 @@ def _wish(
         path=tuple(update_path(model.name, step.number, step.base_number) for step in steps),
         profile=device.profile,
     )
-    return Wish(assigned, full.bytes, parse_digest(full.blob).hex(), _files(session, model, release, held, steps))
+    return Wish(
+        assigned,
+        full.bytes,
+        parse_digest(full.blob).hex(),
+        payloads=_files(session, model, release, held, steps),
+        steps=_published(session, model) if there else (),
+    )
+
+
+def _published(session: Session, model: Model) -> Collection[str]:
+    """Return the target paths that the image repository signs of a model now."""
+    row = repository.newest(session, role_of_model(model.name))
+    targets: dict[str, Any] = {} if row is None else json.loads(row.body)["signed"]["targets"]
+    return targets.keys()
 
 
 def _files(
