@@ -145,6 +145,23 @@ def test_payloads_that_fit_come_with_the_answer(app: FastAPI, device: TestDevice
     assert unsaid == inline
 
 
+def test_a_payload_comes_with_its_assignment_and_not_again_with_later_metadata(
+    app: FastAPI, device: TestDevice
+) -> None:
+    held = held_by(device)
+    bring_to(app, 1)
+    lost = device.poll(held=list(held), inline=100_000)
+    again = device.poll(held=list(held), inline=100_000)
+    assert again.content == lost.content
+    answer = PollAnswer.from_bytes(again.content, b"".join(held.values()))
+    assert len(names(answer, "blob")) == 2
+    held = held_after(answer, held)
+    published(app, base=2)
+    later = PollAnswer.from_bytes(device.poll(held=list(held), inline=100_000).content, b"".join(held.values()))
+    assert names(later, "metadata")
+    assert names(later, "blob") == []
+
+
 def _blob_of(app: FastAPI, number: int) -> str:
     with app.state.database.transaction() as session:
         release = registry.get_release(session, registry.get_model(session, "mnist"), number)

@@ -95,7 +95,8 @@ def read(
     """Return what the device lacks; the director signs first what it must.
 
     Assignments are read before the image repository's metadata: what an assignment names was signed before it, so the
-    body never assigns a release that its metadata do not vouch for.
+    body never assigns a release that its metadata do not vouch for. Payloads come with the assignment that needs them
+    and not again with later metadata: a trial may last for days.
 
     Args:
         session: the caller's transaction.
@@ -122,7 +123,9 @@ def read(
     known = b"".join(files[item] for item in held) if set(held) <= files.keys() else b""
     parts = tuple(Part(kind="metadata", name=_name(item), data=files[item]) for item in lacking)
     answer = PollAnswer(poll_interval_s=settings.poll_interval_s, parts=parts)
-    return Reading(Draft(answer, known, _that_fit(current.wishes, inline_bytes)), current.due_at)
+    assigned_now = HeldMetadata(DIRECTOR_REPOSITORY, "targets", current.versions["targets"]) in lacking
+    payloads = _that_fit(current.wishes, inline_bytes) if assigned_now else ()
+    return Reading(Draft(answer, known, payloads), current.due_at)
 
 
 def directed(
