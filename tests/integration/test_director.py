@@ -329,6 +329,21 @@ def test_a_missing_or_foreign_online_key_is_named_with_what_to_do(database: Data
             director_root.ensure(session, settings)
 
 
+def test_a_poll_that_needs_a_signature_and_finds_no_key_is_an_error_that_names_it(
+    app: FastAPI, device: TestDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.poll()
+    path = online_key(app.state.database, app.state.settings)
+    path.unlink()
+    assert device.poll().status_code == 200, "what is signed is served"
+    assign(app, 1, device)
+    answer = device.poll()
+    assert (answer.status_code, answer.json()["code"]) == (500, "publish.keys-unusable")
+    assert path.name in answer.json()["detail"]
+    assert "request.failed" in caplog.text
+    assert kept(app, device) == [("snapshot", 1), ("targets", 1), ("timestamp", 1)]
+
+
 def test_the_director_works_without_its_root_key_which_is_asked_for_when_it_is_due(
     app: FastAPI, device: TestDevice
 ) -> None:

@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sprat_server.api.problems import problem, status_of
+from sprat_server.api.problems import problem, problem_of
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
@@ -155,9 +155,7 @@ class Poll:
         try:
             return await self._answer(scope, headers)
         except SpratError as error:
-            status = status_of(error)
-            more = {"WWW-Authenticate": 'Bearer realm="sprat"'} if isinstance(error, Unauthenticated) else {}
-            return problem(status, str(error), error.code, headers=more)
+            return problem_of(error)
         except SQLAlchemyError as error:
             _log.error("database.away", exc_info=error)
             wait = {"Retry-After": str(_RETRY_AFTER_S)}
