@@ -30,10 +30,14 @@ from digits_demo.data import clean, drifted  # noqa: E402
 from digits_demo.train_base import train  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+from sprat_client.agent.durable import PosixDisk  # noqa: E402
 from sprat_client.agent.identity import Identity  # noqa: E402
+from sprat_client.agent.journal import Journal  # noqa: E402
 from sprat_client.agent.settings import LinkSettings  # noqa: E402
 from sprat_client.agent.transfer import Link  # noqa: E402
-from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag, parse_tag  # noqa: E402
+from sprat_client.agent.trust.clock import Clock  # noqa: E402
+from sprat_client.agent.trust.store import TrustStore  # noqa: E402
+from sprat_shared.protocol.poll import PollAnswer  # noqa: E402
 
 GOAL_BYTES: Final = 1280
 _IP_AND_TCP: Final = 40 + 20 + 12  # IPv6, TCP, and TCP's timestamps
@@ -100,9 +104,10 @@ def measure(keep: str, folder: Path) -> dict[str, Any]:
 
 
 def poll_of(folder: Path) -> dict[str, Any]:
-    """Ask once for what is newer than what the device on `folder` holds; return the answer's length in parts."""
-    identity, overheard = Identity.load(folder), Overheard()
-    held = held_in(folder / "trust")
+    """Ask once what changed for the device on `folder`, as its agent does, and return the answer's length in parts."""
+    identity, overheard, disk = Identity.load(folder), Overheard(), PosixDisk()
+    keeper = Journal(folder / "journal.json", disk)
+    held = TrustStore(folder / "trust", disk, identity=identity, keeper=keeper, clock=Clock()).held()
     with Link(identity.server_url, identity.token, LinkSettings(), transport=overheard) as link:
         answer = link.poll(held)
     if answer is None or not any(part.kind == "blob" for part in answer.parts):
@@ -114,20 +119,10 @@ def poll_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def held_in(folder: Path) -> list[tuple[HeldMetadata, bytes]]:
-    """Return the metadata files in the agent's folders of the two repositories, in the order of the dictionary."""
-    files = {}
-    for file in folder.glob("*/*.json"):
-        data = file.read_bytes()
-        version = json.loads(data)["signed"]["version"]
-        files[HeldMetadata(file.parent.name, file.stem, version)] = data
-    return [(item, files[item]) for item in parse_tag(format_tag(list(files)))]
-
-
 def parts_of(answer: PollAnswer, dictionary: bytes) -> dict[str, dict[str, int]]:
     """Return each part's bytes as they are, and what it adds to the compressed body; in the order of the body."""
     sizes = [len(replace(answer, parts=answer.parts[:n]).to_bytes(dictionary)) for n in range(len(answer.parts) + 1)]
-    parts = {"head and frame": {"plain": 0, "adds": sizes[0]}}
+    parts = {"frame": {"plain": 0, "adds": sizes[0]}}
     for part, before, after in zip(answer.parts, sizes, sizes[1:], strict=False):
         name = f"payload {part.name[:13]}" if part.kind == "blob" else part.name
         parts[name] = {"plain": len(part.data), "adds": after - before}
