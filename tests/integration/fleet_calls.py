@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from uuid import UUID
 
 import httpx
@@ -14,14 +14,16 @@ from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.flows.publishing import publish_release
-from sprat_server.publish import repository
+from sprat_server.publish import director_root, repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Release
 from sprat_server.registry.service import NewUpdate
 from sprat_server.settings import Settings
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
-from sprat_shared.protocol.poll import Desired, HeldMetadata, PollAnswer, format_have
-from sprat_shared.protocol.report import Outcome, Report, format_signature
+from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag, parse_tag
+from sprat_shared.protocol.report import Outcome, Report, TrustReport, format_signature
+from sprat_shared.trust.assignments import Assigned
+from sprat_shared.trust.targets import UpdateTarget, role_of_model
 from sprat_shared.wire.tensors import TensorSpec, TensorTable, weights_digest
 
 TABLE = TensorTable([TensorSpec("w", "F32", (500,))])
@@ -60,6 +62,7 @@ def published(app: FastAPI, *, model: str = "mnist", base: int | None = None) ->
     """Publish in a transaction of its own."""
     with app.state.database.transaction() as session:
         repository.ensure_repository(session, app.state.settings)
+        director_root.ensure(session, app.state.settings)
         return publish(session, app.state.blobs, app.state.settings, model=model, base=base)
 
 
@@ -68,6 +71,34 @@ def made(answer: httpx.Response) -> dict:  # type: ignore[type-arg]
     assert answer.is_success, (answer.status_code, answer.text)
     body: dict = answer.json()  # type: ignore[type-arg]
     return body
+
+
+@dataclass(frozen=True)
+class Wished:
+    """A release that a device should run: what the director says of it, and what the image repository says."""
+
+    assigned: Assigned
+    target: UpdateTarget
+
+    @property
+    def release(self) -> int:
+        """Its number."""
+        return self.assigned.release
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The updates that lead there."""
+        return self.assigned.path
+
+    @property
+    def assignment(self) -> int:
+        """The counter of the assignment."""
+        return self.assigned.assignment
+
+    @property
+    def weights(self) -> str:
+        """The weights digest that the image repository signs for it."""
+        return self.target.weights
 
 
 @dataclass
@@ -82,34 +113,28 @@ class TestDevice:
     key: Ed25519PrivateKey
     answer: EnrolAnswer
     sequence: int = 0
-    held: list[HeldMetadata] = field(default_factory=list)
 
-    def poll(
-        self, *, etag: str | None = None, inline: int = 0, held: list[HeldMetadata] | None = None
-    ) -> httpx.Response:
-        """Ask what is wished."""
+    def poll(self, *, held: list[HeldMetadata] | None = None, inline: int = 0) -> httpx.Response:
+        """Ask for what is newer than what is held."""
         headers = {"Sprat-Inline": str(inline)}
-        if held:
-            headers["Sprat-Have"] = format_have(held)
-        if etag is not None:
-            headers["If-None-Match"] = etag
+        if held is not None:
+            headers["If-None-Match"] = format_tag(held)
         return self.api.get("/device/v1/poll", headers=headers)
 
-    def wish(self, model: str = "mnist") -> Desired | None:
-        """Return the desired release of a model."""
+    def wish(self, model: str = "mnist") -> Wished | None:
+        """Return the release of a model that it should run."""
         answer = self.poll()
         assert answer.status_code == 200, answer.text
-        desired = {wish.model: wish for wish in PollAnswer.from_bytes(answer.content).desired}
-        return desired.get(model)
+        return wished(PollAnswer.from_bytes(answer.content), model)
 
-    def report(self, wish: Desired, outcome: Outcome, **changes: object) -> Report:
+    def report(self, wish: Wished, outcome: Outcome, **changes: object) -> Report:
         """Return a report about a wish: the release serves if it was committed or returned to."""
         self.sequence += 1
         serves = outcome in {Outcome.COMMITTED, Outcome.RETURNED}
         fields: dict[str, object] = {
             "device": self.id,
             "sequence": self.sequence,
-            "model": wish.model,
+            "model": wish.assigned.model,
             "assignment": wish.assignment,
             "release": wish.release,
             "outcome": outcome,
@@ -124,7 +149,7 @@ class TestDevice:
         }
         return Report(**(fields | changes))  # type: ignore[arg-type]
 
-    def send(self, report: Report, *, key: Ed25519PrivateKey | None = None) -> httpx.Response:
+    def send(self, report: Report | TrustReport, *, key: Ed25519PrivateKey | None = None) -> httpx.Response:
         """Sign and send a report."""
         body = report.to_json()
         signature = format_signature((key or self.key).sign(body))
@@ -138,17 +163,25 @@ class TestDevice:
         assert answer.status_code == 204, answer.text
 
 
-def enrol(app: FastAPI, token: str, name: str, key: Ed25519PrivateKey | None = None) -> httpx.Response:
+def enrol(
+    app: FastAPI, token: str, name: str, key: Ed25519PrivateKey | None = None, profile: str | None = None
+) -> httpx.Response:
     """Ask to join."""
     key = key or Ed25519PrivateKey.generate()
     request = EnrolRequest(
-        name=name, public_key=key.public_key().public_bytes_raw(), agent="0.1.0", attributes={"machine": "x86_64"}
+        name=name,
+        public_key=key.public_key().public_bytes_raw(),
+        agent="0.1.0",
+        profile=profile,
+        attributes={"machine": "x86_64"},
     )
     return Api(app, token).post("/device/v1/enrol", content=request.to_json())
 
 
 def join(app: FastAPI, operator: Api, count: int) -> list[TestDevice]:
-    """Let so many devices join."""
+    """Let so many devices join a server that was started."""
+    with app.state.database.transaction() as session:
+        director_root.ensure(session, app.state.settings)
     token = made(operator.post("/api/v1/enrolment-tokens", json={"uses": count}))["token"]
     devices = []
     for _ in range(count):
@@ -160,16 +193,40 @@ def join(app: FastAPI, operator: Api, count: int) -> list[TestDevice]:
     return devices
 
 
-def held_after(answer: PollAnswer) -> tuple[list[HeldMetadata], bytes]:
-    """Return what a device names and holds after it has read an answer with every file, and the dictionary."""
-    held, dictionary = [], b""
+def wished(answer: PollAnswer, model: str = "mnist") -> Wished | None:
+    """Return the release of a model that an answer with every file wishes for."""
+    files = signed_in(answer)
+    for path, target in files["director", "targets"]["targets"].items():
+        assigned = Assigned.from_custom(path, target["custom"])
+        if assigned.model == model:
+            published = files["image", role_of_model(model)]["targets"][path]
+            assert (published["length"], published["hashes"]) == (target["length"], target["hashes"])
+            return Wished(assigned, UpdateTarget.from_custom(path, published["custom"]))
+    return None
+
+
+def signed_in(answer: PollAnswer) -> dict[tuple[str, str], dict]:  # type: ignore[type-arg]
+    """Return what is signed in an answer, by repository and role."""
+    return {
+        _file(part.name): json.loads(part.data)["signed"]
+        for part in sorted(answer.parts, key=lambda part: len(part.name))
+        if part.kind == "metadata"
+    }
+
+
+def held_after(answer: PollAnswer, before: dict[HeldMetadata, bytes] | None = None) -> dict[HeldMetadata, bytes]:
+    """Return what a device holds after it has read an answer, in the order of the dictionary."""
+    held = {(item.repository, item.role): (item, data) for item, data in (before or {}).items()}
     for part in answer.parts:
         if part.kind == "metadata":
-            version, _, role = part.name.removeprefix("image/").removesuffix(".json").partition(".")
-            held.append(HeldMetadata("image", role, int(version)) if role else _timestamp(part.data))
-            dictionary += part.data
-    return held, dictionary
+            repository_name, role = _file(part.name)
+            version = json.loads(part.data)["signed"]["version"]
+            held[repository_name, role] = HeldMetadata(repository_name, role, version), part.data
+    named = parse_tag(format_tag([item for item, _ in held.values()]))
+    return {item: held[item.repository, item.role][1] for item in named}
 
 
-def _timestamp(body: bytes) -> HeldMetadata:
-    return HeldMetadata("image", "timestamp", json.loads(body)["signed"]["version"])
+def _file(name: str) -> tuple[str, str]:
+    """Return repository and role of a metadata file's name."""
+    repository_name, _, file = name.partition("/")
+    return repository_name, file.removesuffix(".json").lstrip("0123456789").removeprefix(".")

@@ -1,19 +1,19 @@
 """Reports: signed by the device's key, each taken once, kept as they came."""
 
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
-from fleet_calls import TestDevice, join, made, published
+from fleet_calls import TestDevice, Wished, join, made, published
 from http_calls import Api
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
-from sprat_shared.protocol.poll import Desired
-from sprat_shared.protocol.report import Outcome, Report, format_signature
+from sprat_shared.protocol.report import Outcome, Report, TrustReport, format_signature
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def device(fleet: list[TestDevice]) -> TestDevice:
     return fleet[0]
 
 
-def wished(device: TestDevice) -> Desired:
+def wished(device: TestDevice) -> Wished:
     wish = device.wish()
     assert wish is not None
     return wish
@@ -131,6 +131,30 @@ def test_a_report_that_cannot_be_read_says_what_is_wrong(device: TestDevice, bod
 def test_an_operators_token_does_not_report(admin: Api, device: TestDevice) -> None:
     as_admin = TestDevice(admin, device.id, device.name, device.key, device.answer)
     assert as_admin.send(device.report(wished(device), Outcome.COMMITTED)).status_code == 401
+
+
+def test_what_a_device_does_not_believe_is_kept_and_shown_among_its_reports(
+    app: FastAPI, viewer: Api, device: TestDevice
+) -> None:
+    device.tell(Outcome.COMMITTED)
+    doubt = TrustReport(
+        device=device.id,
+        sequence=device.sequence + 1,
+        error_code="trust.rollback",
+        error_detail="timestamp 3 after timestamp 7",
+        agent="0.1.0",
+    )
+    assert device.send(doubt).status_code == 204
+    shown, committed = made(viewer.get(f"/api/v1/devices/{device.id}/reports"))["items"]
+    assert (shown["kind"], shown["error_code"], shown["assignment"]) == ("trust", "trust.rollback", None)
+    assert (committed["kind"], committed["assignment"]) == ("assignment", 1)
+    with app.state.database.transaction() as session:
+        slots = session.scalars(select(DeviceSlots)).one()
+    assert slots.active == 1, "what it serves is as before"
+    answer = device.send(doubt)
+    assert (answer.status_code, answer.json()["code"]) == (409, "report.replayed")
+    assert device.send(replace(doubt, sequence=9), key=Ed25519PrivateKey.generate()).status_code == 403
+    assert device.send(replace(doubt, sequence=9, device=UUID(int=7))).status_code == 403
 
 
 def test_slots_follow_what_the_device_says_it_serves(app: FastAPI, device: TestDevice) -> None:

@@ -56,7 +56,7 @@ def test_waves_open_one_after_the_other_until_all_have_the_release(
     assert [fleet[one].wish() for one in others] == [None, None]
     wish = fleet[first].wish()
     assert wish is not None
-    assert (wish.release, wish.path, wish.full) == (2, ("mnist/2/full",), "mnist/2/full")
+    assert (wish.release, wish.path, wish.assigned.full) == (2, ("mnist/2/full",), "mnist/2/full")
     fleet[first].tell(Outcome.COMMITTED)
     assert [wave["state"] for wave in look(viewer, rollout)["waves"]] == ["succeeded", "open"]
     fleet[others[0]].tell(Outcome.COMMITTED)
@@ -201,7 +201,7 @@ def test_an_update_is_offered_from_what_the_device_holds(releaser: Api, fleet: d
     rollout = begin(releaser, 2, ["1", "100%"])
     wish = fleet[in_wave(rollout, 1)[0]].wish()
     assert wish is not None
-    assert (wish.path, wish.full) == (("mnist/2/from-1",), "mnist/2/full")
+    assert (wish.path, wish.assigned.full) == (("mnist/2/from-1",), "mnist/2/full")
 
 
 def test_a_device_that_joins_after_the_whole_fleet_was_reached_is_assigned_the_release(

@@ -201,6 +201,21 @@ def test_a_lost_token_is_replaced_beside_a_running_server(shared_up: Up) -> None
     )
 
 
+def test_the_directors_key_is_replaced_beside_a_running_server(shared_up: Up) -> None:
+    keys = shared_up.data_dir / "keys"
+    (before,) = keys.glob("director-online-*.pem")
+    done = run("db", "rotate-director", "--data-dir", shared_up.data_dir, "--json")
+    assert json.loads(done.stdout)["old"] == str(before), done.stderr
+    (after,) = keys.glob("director-online-*.pem")
+    assert after != before
+    root_key = keys / "director-root.pem"
+    away = root_key.rename(root_key.with_suffix(".away"))
+    refused = run("db", "rotate-director", "--data-dir", shared_up.data_dir)
+    away.rename(root_key)
+    assert (refused.returncode, list(keys.glob("director-online-*.pem"))) == (78, [after])
+    assert "bring it back" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "more", "code", "words"),
     [
@@ -254,7 +269,7 @@ def test_the_parts_alone_serve_a_database_that_was_upgraded(empty_database_url: 
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    for command in ([], ["up"], ["serve"], ["worker"], ["db", "upgrade"], ["db", "token"]):
+    for command in ([], ["up"], ["serve"], ["worker"], ["db", "upgrade"], ["db", "token"], ["db", "rotate-director"]):
         done = run(*command, "--help")
         assert (done.returncode, "Example:" in done.stdout) == (0, True), done.stdout
     assert "Exit codes:" in run("--help").stdout

@@ -181,6 +181,7 @@ class DeviceView(TypedDict):
     name: str
     group: str
     agent: str
+    profile: str | None
     attributes: dict[str, str]
     enrolled_at: str
     last_seen_at: str | None
@@ -189,21 +190,25 @@ class DeviceView(TypedDict):
 
 
 class ReportView(TypedDict):
-    """What a device said about one assignment, signed with its key."""
+    """What a device said, signed with its key: about one assignment, or what signed metadata it did not believe.
 
+    Of the latter kind, `trust`, what belongs to an assignment is None.
+    """
+
+    kind: Literal["assignment", "trust"]
     sequence: int
     received_at: str
-    model: str
-    assignment: int
-    release: int
-    outcome: str
+    model: str | None
+    assignment: int | None
+    release: int | None
+    outcome: str | None
     serving_release: int | None
     serving_weights: str | None
     error_code: str | None
     error_detail: str | None
     evidence: dict[str, Any] | None
-    received_bytes: int
-    seconds: float
+    received_bytes: int | None
+    seconds: float | None
     agent: str
 
 

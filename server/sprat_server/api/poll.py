@@ -1,9 +1,13 @@
 """`GET /device/v1/poll`: a bare ASGI app in front of FastAPI. A poll that finds nothing new touches no table.
 
-What answers 304 is kept in memory: the hash of each device's token with the counter of its newest assignment, and
-the version of the newest timestamp. It is filled by the first poll of a device and forgotten when PostgreSQL notifies
-of a change (LISTEN/NOTIFY, by triggers, with the commit), so every replica of the server may keep its own. While the
-listening connection is away nothing is remembered and every poll asks the database.
+What answers 304 is kept in memory: for the hash of each device's token the entity tag that was found to name the newest
+of all that the device needs, and until when that holds (the director signs again at half of a life). All of it is
+forgotten when PostgreSQL notifies of new metadata of the image repository or a new root, a device's entry when it
+notifies of an assignment, a report or a revocation (LISTEN/NOTIFY, by triggers, with the commit), so every replica of
+the server may keep its own. While the listening connection is away nothing is remembered and every poll asks the
+database.
+
+Answers carry as few headers as HTTP allows. A device knows its entity tag by itself: it names what it holds.
 """
 
 import asyncio
@@ -11,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Final
 from uuid import UUID
 
@@ -22,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sprat_server.api.problems import problem, status_of
+from sprat_server.api.problems import problem, problem_of
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
@@ -31,11 +36,13 @@ from sprat_server.flows import poll as flow
 from sprat_server.flows.poll import Poller
 from sprat_server.settings import Settings
 from sprat_shared.errors import InvalidInput, SpratError, Unauthenticated
-from sprat_shared.protocol.poll import CONTENT_TYPE, HAVE_HEADER, INLINE_HEADER, HeldMetadata, parse_have
+from sprat_shared.protocol.poll import CONTENT_TYPE, DEFAULT_INLINE_BYTES, INLINE_HEADER, HeldMetadata, parse_tag
+from sprat_shared.trust.signed_time import NONCE_HEADER, check_nonce
 
 PATH: Final = "/device/v1/poll"
-CHANNEL: Final = "sprat_poll"  # the triggers of migrations 0004 and 0005 notify it
+CHANNEL: Final = "sprat_poll"  # the triggers of migrations 0004, 0005 and 0010 notify it
 MAX_INLINE_BYTES: Final = 8 << 20
+_NONCE: Final = NONCE_HEADER.lower().encode()
 _SEEN_EVERY_S: Final = 5.0
 _RECONNECT_S: Final = 1.0
 _RETRY_AFTER_S: Final = 5
@@ -46,42 +53,51 @@ _KEEPALIVES: Final = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalive
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A poll that found nothing new: who asked, with which entity tag, and until when the answer is the same."""
+
+    poller: Poller
+    tag: str
+    until: datetime
+
+
 class PollMemory:
     """What is remembered between polls. Used from the event loop's thread only."""
 
     def __init__(self) -> None:
         self.listening = False
-        self.timestamp: int | None = None
         self.generation = 0  # rises with every notification: what was read before one is not remembered after it
         self.seen: dict[UUID, datetime] = {}
-        self._pollers: dict[bytes, Poller] = {}
+        self._current: dict[bytes, Remembered] = {}
         self._tokens: dict[UUID, bytes] = {}
 
-    def get(self, token_hash: bytes) -> Poller | None:
-        """Return who polls with this token, if that is remembered."""
-        return self._pollers.get(token_hash)
+    def who_is_current(self, token_hash: bytes, tag: str, now: datetime) -> Poller | None:
+        """Return who polls with this token, if it is remembered that nothing is newer than what this tag names."""
+        known = self._current.get(token_hash)
+        return known.poller if known is not None and known.tag == tag and now < known.until else None
 
-    def remember(self, token_hash: bytes, poller: Poller, timestamp: int, generation: int) -> None:
+    def remember(self, token_hash: bytes, current: Remembered, generation: int) -> None:
         """Keep what was read from the database when `generation` held."""
         if self.listening and generation == self.generation:
-            self.timestamp = timestamp
-            self._pollers[token_hash] = poller
-            self._tokens[poller.device] = token_hash
+            self._current[token_hash] = current
+            self._tokens[current.poller.device] = token_hash
 
     def forget(self, notice: str) -> None:
-        """Drop what a notification makes stale."""
-        self.generation += 1
+        """Drop what a notification makes stale: `device=<id>`, or `timestamp=<version>`, which concerns everyone."""
         kind, _, value = notice.partition("=")
-        if kind == "timestamp":
-            self.timestamp = None
-        elif kind == "device" and (token_hash := self._tokens.pop(UUID(value), None)) is not None:
-            self._pollers.pop(token_hash, None)
+        if kind != "device":
+            self.forget_all(listening=self.listening)
+            return
+        self.generation += 1
+        if (token_hash := self._tokens.pop(UUID(value), None)) is not None:
+            self._current.pop(token_hash, None)
 
     def forget_all(self, *, listening: bool) -> None:
-        """Drop everything: the listening connection came or went."""
+        """Drop everything."""
         self.generation += 1
-        self.listening, self.timestamp = listening, None
-        self._pollers.clear()
+        self.listening = listening
+        self._current.clear()
         self._tokens.clear()
 
 
@@ -101,6 +117,7 @@ class PollApp:
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "GET":
             scope["sprat.route"] = PATH
             answer = await self._poll.answer(scope)
+            scope["sprat.bare"] = answer.status_code < HTTPStatus.BAD_REQUEST
             await answer(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -138,9 +155,7 @@ class Poll:
         try:
             return await self._answer(scope, headers)
         except SpratError as error:
-            status = status_of(error)
-            more = {"WWW-Authenticate": 'Bearer realm="sprat"'} if isinstance(error, Unauthenticated) else {}
-            return problem(status, str(error), error.code, headers=more)
+            return problem_of(error)
         except SQLAlchemyError as error:
             _log.error("database.away", exc_info=error)
             wait = {"Retry-After": str(_RETRY_AFTER_S)}
@@ -148,35 +163,31 @@ class Poll:
 
     async def _answer(self, scope: Scope, headers: Mapping[bytes, str]) -> Response:
         shown = _bearer(headers)
-        held = parse_have(headers.get(HAVE_HEADER.lower().encode(), ""))
-        inline_bytes = _inline(headers.get(INLINE_HEADER.lower().encode(), "0"))
-        asked = headers.get(b"if-none-match", "")
-        memory = self.memory
-        poller = memory.get(hash_token(shown))
-        if (
-            poller is not None
-            and memory.timestamp is not None
-            and asked == flow.etag_of(poller.counter, memory.timestamp)
-        ):
+        tag = headers.get(b"if-none-match", "")
+        inline_bytes = _inline(headers.get(INLINE_HEADER.lower().encode(), str(DEFAULT_INLINE_BYTES)))
+        memory, token_hash = self.memory, hash_token(shown)
+        nonce = check_nonce(headers[_NONCE]) if _NONCE in headers else None
+        poller = memory.who_is_current(token_hash, tag, datetime.now(UTC))
+        if poller is not None and nonce is None:
             self._seen(scope, poller)
-            return _not_modified(asked)
+            return Response(status_code=304)
+        held = parse_tag(tag) if tag else []
         generation = memory.generation
-        read = await to_thread.run_sync(self._read, shown, asked, held, inline_bytes)
-        memory.remember(hash_token(shown), read.poller, read.timestamp, generation)
+        read = await to_thread.run_sync(self._read, shown, held, inline_bytes, nonce)
         self._seen(scope, read.poller)
         if read.body is None:
-            return _not_modified(asked)
-        headers_out = {"ETag": flow.etag_of(read.poller.counter, read.timestamp), "Cache-Control": "no-store"}
-        return Response(read.body, headers=headers_out, media_type=CONTENT_TYPE)
+            memory.remember(token_hash, Remembered(read.poller, tag, read.due_at), generation)
+            return Response(status_code=304)
+        return Response(read.body, media_type=CONTENT_TYPE)
 
-    def _read(self, shown: str, asked: str, held: list[HeldMetadata], inline_bytes: int) -> "_Read":
+    def _read(self, shown: str, held: list[HeldMetadata], inline_bytes: int, nonce: str | None) -> "_Read":
         with self._database.transaction() as session:
             poller = flow.identify(session, shown)
-            timestamp = flow.timestamp_version(session)
-            if asked == flow.etag_of(poller.counter, timestamp):
-                return _Read(poller, timestamp, None)
-            draft = flow.build_answer(session, self._settings, poller.device, held=held, inline_bytes=inline_bytes)
-        return _Read(poller, timestamp, draft.pack(self._blobs))
+            reading = flow.read(
+                session, self._settings, poller.device, held=held, inline_bytes=inline_bytes, nonce=nonce
+            )
+        body = None if reading.draft is None else reading.draft.pack(self._blobs)
+        return _Read(poller, reading.due_at, body)
 
     def _seen(self, scope: Scope, poller: Poller) -> None:
         scope.setdefault("state", {})["actor"] = poller.actor
@@ -218,10 +229,10 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What the database said: who polls, the newest timestamp's version, and the body unless nothing changed."""
+    """What the database said: who polls, until when, and the body unless nothing changed."""
 
     poller: Poller
-    timestamp: int
+    due_at: datetime
     body: bytes | None
 
 
@@ -236,7 +247,3 @@ def _inline(text: str) -> int:
     if not text.isdecimal():
         raise InvalidInput(f"{INLINE_HEADER}: {text[:40]!r} is not a number of bytes")
     return min(int(text), MAX_INLINE_BYTES)
-
-
-def _not_modified(etag: str) -> Response:
-    return Response(status_code=304, headers={"ETag": etag, "Cache-Control": "no-store"})

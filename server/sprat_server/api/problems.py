@@ -89,8 +89,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(UnicodeEncodeError, _not_storable)
 
 
-async def _sprat_error(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, SpratError)  # noqa: S101 - registered for this class
+def problem_of(error: SpratError) -> JSONResponse:
+    """Return the answer for an error of ours; one that is our fault is logged."""
     status = status_of(error)
     headers = {}
     if status == HTTPStatus.UNAUTHORIZED:
@@ -100,6 +100,11 @@ async def _sprat_error(_request: Request, error: Exception) -> JSONResponse:
     elif status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request.failed", code=error.code, exc_info=error)
     return problem(status, str(error), error.code, headers=headers)
+
+
+async def _sprat_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SpratError)  # noqa: S101 - registered for this class
+    return problem_of(error)
 
 
 async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:

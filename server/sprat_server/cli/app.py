@@ -40,7 +40,9 @@ app = typer.Typer(
     add_completion=False,
 )
 database_app = typer.Typer(
-    help="The database: its schema, and tokens for whoever holds it.", no_args_is_help=True, rich_markup_mode=None
+    help="The database: its schema, and tokens and keys for whoever holds it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(database_app, name="db")
 
@@ -204,6 +206,33 @@ def token(
         _print_json(name=name, scope=scope, token=text)
     else:
         typer.echo(text)
+
+
+@database_app.command()
+def rotate_director(*, data_dir: DataDir = None, as_json: JsonFlag = False) -> None:
+    """Replace the director's online key; needs the director's root key in the keys folder.
+
+    Devices follow with their next poll, and forget what whoever took the old key signed. Every server needs the new
+    key's file in its keys folder; one without it answers polls with an error.
+
+    Example: sprat-server db rotate-director --data-dir ./data
+    """
+    settings = _settings("db", data_dir=data_dir)
+    from sprat_server.access import audit  # noqa: PLC0415 - see the top
+    from sprat_server.db.migrate import require_newest  # noqa: PLC0415 - see the top
+    from sprat_server.observe.actors import SYSTEM  # noqa: PLC0415 - see the top
+    from sprat_server.publish import director_root  # noqa: PLC0415 - see the top
+
+    with _database(settings) as database:
+        require_newest(database.engine)
+        with database.transaction() as session:
+            old, new = director_root.rotate_online_key(session, settings)
+            audit.record(session, SYSTEM, "director.rotate", "director", {"key": old.name}, {"key": new.name})
+    old.unlink(missing_ok=True)
+    if as_json:
+        _print_json(old=str(old), new=str(new))
+    else:
+        typer.echo(f"the director signs with {new} now; {old} is of no use any more and was removed")
 
 
 def run() -> NoReturn:

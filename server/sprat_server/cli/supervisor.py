@@ -121,6 +121,7 @@ class _Parts:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                date_header=False,  # ObservedRequests adds it where it is wanted
                 timeout_graceful_shutdown=_GRACEFUL_S,
                 timeout_keep_alive=75,
             )

@@ -45,6 +45,7 @@ class Device(Base):
         CheckConstraint("octet_length(token_hash) = 32", name="hash_is_sha256"),
         CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name_is_short"),
         CheckConstraint("assignment_counter >= 0 AND report_sequence >= 0", name="counters_count"),
+        CheckConstraint("profile ~ '^[a-z0-9-]{1,63}$'", name="profile_is_plain"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -53,6 +54,7 @@ class Device(Base):
     public_key: Mapped[bytes]
     token_hash: Mapped[bytes]
     agent: Mapped[str]
+    profile: Mapped[str | None]  # the class of devices that it said it is of
     attributes: Mapped[dict[str, str]] = mapped_column(JSONB)
     enrolment_token_id: Mapped[UUID] = mapped_column(ForeignKey("enrolment_token.id"))
     enrolled_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -83,7 +85,10 @@ class Assignment(Base):
 
 
 class DeviceReport(Base):
-    """What a device said, as the very bytes that it signed, with the fields that are asked for."""
+    """What a device said, as the very bytes that it signed, with the fields that are asked for.
+
+    It is of an assignment, or of none: then it says what signed metadata the device did not believe.
+    """
 
     __tablename__ = "report"
     __table_args__ = (
@@ -91,6 +96,7 @@ class DeviceReport(Base):
             ["device_id", "assignment"], ["assignment.device_id", "assignment.counter"], name="assignment_exists"
         ),
         CheckConstraint("sequence >= 1", name="sequence_is_positive"),
+        CheckConstraint("num_nulls(model_id, assignment, outcome) IN (0, 3)", name="is_of_an_assignment_or_of_none"),
         CheckConstraint("octet_length(signature) = 64", name="signature_is_ed25519"),
         CheckConstraint(
             "outcome IN ('committed', 'refused', 'rolled_back', 'failed', 'returned')", name="outcome_is_known"
@@ -102,9 +108,9 @@ class DeviceReport(Base):
     body: Mapped[bytes]
     signature: Mapped[bytes]
     received_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
-    assignment: Mapped[int]
-    outcome: Mapped[str]
+    model_id: Mapped[UUID | None] = mapped_column(ForeignKey("model.id"))
+    assignment: Mapped[int | None]
+    outcome: Mapped[str | None]
     serving_number: Mapped[int | None]
     serving_weights: Mapped[str | None]
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -82,6 +82,7 @@ class DeviceView(BaseModel):
     name: str
     group: str
     agent: str
+    profile: str | None
     attributes: dict[str, str]
     enrolled_at: datetime
     last_seen_at: datetime | None
@@ -96,6 +97,7 @@ class DeviceView(BaseModel):
             name=device.name,
             group=device.device_group,
             agent=device.agent,
+            profile=device.profile,
             attributes=device.attributes,
             enrolled_at=device.enrolled_at,
             last_seen_at=device.last_seen_at,
@@ -105,21 +107,25 @@ class DeviceView(BaseModel):
 
 
 class ReportView(BaseModel):
-    """What a device said about an assignment: the fields of the signed report, and when it came."""
+    """What a device said: the fields of the signed report, and when it came.
 
+    Kind `assignment` is about an assignment; `trust` says what signed metadata it did not believe, and only why.
+    """
+
+    kind: Literal["assignment", "trust"]
     sequence: int
     received_at: datetime
-    model: str
-    assignment: int
-    release: int
-    outcome: str
-    serving_release: int | None
-    serving_weights: str | None
+    model: str | None = None
+    assignment: int | None = None
+    release: int | None = None
+    outcome: str | None = None
+    serving_release: int | None = None
+    serving_weights: str | None = None
     error_code: str | None
     error_detail: str | None
-    evidence: dict[str, Any] | None
-    received_bytes: int
-    seconds: float
+    evidence: dict[str, Any] | None = None
+    received_bytes: int | None = None
+    seconds: float | None = None
     agent: str
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Enrol devices, assign releases to them, take their reports. Callers own the transaction."""
+"""Enrol devices, assign releases to them. Callers own the transaction."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import and_, bindparam, exists, func, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
@@ -15,9 +14,8 @@ from sqlalchemy.orm import Session
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots, EnrolmentToken
 from sprat_server.fleet.tokens import DEVICE_PREFIX, ENROLMENT_PREFIX, hash_token, make_token
 from sprat_server.observe.actors import Actor
-from sprat_shared.errors import AccessDenied, Conflict, InvalidInput, NotFound, Unauthenticated
+from sprat_shared.errors import Conflict, NotFound, Unauthenticated
 from sprat_shared.protocol.enrol import EnrolRequest
-from sprat_shared.protocol.report import Outcome, Report
 
 Reason = Literal["rollout", "return", "enrolment"]
 
@@ -86,6 +84,7 @@ def enrol(session: Session, request: EnrolRequest, shown: str) -> tuple[Device, 
                 code="enrolment.key-known",
             )
         known.token_hash, known.agent, known.attributes = token_hash, request.agent, request.attributes
+        known.profile = request.profile
         session.flush()
         return known, secret
     if token.used >= token.uses:
@@ -100,6 +99,7 @@ def enrol(session: Session, request: EnrolRequest, shown: str) -> tuple[Device, 
         public_key=request.public_key,
         token_hash=token_hash,
         agent=request.agent,
+        profile=request.profile,
         attributes=request.attributes,
         enrolment_token_id=token.id,
     )
@@ -302,84 +302,6 @@ def holders(session: Session, model_id: UUID) -> list[Holders]:
         for active, previous, assigned, devices in rows
         if active is not None
     ]
-
-
-def check_signature(device: Device, body: bytes, signature: bytes) -> None:
-    """Raise unless `signature` over `body` was made with the device's key.
-
-    Raises:
-        AccessDenied: it was not.
-    """
-    try:
-        Ed25519PublicKey.from_public_bytes(device.public_key).verify(signature, body)
-    except InvalidSignature:
-        raise AccessDenied(
-            f"the report is not signed by the key of device {device.id}; sign the body as it is sent",
-            code="report.bad-signature",
-        ) from None
-
-
-def record_report(session: Session, device: Device, report: Report, body: bytes, signature: bytes) -> DeviceReport:
-    """Store a report whose signature was checked, and what it says about the device's slots.
-
-    Args:
-        session: the caller's transaction.
-        device: who sent it; locked by the caller.
-        report: what `body` says.
-        body: the bytes that were signed.
-        signature: 64 bytes.
-
-    Raises:
-        AccessDenied: it speaks for another device.
-        Conflict: its sequence is not larger than all before (a replay).
-        InvalidInput: it answers an assignment that the device was never given, or of another model or release.
-    """
-    if report.device != device.id:
-        raise AccessDenied(f"device {device.id} cannot report for {report.device}", code="report.other-device")
-    if report.sequence <= device.report_sequence:
-        raise Conflict(
-            f"report {report.sequence} of device {device.id} was received already, or an older one after a newer; "
-            f"the newest has {device.report_sequence}",
-            code="report.replayed",
-        )
-    assignment = session.get(Assignment, (device.id, report.assignment))
-    if assignment is None:
-        raise InvalidInput(
-            f"device {device.id} was never given assignment {report.assignment}", code="report.assignment"
-        )
-    device.report_sequence = report.sequence
-    device.agent = report.agent
-    row = DeviceReport(
-        device_id=device.id,
-        sequence=report.sequence,
-        body=body,
-        signature=signature,
-        model_id=assignment.model_id,
-        assignment=report.assignment,
-        outcome=report.outcome.value,
-        serving_number=report.serving_release,
-        serving_weights=report.serving_weights,
-    )
-    session.add(row)
-    session.flush()
-    _move_slots(session, row)
-    return row
-
-
-def _move_slots(session: Session, report: DeviceReport) -> None:
-    now = datetime.now(UTC)
-    held = session.get(DeviceSlots, (report.device_id, report.model_id))
-    if held is None:
-        held = DeviceSlots(
-            device_id=report.device_id, model_id=report.model_id, active=None, previous=None, weights=None, outcome=""
-        )
-        session.add(held)
-    if report.serving_number != held.active:
-        held.previous, held.active = held.active, report.serving_number
-    elif report.outcome == Outcome.ROLLED_BACK.value:
-        held.previous = None  # the trial took its slot
-    held.weights, held.outcome, held.reported_at = report.serving_weights, report.outcome, now
-    session.flush()
 
 
 def mark_seen(session: Session, seen: Mapping[UUID, datetime]) -> None:

@@ -1,6 +1,7 @@
 """Secrets of devices: made once in clear, kept as a hash.
 
-Both read `<kind>_<43 characters>`: 256 random bits, so a plain SHA-256 cannot be searched and finds the row.
+Both read `<kind>_<22 characters>`: 128 random bits, so a plain SHA-256 cannot be searched and finds the row. More would
+be sent with every poll.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ DEVICE_PREFIX: Final = "spratd_"
 
 def make_token(prefix: str) -> tuple[str, bytes]:
     """Return a new token and the hash that is kept of it."""
-    text = prefix + secrets.token_urlsafe(32)
+    text = prefix + secrets.token_urlsafe(16)
     return text, hash_token(text)
 
 

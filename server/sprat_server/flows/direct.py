@@ -25,10 +25,10 @@ JOB_KIND: Final = "direct-updates"
 
 _PAUSE_S: Final = 6 * 3600.0  # after a job that failed or that someone cancelled
 
-TARGET_BYTES: Final = 60
+TARGET_BYTES: Final = 45
 """What one more signed target costs a device, in a poll's body packed with the version before."""
 
-SIGNING_BYTES: Final = 420
+SIGNING_BYTES: Final = 265
 """What a new version of the metadata costs a device in a poll's body: three signatures and the digests between them."""
 
 

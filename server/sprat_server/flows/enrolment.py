@@ -1,4 +1,4 @@
-"""Enrolment: a device joins the fleet, is assigned what the whole fleet runs, and takes the root of trust with it."""
+"""Enrolment: a device joins the fleet, is assigned what the whole fleet runs, and takes the roots of trust with it."""
 
 from sqlalchemy.orm import Session
 
@@ -6,6 +6,7 @@ from sprat_server.access import audit
 from sprat_server.fleet import service as fleet
 from sprat_server.flows import rollout
 from sprat_server.observe.actors import Actor
+from sprat_server.publish import director_root
 from sprat_server.publish.repository import root_bytes
 from sprat_server.settings import Settings
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
@@ -33,5 +34,6 @@ def enrol(session: Session, settings: Settings, request: EnrolRequest, shown: st
         device=device.id,
         token=token,
         image_root=root_bytes(session),
+        director_root=director_root.newest(session).body,
         poll_interval_s=settings.poll_interval_s,
     )

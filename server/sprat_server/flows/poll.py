@@ -1,8 +1,11 @@
-"""What one poll is answered: the desired state of a device, the metadata it lacks, and payloads that fit."""
+"""What one poll is answered: the metadata of both repositories that a device lacks, and payloads that fit."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
@@ -10,31 +13,27 @@ from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
-from sprat_server.fleet.models import DeviceSlots
+from sprat_server.fleet.models import Assignment, Device, DeviceSlots
 from sprat_server.observe.actors import Actor
-from sprat_server.publish import repository
+from sprat_server.publish import director, repository
+from sprat_server.publish.director import Current, Wish
 from sprat_server.registry import paths
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Graph, Model, Release, UpdateFile
 from sprat_server.settings import Settings
 from sprat_shared.errors import NotFound
-from sprat_shared.protocol.poll import Desired, HeldMetadata, Part, PollAnswer
-from sprat_shared.trust.targets import IMAGE_REPOSITORY, graph_path, role_of_model, update_path
+from sprat_shared.ids import parse_digest
+from sprat_shared.protocol.poll import TOP_ROLES, HeldMetadata, Part, PollAnswer
+from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY, Assigned
+from sprat_shared.trust.targets import IMAGE_REPOSITORY, role_of_model, update_path
 
 
 @dataclass(frozen=True, slots=True)
 class Poller:
-    """What must be known about a device to answer a poll with 304.
-
-    Attributes:
-        device: its id.
-        name: what people call it.
-        counter: of its newest assignment.
-    """
+    """The device that polls: its id and what people call it."""
 
     device: UUID
     name: str
-    counter: int
 
     @property
     def actor(self) -> Actor:
@@ -43,19 +42,11 @@ class Poller:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """A desired release with the files that lead to it, as (digest, bytes)."""
-
-    desired: Desired
-    files: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Draft:
     """An answer whose payloads are still in the blob store, so that they are read after the transaction.
 
     Attributes:
-        answer: desired state and metadata.
+        answer: the metadata.
         dictionary: what both sides hold, for packing.
         payloads: the blobs that go with it, as (digest, bytes).
     """
@@ -73,78 +64,125 @@ class Draft:
         return replace(self.answer, parts=tuple(parts)).to_bytes(self.dictionary)
 
 
-def etag_of(counter: int, timestamp_version: int) -> str:
-    """Return the entity tag of a device's state: it changes with an assignment or with any signed metadata."""
-    return f'"{counter}.{timestamp_version}"'
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the database says to one poll.
+
+    Attributes:
+        draft: the answer; None where the device holds the newest of all that it needs.
+        due_at: until then nothing new comes of itself: it is when the director is to sign again.
+    """
+
+    draft: Draft | None
+    due_at: datetime
 
 
 def identify(session: Session, shown: str) -> Poller:
     """Return who polls with this token; Unauthenticated as `fleet.service.authenticate_device`."""
     device = fleet.authenticate_device(session, shown)
-    return Poller(device.id, device.name, device.assignment_counter)
+    return Poller(device.id, device.name)
 
 
-def timestamp_version(session: Session) -> int:
-    """Return the version of the newest timestamp; 0 before the repository was made."""
-    return repository.newest_versions(session).get("timestamp", 0)
+def read(
+    session: Session,
+    settings: Settings,
+    device_id: UUID,
+    *,
+    held: Sequence[HeldMetadata],
+    inline_bytes: int,
+    nonce: str | None = None,
+) -> Reading:
+    """Return what the device lacks; the director signs first what it must.
 
-
-def build_answer(
-    session: Session, settings: Settings, device_id: UUID, *, held: Sequence[HeldMetadata], inline_bytes: int
-) -> Draft:
-    """Return an answer with everything that the device lacks.
-
-    Assignments are read before metadata: what an assignment names was signed before it, so the body never wishes
-    for a release that its metadata do not vouch for.
+    Assignments are read before the image repository's metadata: what an assignment names was signed before it, so the
+    body never assigns a release that its metadata do not vouch for. Payloads come with the assignment that needs them
+    and not again with later metadata: a trial may last for days.
 
     Args:
-        session: the caller's transaction; only read.
+        session: the caller's transaction.
         settings: of the server.
         device_id: who asks.
-        held: the metadata that the device names.
+        held: the metadata that the device names, in the order of the dictionary.
         inline_bytes: the payloads may take so much together.
+        nonce: to be signed with the time; None where none is asked for.
+
+    Raises:
+        KeysUnusable: something must be signed and the director's online key is not here.
     """
-    wishes = wishes_of(session, device_id)
-    versions = repository.newest_versions(session)
-    roles = ["root", "timestamp", "snapshot", "targets", *(role_of_model(wish.desired.model) for wish in wishes)]
-    metadata, dictionary = _metadata(session, versions, roles, held)
-    return Draft(
-        answer=PollAnswer(
-            poll_interval_s=settings.poll_interval_s,
-            desired=tuple(wish.desired for wish in wishes),
-            parts=tuple(metadata),
-        ),
-        dictionary=dictionary,
-        payloads=_that_fit(wishes, inline_bytes),
-    )
+    own = {item.role: item.version for item in held if item.repository == DIRECTOR_REPOSITORY}
+    current = directed(session, settings, device_id, held=own, nonce=nonce)
+    models = [role_of_model(wish.assigned.model) for wish in current.wishes]
+    published = repository.newest_versions(session)
+    lacking = [
+        *_lacking(IMAGE_REPOSITORY, {role: published[role] for role in (*TOP_ROLES, *models)}, held),
+        *_lacking(DIRECTOR_REPOSITORY, {role: current.versions[role] for role in TOP_ROLES}, held),
+    ]
+    if not lacking:
+        return Reading(None, current.due_at)
+    files = _read_metadata(session, device_id, {*lacking, *held})
+    known = b"".join(files[item] for item in held) if set(held) <= files.keys() else b""
+    parts = tuple(Part(kind="metadata", name=_name(item), data=files[item]) for item in lacking)
+    answer = PollAnswer(poll_interval_s=settings.poll_interval_s, parts=parts)
+    assigned_now = HeldMetadata(DIRECTOR_REPOSITORY, "targets", current.versions["targets"]) in lacking
+    payloads = _that_fit(current.wishes, inline_bytes) if assigned_now else ()
+    return Reading(Draft(answer, known, payloads), current.due_at)
+
+
+def directed(
+    session: Session,
+    settings: Settings,
+    device_id: UUID,
+    *,
+    held: dict[str, int] | None = None,
+    nonce: str | None = None,
+) -> Current:
+    """Return the director's newest metadata for a device, as `director.current`."""
+    return director.current(session, settings, device_id, lambda: wishes_of(session, device_id), held=held, nonce=nonce)
 
 
 def wishes_of(session: Session, device_id: UUID) -> list[Wish]:
-    """Return the desired release of each model, by model name, with the cheapest way there."""
-    held = fleet.slots(session, device_ids=[device_id])
+    """Return the release that a device should run of each model, by model name, with the cheapest way there."""
+    device = fleet.get_device(session, device_id)
+    slots = fleet.slots(session, device_ids=[device_id])
     wishes = []
     for assignment in fleet.current_assignments(session, device_ids=[device_id]):
-        if assignment.number is not None:
-            model = session.scalars(select(Model).where(Model.id == assignment.model_id)).one()
-            slots = held.get((device_id, model.id))
-            wishes.append(_wish(session, model, assignment.number, assignment.counter, slots))
-    return sorted(wishes, key=lambda wish: wish.desired.model)
+        model = session.scalars(select(Model).where(Model.id == assignment.model_id)).one()
+        wishes.append(_wish(session, device, model, assignment, slots.get((device_id, model.id))))
+    return sorted((wish for wish in wishes if wish is not None), key=lambda wish: wish.assigned.model)
 
 
-def _wish(session: Session, model: Model, number: int, counter: int, slots: DeviceSlots | None) -> Wish:
-    release = registry.get_release(session, model, number)
+def _wish(
+    session: Session, device: Device, model: Model, assignment: Assignment, slots: DeviceSlots | None
+) -> Wish | None:
+    if assignment.number is None:
+        return None
+    release = registry.get_release(session, model, assignment.number)
+    full = next(file for file in registry.updates_of(session, release) if file.base_number is None)
     held = [] if slots is None else [slot for slot in (slots.active, slots.previous) if slot is not None]
-    steps = paths.cheapest_from(registry.all_updates(session, model), held, number)
-    desired = Desired(
+    there = release.number in held
+    steps = [] if there else paths.cheapest_from(registry.all_updates(session, model), held, release.number)
+    assigned = Assigned(
+        device=device.id,
         model=model.name,
-        release=number,
-        weights=release.weights_digest,
-        assignment=counter,
-        graph=graph_path(model.name, release.graph_digest),
+        release=release.number,
+        assignment=assignment.counter,
         path=tuple(update_path(model.name, step.number, step.base_number) for step in steps),
-        full=update_path(model.name, number, None),
+        profile=device.profile,
     )
-    return Wish(desired, _files(session, model, release, held, steps))
+    return Wish(
+        assigned,
+        full.bytes,
+        parse_digest(full.blob).hex(),
+        payloads=_files(session, model, release, held, steps),
+        steps=_published(session, model) if there else (),
+    )
+
+
+def _published(session: Session, model: Model) -> Collection[str]:
+    """Return the target paths that the image repository signs of a model now."""
+    row = repository.newest(session, role_of_model(model.name))
+    targets: dict[str, Any] = {} if row is None else json.loads(row.body)["signed"]["targets"]
+    return targets.keys()
 
 
 def _files(
@@ -164,31 +202,38 @@ def _graphs(release: Release) -> list[str]:
     return [digest for digest in (release.graph_digest, release.statistics_graph) if digest is not None]
 
 
-def _metadata(
-    session: Session, versions: dict[str, int], roles: Iterable[str], held: Sequence[HeldMetadata]
-) -> tuple[list[Part], bytes]:
-    """Return the metadata that the device lacks, in the order of reading, and the dictionary for packing them."""
-    have = {item.role: item.version for item in held if item.repository == IMAGE_REPOSITORY}
-    lacking: list[tuple[str, int]] = []
-    for role in dict.fromkeys(roles):
-        newest = versions.get(role, 0)
-        first = have.get(role, 0) + 1 if role == "root" else newest
-        lacking += [(role, version) for version in range(first, newest + 1) if version and have.get(role) != version]
-    bodies = repository.read_metadata(session, lacking)
-    parts = [Part(kind="metadata", name=_name(role, version), data=bodies[role, version]) for role, version in lacking]
-    named = [(item.role, item.version) for item in held]
-    known = repository.read_metadata(session, named)
-    all_known = all(item.repository == IMAGE_REPOSITORY for item in held) and set(named) <= set(known)
-    return parts, b"".join(known[item] for item in named) if all_known else b""
+def _lacking(repository_name: str, newest: dict[str, int], held: Sequence[HeldMetadata]) -> list[HeldMetadata]:
+    """Return the files of a repository that the device lacks, in the order of reading: every root, the newest else."""
+    have = {item.role: item.version for item in held if item.repository == repository_name}
+    lacking = []
+    for role, version in newest.items():
+        if have.get(role) != version:
+            first = have.get(role, 0) + 1 if role == "root" else version
+            lacking += [HeldMetadata(repository_name, role, number) for number in range(first, version + 1)]
+    return lacking
 
 
-def _name(role: str, version: int) -> str:
-    return f"{IMAGE_REPOSITORY}/timestamp.json" if role == "timestamp" else f"{IMAGE_REPOSITORY}/{version}.{role}.json"
+def _read_metadata(session: Session, device_id: UUID, wanted: Iterable[HeldMetadata]) -> dict[HeldMetadata, bytes]:
+    """Return the signed bytes of these files, those of the director as this device may have them."""
+    image, own = (
+        [(item.role, item.version) for item in wanted if item.repository == name]
+        for name in (IMAGE_REPOSITORY, DIRECTOR_REPOSITORY)
+    )
+    found = {
+        IMAGE_REPOSITORY: repository.read_metadata(session, image),
+        DIRECTOR_REPOSITORY: director.read_metadata(session, device_id, own),
+    }
+    return {HeldMetadata(name, *pair): body for name, bodies in found.items() for pair, body in bodies.items()}
+
+
+def _name(file: HeldMetadata) -> str:
+    version = "" if file.role == "timestamp" else f"{file.version}."
+    return f"{file.repository}/{version}{file.role}.json"
 
 
 def _that_fit(wishes: Sequence[Wish], budget_bytes: int) -> tuple[tuple[str, int], ...]:
     chosen = []
-    for digest, length in dict.fromkeys(file for wish in wishes for file in wish.files):
+    for digest, length in dict.fromkeys(file for wish in wishes for file in wish.payloads):
         if length <= budget_bytes:
             chosen.append((digest, length))
             budget_bytes -= length

@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sprat_server.access import audit
+from sprat_server.fleet import reports
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport
 from sprat_server.fleet.service import Holders
@@ -35,7 +36,7 @@ from sprat_server.rollouts.waves import (
     reaches_everyone,
 )
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
-from sprat_shared.protocol.report import Outcome, Report
+from sprat_shared.protocol.report import Outcome, Report, TrustReport, read_report
 
 _MOVES_LOCK: Final = 0x5350_5241_5443  # an arbitrary number that only this lock uses
 
@@ -134,6 +135,8 @@ def abort(session: Session, rollout_id: UUID, reason: str) -> Rollout:
 def on_report(session: Session, device: Device, body: bytes, signature: bytes) -> DeviceReport:
     """Store a device's report and let the rollout that it answers take its next step.
 
+    A report of no assignment says that the device does not believe what it was sent: it is kept, and logged.
+
     Args:
         session: the caller's transaction.
         device: who sent it, authenticated.
@@ -145,13 +148,17 @@ def on_report(session: Session, device: Device, body: bytes, signature: bytes) -
         Conflict: it is a replay.
         InvalidInput: it cannot be read, contradicts what was assigned, or names a release that does not exist.
     """
-    fleet.check_signature(device, body, signature)
-    report = Report.from_json(body)
+    reports.check_signature(device, body, signature)
+    report = read_report(body)
+    if isinstance(report, TrustReport):
+        kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
+        _log.warning("device.distrusts", device=str(device.id), code=report.error_code, detail=report.error_detail)
+        return kept
     part = rollouts.exposure(session, device.id, report.assignment) if report.device == device.id else None
     rollout = None if part is None else _lock(session, part.rollout_id)
     locked = fleet.lock_device(session, device.id)
     model = _reported_model(session, report)
-    row = fleet.record_report(session, locked, report, body, signature)
+    row = reports.record_report(session, locked, report, body, signature)
     if row.model_id != model.id:
         raise InvalidInput(
             f"assignment {report.assignment} of device {device.id} is not of {model.name}", code="report.assignment"

@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sprat_server.db.session import Database
 from sprat_server.flows import direct
-from sprat_server.publish import repository
+from sprat_server.publish import director_root, repository
 from sprat_server.registry import service as registry
 from sprat_server.settings import Settings
 from sprat_shared.errors import SpratError
@@ -28,6 +28,7 @@ def prepare(database: Database, settings: Settings) -> None:
     """
     with database.transaction() as session:
         repository.ensure_repository(session, settings)
+        director_root.ensure(session, settings)
     _sign_due(database, settings)
 
 
@@ -64,5 +65,6 @@ def ask_for_direct(database: Database) -> list[str]:
 def _sign_due(database: Database, settings: Settings) -> None:
     with database.transaction() as session:
         signed = repository.sign_again(session, settings)
+        signed += ["director's root"] * director_root.sign_again(session, settings)
     if signed:
         _log.info("publish.signed-again", roles=signed)

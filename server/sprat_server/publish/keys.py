@@ -39,27 +39,36 @@ def load_keys(folder: Path) -> dict[str, CryptoSigner]:
     """
     signers = {}
     for purpose in PURPOSES:
-        path = key_path(folder, purpose)
-        try:
-            private = load_pem_private_key(path.read_bytes(), password=None)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as bad:
-            raise KeysUnusable(f"signing key {path} cannot be read ({bad}); restore it from a backup") from bad
-        if not isinstance(private, Ed25519PrivateKey):
-            raise KeysUnusable(f"signing key {path} is not an ed25519 key; restore it from a backup")
-        signers[purpose] = CryptoSigner(private)
+        signer = read_key(key_path(folder, purpose))
+        if signer is not None:
+            signers[purpose] = signer
     return signers
+
+
+def read_key(path: Path) -> CryptoSigner | None:
+    """Read one key; None where there is no such file.
+
+    Raises:
+        KeysUnusable: the file is there and is not an ed25519 private key.
+    """
+    try:
+        private = load_pem_private_key(path.read_bytes(), password=None)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as bad:
+        raise KeysUnusable(f"signing key {path} cannot be read ({bad}); restore it from a backup") from bad
+    if not isinstance(private, Ed25519PrivateKey):
+        raise KeysUnusable(f"signing key {path} is not an ed25519 key; restore it from a backup")
+    return CryptoSigner(private)
 
 
 def make_missing_keys(folder: Path, present: Mapping[str, CryptoSigner]) -> dict[str, CryptoSigner]:
     """Return `present` with a new key for each purpose that has none; new ones are on the disk when this returns."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     signers = dict(present)
     for purpose in PURPOSES:
         if purpose not in signers:
             signers[purpose] = CryptoSigner.generate_ed25519()
-            _write_new(key_path(folder, purpose), signers[purpose].private_bytes)
+            write_key(key_path(folder, purpose), signers[purpose])
     if len(present) < len(signers):
         _log.warning(
             "signing keys were made; whoever holds them can update every device: back them up, and keep the root "
@@ -70,12 +79,14 @@ def make_missing_keys(folder: Path, present: Mapping[str, CryptoSigner]) -> dict
     return signers
 
 
-def _write_new(path: Path, content: bytes) -> None:
+def write_key(path: Path, signer: CryptoSigner) -> None:
+    """Write a key that only its owner reads; it is on the disk when this returns."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as file:
-        file.write(content)
+        file.write(signer.private_bytes)
         file.flush()
         os.fsync(file.fileno())
     fresh.rename(path)

@@ -1,8 +1,9 @@
-"""The signed metadata files of the TUF repositories. Rows are never changed; versions only rise (migration 0003)."""
+"""The signed metadata files of the TUF repositories. Rows never change, versions only rise (migrations 0004, 0010)."""
 
 from datetime import datetime
+from uuid import UUID
 
-from sqlalchemy import CheckConstraint, func
+from sqlalchemy import CheckConstraint, ForeignKey, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sprat_server.db.base import Base
@@ -25,4 +26,26 @@ class SignedMetadata(Base):
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     body: Mapped[bytes]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+
+
+class DirectorMetadata(Base):
+    """One version of one role of the director's metadata for one device; its root is a row of `signed_metadata`.
+
+    The newest stays; older ones serve as dictionaries and are forgotten once the device has newer ones.
+    """
+
+    __tablename__ = "director_metadata"
+    __table_args__ = (
+        CheckConstraint("role IN ('timestamp', 'snapshot', 'targets')", name="role_is_a_devices"),
+        CheckConstraint("version >= 1", name="version_is_positive"),
+        CheckConstraint("octet_length(body) > 0", name="body_is_not_empty"),
+        CheckConstraint("expires_at > created_at", name="expires_after_it_was_made"),
+    )
+
+    device_id: Mapped[UUID] = mapped_column(ForeignKey("device.id"), primary_key=True)
+    role: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    body: Mapped[bytes]
+    created_at: Mapped[datetime]
     expires_at: Mapped[datetime]

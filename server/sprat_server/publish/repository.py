@@ -27,6 +27,7 @@ from tuf.api.serialization.json import JSONSerializer
 from tuf.repository import Repository
 
 from sprat_server.publish.keys import KeysUnusable, key_path, load_keys, make_missing_keys
+from sprat_server.publish.lives import expiry, renewal
 from sprat_server.publish.models import SignedMetadata
 from sprat_server.settings import Settings
 from sprat_shared.trust.targets import IMAGE_REPOSITORY, paths_of_model, role_of_model
@@ -78,7 +79,7 @@ class ImageRepository(Repository):
     def close(self, role: str, md: Metadata[Any]) -> None:
         """Sign the next version of a role and add it."""
         md.signed.version += 1
-        md.signed.expires = self._now + LIFE[role if role in TOP_LEVEL else _MODEL_ROLE]
+        md.signed.expires = expiry(self._now, LIFE[role if role in TOP_LEVEL else _MODEL_ROLE])
         md.signatures.clear()
         md.sign(self._signer(role))
         self._session.add(
@@ -152,8 +153,7 @@ class ImageRepository(Repository):
         due = [
             role
             for role in newest_versions(self._session)
-            if (row := newest(self._session, role)) is not None
-            and self._now >= row.created_at + (row.expires_at - row.created_at) / 2
+            if (row := newest(self._session, role)) is not None and self._now >= renewal(row.created_at, row.expires_at)
         ]
         for role in OFFLINE & set(due) - set(self._signers):
             _log.warning("publish.key-offline", role=role, advice="bring its key back and restart, before it expires")

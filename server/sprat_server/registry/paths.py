@@ -13,7 +13,7 @@ from typing import Final
 from sprat_server.registry.models import UpdateFile
 from sprat_shared.errors import NotFound
 
-FILE_BYTES: Final = 75
+FILE_BYTES: Final = 60
 """What a file costs beyond its own bytes: its digest, length and target in a poll's body, after compression."""
 
 # A chain is rebuilt step by step on the device: beyond this many steps the full update is the better answer.

@@ -25,6 +25,10 @@ def _uuid(text: str, where: str) -> UUID:
         raise InvalidInput(f"{where}: {text[:80]!r} is not a UUID") from None
 
 
+def _root(fields: Fields, name: str) -> bytes:
+    return _decode(fields.text(name, max_length=1_000_000), f"enrolment answer: field {name!r}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnrolRequest:
     """Sent once, authorised by an enrolment token.
@@ -34,6 +38,7 @@ class EnrolRequest:
         public_key: raw ed25519 public key, 32 bytes; the private half never leaves the device.
         agent: version of the agent.
         protocol: newest device protocol that the agent speaks.
+        profile: device profile, the class of devices that it is of; None: none. Lower case, as a model's name.
         attributes: free facts about the device (machine, memory), text to text.
     """
 
@@ -41,19 +46,19 @@ class EnrolRequest:
     public_key: bytes
     agent: str
     protocol: int = 1
+    profile: str | None = None
     attributes: dict[str, str]
 
     def to_json(self) -> bytes:
         """Return the request body."""
-        return canonical_json(
-            {
-                "name": self.name,
-                "public_key": base64.b64encode(self.public_key).decode(),
-                "agent": self.agent,
-                "protocol": self.protocol,
-                "attributes": self.attributes,
-            }
-        )
+        said = {
+            "name": self.name,
+            "public_key": base64.b64encode(self.public_key).decode(),
+            "agent": self.agent,
+            "protocol": self.protocol,
+            "attributes": self.attributes,
+        }
+        return canonical_json(said if self.profile is None else said | {"profile": self.profile})
 
     @classmethod
     def from_json(cls, body: bytes) -> "EnrolRequest":
@@ -74,6 +79,7 @@ class EnrolRequest:
             public_key=key,
             agent=fields.text("agent", max_length=100),
             protocol=fields.integer("protocol", minimum=1, maximum=1000),
+            profile=fields.model("profile") if fields.has("profile") else None,
             attributes={str(k)[:100]: str(v)[:400] for k, v in fields.mapping("attributes").items()},
         )
 
@@ -85,13 +91,15 @@ class EnrolAnswer:
     Attributes:
         device: its id.
         token: its bearer token; shown once, kept hashed on the server.
-        image_root: signed bytes of the image repository's root metadata, the start of all trust.
+        image_root: signed bytes of the image repository's root metadata, one start of all trust,
+        director_root: and of the director repository's, the other.
         poll_interval_s: how often to ask, seconds.
     """
 
     device: UUID
     token: str
     image_root: bytes
+    director_root: bytes
     poll_interval_s: float
 
     def to_json(self) -> bytes:
@@ -101,6 +109,7 @@ class EnrolAnswer:
                 "device": str(self.device),
                 "token": self.token,
                 "image_root": base64.b64encode(self.image_root).decode(),
+                "director_root": base64.b64encode(self.director_root).decode(),
                 "poll_interval_s": self.poll_interval_s,
             }
         )
@@ -116,6 +125,7 @@ class EnrolAnswer:
         return cls(
             device=_uuid(fields.text("device"), "enrolment answer: field 'device'"),
             token=fields.text("token"),
-            image_root=_decode(fields.text("image_root", max_length=1_000_000), "enrolment answer: field 'image_root'"),
+            image_root=_root(fields, "image_root"),
+            director_root=_root(fields, "director_root"),
             poll_interval_s=fields.number("poll_interval_s"),
         )

@@ -1,33 +1,60 @@
-"""The poll: 304, or one body with everything that changed (metadata, desired state, payloads that fit).
+"""The poll: 304, or one body with everything that changed: signed metadata, and payloads that fit.
 
-Body, little-endian:
+What a device should run is not said here: it is in the metadata, signed by the director. The entity tag of a device's
+state *is* the list of the metadata versions that it holds, so one header says both "answer only if something changed"
+and "this I have":
+
+    If-None-Match: "i4.17.17.5,pcb-defects=9;d1.31.8.8"
+        i, d        image and director repository: versions of root, timestamp, snapshot, targets; 0 for none
+        name=n      version of the image repository's role of the model `name`
+
+Body, numbers in LEB128:
     u8 coding       0 zstd | 1 zstd with a raw-content dictionary
-    zstd frame of:  u32 length of the head | head, JSON | the parts' bytes, one after the other
+    zstd frame of:  head | text | digits | payloads
+    head            poll interval, ms | how many files of metadata | each of them | bytes of the text
+                    | how many payloads | bytes of each
+    a file          u8 kind | version, 0 for a timestamp | bytes
+                    kind 0 to 3: root, timestamp, snapshot, targets of the image repository; 4 to 7: of the director;
+                    8: u8 length of a name | name: the image repository's role of the model of this name
+    text            the files, one after the other, without the digits of digests and signatures (`protocol.digits`)
 The frame carries its checksum: an answer that was packed with another dictionary is refused, never misread.
-Payloads stand in blocks of their own within the frame: what does not compress is stored as it is there, and leaves the
-statistics of the text before it alone (a tenth of an answer of a kilobyte).
-The dictionary is the concatenation of the signed metadata files that the request's `Sprat-Have` names, in its
-order: a new version of a file that both sides hold costs little more than its signature and digests.
+Digits and payloads stand in blocks of their own within the frame: what does not compress is stored as it is there, and
+leaves the statistics of the text before it alone (a tenth of an answer of a kilobyte). A payload's name is its digest,
+which is computed and not sent.
+The dictionary is the text of the signed metadata files that the request's entity tag names, in its order: a new version
+of a file that both sides hold costs little more than its signature and digests.
 """
 
+import hashlib
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import zstandard
 
 from sprat_shared.errors import InvalidInput, LimitExceeded
-from sprat_shared.protocol.fields import Fields, canonical_json
+from sprat_shared.ids import digest_text
+from sprat_shared.protocol.digits import DigitRuns
+from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
+from sprat_shared.trust.targets import IMAGE_REPOSITORY, role_of_model
+from sprat_shared.wire.leb128 import pack_leb128, read_leb128
 
-HAVE_HEADER: Final = "Sprat-Have"
 INLINE_HEADER: Final = "Sprat-Inline"
+DEFAULT_INLINE_BYTES: Final = 64 << 10
+"""So many payload bytes may be in an answer where the request does not say `Sprat-Inline`."""
+
 CONTENT_TYPE: Final = "application/vnd.sprat.poll"
 MAX_BODY_BYTES: Final = 64 << 20
-_MAX_HAVE: Final = 200
-_HAVE_ITEM: Final = re.compile(r"(image|director)/([a-z0-9.-]{1,80})=([0-9]{1,9})")
-_HEAD: Final = struct.Struct("<I")
+TOP_ROLES: Final = ("root", "timestamp", "snapshot", "targets")
+_MAX_MODELS: Final = 200
+_VERSION: Final = r"(?:0|[1-9][0-9]{0,8})"
+_TAG: Final = re.compile(
+    rf'"i({_VERSION}(?:\.{_VERSION}){{3}})((?:,[a-z0-9-]{{1,63}}={_VERSION})*);d({_VERSION}(?:\.{_VERSION}){{3}})"'
+)
+_FILES: Final = tuple((name, role) for name in (IMAGE_REPOSITORY, DIRECTOR_REPOSITORY) for role in TOP_ROLES)
+_MODEL_FILE: Final = len(_FILES)
+_NAME: Final = re.compile(r"(image|director)/(?:([1-9][0-9]{0,8})\.)?([a-z0-9.-]{1,80})\.json")
 _PLAIN, _DICTIONARY = 0, 1
 _LEVEL: Final = 19
 
@@ -44,84 +71,43 @@ class HeldMetadata:
         return f"{self.repository}/{self.role}={self.version}"
 
 
-def format_have(held: Sequence[HeldMetadata]) -> str:
-    """Return the value of the `Sprat-Have` header."""
-    return ",".join(map(str, held))
+def format_tag(held: Sequence[HeldMetadata]) -> str:
+    """Return the entity tag of a device that holds these files, quotes included; their order does not matter."""
+    versions = {(item.repository, item.role): item.version for item in held}
+
+    def top(repository: str) -> str:
+        return ".".join(str(versions.get((repository, role), 0)) for role in TOP_ROLES)
+
+    models = "".join(
+        f",{role.removeprefix('m.')}={version}"
+        for (repository, role), version in sorted(versions.items())
+        if repository == IMAGE_REPOSITORY and role not in TOP_ROLES
+    )
+    return f'"i{top(IMAGE_REPOSITORY)}{models};d{top(DIRECTOR_REPOSITORY)}"'
 
 
-def parse_have(header: str) -> list[HeldMetadata]:
-    """Read the value of a `Sprat-Have` header.
+def parse_tag(tag: str) -> list[HeldMetadata]:
+    """Read an entity tag: the files that a device holds, in the order of the dictionary; those of version 0 left out.
+
+    That order: the image repository's root, timestamp, snapshot, targets, models by name; the director's first four.
 
     Raises:
-        InvalidInput: an item has another form than `image/<role>=<version>`, or there are too many.
+        InvalidInput: it has another form, names a model twice or out of order, or more than 200 of them.
     """
-    items = [item for item in header.split(",") if item]
-    if len(items) > _MAX_HAVE:
-        raise InvalidInput(f"{HAVE_HEADER}: {len(items)} items, at most {_MAX_HAVE} are read")
-    held = []
-    for item in items:
-        match = _HAVE_ITEM.fullmatch(item.strip())
-        if match is None:
-            raise InvalidInput(f"{HAVE_HEADER}: {item[:100]!r} is not of the form image/<role>=<version>")
-        held.append(HeldMetadata(match[1], match[2], int(match[3])))
-    return held
+    match = _TAG.fullmatch(tag.strip())
+    if match is None:
+        raise InvalidInput(f'If-None-Match: {tag[:100]!r} is not of the form "i1.2.3.4,model=5;d1.2.3.4"')
+    pairs = [item.split("=") for item in match[2].split(",")[1:]]
+    names = [name for name, _ in pairs]
+    if names != sorted(set(names)) or len(names) > _MAX_MODELS:
+        raise InvalidInput(f"If-None-Match: {len(names)} models; at most {_MAX_MODELS} are read, each once, in order")
+    held = _top(IMAGE_REPOSITORY, match[1])
+    held += [HeldMetadata(IMAGE_REPOSITORY, role_of_model(name), int(version)) for name, version in pairs]
+    return [item for item in (*held, *_top(DIRECTOR_REPOSITORY, match[3])) if item.version]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Desired:
-    """The release that a device should run of one model: the net wish, never a queue.
-
-    Attributes:
-        model: name of the model.
-        release: number of the release.
-        weights: its weights digest.
-        assignment: counter of assignments of this device; a larger one replaces all smaller ones.
-        graph: target path of the graph.
-        path: target paths of the updates that lead there from what the server believes the device holds, in
-            order; empty where it should hold the release in a slot already.
-        full: target path of the full update, for a device that holds something else.
-    """
-
-    model: str
-    release: int
-    weights: str
-    assignment: int
-    graph: str
-    path: tuple[str, ...]
-    full: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return {
-            "model": self.model,
-            "release": self.release,
-            "weights": self.weights,
-            "assignment": self.assignment,
-            "graph": self.graph,
-            "path": list(self.path),
-            "full": self.full,
-        }
-
-    @classmethod
-    def of(cls, value: Any) -> "Desired":
-        """Read the JSON object.
-
-        Raises:
-            InvalidInput: a field is missing or wrong.
-        """
-        fields = Fields(value, "desired state")
-        path = fields.list_of("path")
-        if not all(isinstance(step, str) for step in path):
-            raise InvalidInput("desired state: field 'path' must be a list of target paths")
-        return cls(
-            model=fields.model("model"),
-            release=fields.integer("release", minimum=1),
-            weights=fields.digest("weights"),
-            assignment=fields.integer("assignment", minimum=1),
-            graph=fields.text("graph"),
-            path=tuple(path),
-            full=fields.text("full"),
-        )
+def _top(repository: str, versions: str) -> list[HeldMetadata]:
+    return [HeldMetadata(repository, *pair) for pair in zip(TOP_ROLES, map(int, versions.split(".")), strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +116,7 @@ class Part:
 
     Attributes:
         kind: `metadata` for a signed file of a TUF repository, `blob` for the payload of a target.
-        name: `image/4.snapshot.json`, or the blob's digest.
+        name: `image/4.snapshot.json`, `director/timestamp.json`, or the blob's digest.
         data: the bytes.
     """
 
@@ -145,31 +131,35 @@ class PollAnswer:
 
     Attributes:
         poll_interval_s: when to ask again, seconds.
-        desired: the release wished for each model.
         parts: metadata first, in the order in which a TUF client reads them, then payloads.
     """
 
     poll_interval_s: float
-    desired: tuple[Desired, ...]
     parts: tuple[Part, ...]
 
     def to_bytes(self, dictionary: bytes = b"") -> bytes:
-        """Return the body, compressed with `dictionary` where there is one."""
-        head = canonical_json(
-            {
-                "poll_interval_s": self.poll_interval_s,
-                "desired": [wish.as_json() for wish in self.desired],
-                "parts": [[part.kind, part.name, len(part.data)] for part in self.parts],
-            }
+        """Return the body, compressed with `dictionary` where there is one.
+
+        Raises:
+            InvalidInput: a file has another name than metadata have, or is no JSON.
+        """
+        runs = DigitRuns()
+        known = runs.learn(dictionary)
+        files = [part for part in self.parts if part.kind == "metadata"]
+        payloads = [part.data for part in self.parts if part.kind == "blob"]
+        text, digits = runs.take_out(b"".join(part.data for part in files))
+        head = b"".join(
+            [
+                pack_leb128(round(self.poll_interval_s * 1000)),
+                pack_leb128(len(files)),
+                *(_pack_file(part.name, len(part.data)) for part in files),
+                pack_leb128(len(text)),
+                pack_leb128(len(payloads)),
+                *(pack_leb128(len(payload)) for payload in payloads),
+            ]
         )
-        blocks = [_HEAD.pack(len(head)) + head]
-        for part in self.parts:
-            if part.kind == "metadata":
-                blocks[-1] += part.data
-            else:
-                blocks.append(part.data)
         coding = _DICTIONARY if dictionary else _PLAIN
-        return bytes([coding]) + _pack(blocks, dictionary)
+        return bytes([coding]) + _pack([head + text, digits, *payloads], known)
 
     @classmethod
     def from_bytes(cls, body: bytes, dictionary: bytes = b"", *, max_bytes: int = MAX_BODY_BYTES) -> "PollAnswer":
@@ -179,27 +169,77 @@ class PollAnswer:
             InvalidInput: it is cut, corrupted, or was made with another dictionary.
             LimitExceeded: it unpacks to more than `max_bytes`.
         """
-        plain = _unpack(body, dictionary, max_bytes)
-        if len(plain) < _HEAD.size:
-            raise InvalidInput(f"poll answer: {len(plain)} bytes have no room for a head")
-        (length,) = _HEAD.unpack_from(plain)
-        at = _HEAD.size + length
-        fields = Fields.parse(plain[_HEAD.size : at], "poll answer")
-        parts = []
-        for entry in fields.list_of("parts"):
-            match entry:
-                case ["metadata" | "blob" as kind, str(name), int(size)] if 0 <= size <= len(plain) - at:
-                    parts.append(Part(kind=kind, name=name, data=plain[at : at + size]))
-                    at += size
-                case _:
-                    raise InvalidInput(f"poll answer: part {entry!r:.100} is not [kind, name, bytes that are there]")
-        if at != len(plain):
-            raise InvalidInput(f"poll answer: {len(plain) - at} bytes belong to no part")
-        return cls(
-            poll_interval_s=fields.number("poll_interval_s"),
-            desired=tuple(Desired.of(wish) for wish in fields.list_of("desired")),
-            parts=tuple(parts),
-        )
+        runs = DigitRuns()
+        known = runs.learn(b"" if body[:1] == bytes([_PLAIN]) else dictionary)
+        reader = _Reader(_unpack(body, known, max_bytes))
+        interval_s = reader.number() / 1000
+        files = [reader.file() for _ in range(reader.number())]
+        text_bytes = reader.number()
+        payloads = [reader.number() for _ in range(reader.number())]
+        length = sum(size for _, size in files)
+        if length > max_bytes:
+            raise LimitExceeded(f"poll answer: declares {length} bytes of metadata, at most {max_bytes} are read")
+        text = reader.take(text_bytes)
+        whole = runs.put_back(text, reader.take(DigitRuns.new_bytes(text)), length=length)
+        parts, at = [], 0
+        for name, size in files:
+            parts.append(Part(kind="metadata", name=name, data=whole[at : at + size]))
+            at += size
+        for size in payloads:
+            data = reader.take(size)
+            parts.append(Part(kind="blob", name=digest_text(hashlib.sha256(data).digest()), data=data))
+        reader.end()
+        return cls(poll_interval_s=interval_s, parts=tuple(parts))
+
+
+def _pack_file(name: str, length: int) -> bytes:
+    match = _NAME.fullmatch(name)
+    if match is None or (match[2] is None) != (match[3] == "timestamp"):
+        raise InvalidInput(f"poll answer: {name!r} is no name of a metadata file")
+    size, version = pack_leb128(length), pack_leb128(int(match[2] or 0))
+    if (match[1], match[3]) in _FILES:
+        return bytes([_FILES.index((match[1], match[3]))]) + version + size
+    model = match[3].removeprefix("m.")
+    if f"{match[1]}/{match[3]}" != f"{IMAGE_REPOSITORY}/{role_of_model(model)}":
+        raise InvalidInput(f"poll answer: {name!r} is no name of a metadata file")
+    return bytes([_MODEL_FILE, len(model)]) + model.encode() + version + size
+
+
+class _Reader:
+    """Reads what was unpacked from its start."""
+
+    def __init__(self, plain: bytes) -> None:
+        self._plain, self._at = plain, 0
+
+    def number(self) -> int:
+        try:
+            value, self._at = read_leb128(self._plain, self._at)
+        except ValueError:
+            raise InvalidInput("poll answer: its head does not end") from None
+        return value
+
+    def take(self, length: int) -> bytes:
+        taken = self._plain[self._at : self._at + length]
+        if len(taken) != length:
+            raise InvalidInput(f"poll answer: {length} bytes are declared, {len(taken)} are there")
+        self._at += length
+        return taken
+
+    def file(self) -> tuple[str, int]:
+        """Return a metadata file's name and its bytes."""
+        (kind,) = self.take(1)
+        if kind > _MODEL_FILE:
+            raise InvalidInput(f"poll answer: there is no file of kind {kind}")
+        if kind == _MODEL_FILE:
+            repository, role = IMAGE_REPOSITORY, role_of_model(str(self.take(self.take(1)[0]), "latin-1"))
+        else:
+            repository, role = _FILES[kind]
+        version, size = self.number(), self.number()
+        return f"{repository}/{role}.json" if version == 0 else f"{repository}/{version}.{role}.json", size
+
+    def end(self) -> None:
+        if self._at != len(self._plain):
+            raise InvalidInput(f"poll answer: {len(self._plain) - self._at} bytes belong to no part")
 
 
 def _dictionary(raw: bytes) -> zstandard.ZstdCompressionDict | None:
@@ -211,7 +251,7 @@ def _pack(blocks: Sequence[bytes], dictionary: bytes) -> bytes:
     packer = zstandard.ZstdCompressor(level=_LEVEL, dict_data=_dictionary(dictionary), write_checksum=True)
     stream = packer.compressobj(size=sum(map(len, blocks)))
     packed = stream.compress(blocks[0])
-    for block in blocks[1:]:
+    for block in filter(None, blocks[1:]):
         packed += stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) + stream.compress(block)
     return packed + stream.flush()
 
@@ -220,12 +260,12 @@ def _unpack(body: bytes, dictionary: bytes, max_bytes: int) -> bytes:
     if not body or body[0] not in {_PLAIN, _DICTIONARY}:
         raise InvalidInput(f"poll answer: unknown coding {body[:1].hex() or 'of an empty body'}")
     if body[0] == _DICTIONARY and not dictionary:
-        raise InvalidInput("poll answer: it was packed with a dictionary that is not held here; ask without Sprat-Have")
+        raise InvalidInput("poll answer: packed with a dictionary that is not held here; ask without If-None-Match")
     try:
         declared = zstandard.frame_content_size(body[1:])
         if declared > max_bytes:
             raise LimitExceeded(f"poll answer: declares {declared} bytes, at most {max_bytes} are read")
-        unpacker = zstandard.ZstdDecompressor(dict_data=_dictionary(dictionary if body[0] == _DICTIONARY else b""))
+        unpacker = zstandard.ZstdDecompressor(dict_data=_dictionary(dictionary))
         return unpacker.decompress(body[1:], max_output_size=max_bytes, allow_extra_data=False)
     except zstandard.ZstdError as bad:
         raise InvalidInput(f"poll answer: cut, corrupted, or of another dictionary ({bad})") from None

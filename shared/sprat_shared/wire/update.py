@@ -17,6 +17,7 @@ from sprat_shared.errors import InvalidInput, MalformedUpdate, WireVersionUnsupp
 from sprat_shared.ids import digest_text, parse_digest
 from sprat_shared.wire.descriptions import Limits, pack_descriptions, unpack_descriptions
 from sprat_shared.wire.integers import MAX_LOG2_LANES, Family
+from sprat_shared.wire.leb128 import pack_leb128, read_leb128
 from sprat_shared.wire.patch import patch_between, patched_table, put_patch, take_patch
 from sprat_shared.wire.records import KINDS, Record
 from sprat_shared.wire.records.stream import RecordReader, RecordWriter
@@ -101,7 +102,7 @@ def encode_update(
     base = bytes(BASE_BYTES) if base_digest is None else parse_digest(base_digest)[:BASE_BYTES]
     result = b"" if result_digest is None else parse_digest(result_digest)
     head = _HEAD.pack(MAGIC, VERSION, flags, log2_lanes, base)
-    return b"".join([head, result, _leb128(len(stream)), stream, *writer.frames])
+    return b"".join([head, result, pack_leb128(len(stream)), stream, *writer.frames])
 
 
 def _check_order(table: TensorTable, records: Sequence[Record]) -> None:
@@ -116,15 +117,6 @@ def _check_order(table: TensorTable, records: Sequence[Record]) -> None:
         record.check(table[record.index])
         if record.CLOSES:
             closed = record.index
-
-
-def _leb128(value: int) -> bytes:
-    out = bytearray()
-    while value >> 7:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -151,7 +143,10 @@ class UpdateReader:
     def __init__(self, data: memoryview, base_table: TensorTable | None, limits: Limits | None = None) -> None:
         limits = limits or Limits()
         self.header, at = _read_header(data)
-        length, at = _read_leb128(data, at)
+        try:
+            length, at = read_leb128(data, at)
+        except ValueError:
+            raise MalformedUpdate("the length of the integers does not end; the file is cut or corrupted") from None
         if length > len(data) - at:
             raise MalformedUpdate(f"the integers take {length} bytes, {len(data) - at} are there; the file is cut")
         self.integer_bytes = length
@@ -229,15 +224,6 @@ def _read_header(data: memoryview) -> tuple[Header, int]:
             raise MalformedUpdate("the file is cut within the result's digest")
         result, at = digest_text(bytes(data[at : at + 32])), at + 32
     return Header(flags=Flag(flags), log2_lanes=log2_lanes, base=base, result=result), at
-
-
-def _read_leb128(data: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for i, byte in enumerate(data[at : at + 6]):
-        value |= (byte & 0x7F) << (7 * i)
-        if byte < 0x80:  # noqa: PLR2004  # the continuation bit
-            return value, at + i + 1
-    raise MalformedUpdate("the length of the integers does not end; the file is cut or corrupted")
 
 
 def _unpack_table(frame: memoryview, limits: Limits) -> TensorTable:
