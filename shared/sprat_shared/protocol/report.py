@@ -3,6 +3,7 @@
 import base64
 import binascii
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal
@@ -151,15 +152,11 @@ class Report:
         outcome = fields.text("outcome")
         if outcome not in set(Outcome):
             raise InvalidInput(f"report: outcome {outcome[:40]!r} is not one of {', '.join(Outcome)}")
-        try:
-            device = UUID(fields.text("device"))
-        except ValueError:
-            raise InvalidInput("report: field 'device' is not a UUID") from None
         seconds = fields.number("seconds")
         if not math.isfinite(seconds) or seconds < 0:
             raise InvalidInput("report: field 'seconds' must be finite and not negative")
         return cls(
-            device=device,
+            device=_device(fields),
             sequence=fields.integer("sequence", minimum=1),
             model=fields.model("model"),
             assignment=fields.integer("assignment", minimum=1),
@@ -174,6 +171,70 @@ class Report:
             seconds=seconds,
             agent=fields.text("agent", max_length=100),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustReport:
+    """Says that what a server, or somebody in its place, sent was refused, or that somebody holds it back.
+
+    It belongs to no assignment: signed metadata stand before any.
+
+    Attributes:
+        device: who says it.
+        sequence: as a `Report`'s, in one row with them.
+        error_code: public code of the refusal.
+        error_detail: the sentence for people.
+        agent: version of the agent.
+    """
+
+    device: UUID
+    sequence: int
+    error_code: str
+    error_detail: str
+    agent: str
+    kind: Literal["trust"] = "trust"
+
+    def to_json(self) -> bytes:
+        """Return the canonical bytes that are signed and sent."""
+        return canonical_json({**asdict(self), "device": str(self.device)})
+
+    @classmethod
+    def from_json(cls, body: bytes) -> "TrustReport":
+        """Read a report.
+
+        Raises:
+            InvalidInput: a field is missing or wrong.
+        """
+        fields = Fields.parse(body, "report")
+        if fields.text("kind") != "trust":
+            raise InvalidInput(f"report: kind {fields.text('kind')[:40]!r} is not 'trust'")
+        return cls(
+            device=_device(fields),
+            sequence=fields.integer("sequence", minimum=1),
+            error_code=fields.text("error_code", max_length=100),
+            error_detail=fields.text("error_detail"),
+            agent=fields.text("agent", max_length=100),
+        )
+
+
+def read_report(body: bytes) -> Report | TrustReport:
+    """Read a report of either kind.
+
+    Raises:
+        InvalidInput: the kind is not known, or a field is missing or wrong.
+    """
+    kinds: Mapping[str, type[Report | TrustReport]] = {"assignment": Report, "trust": TrustReport}
+    kind = Fields.parse(body, "report").text("kind")
+    if kind not in kinds:
+        raise InvalidInput(f"report: kind {kind[:40]!r} is not known; {' and '.join(map(repr, kinds))} are")
+    return kinds[kind].from_json(body)
+
+
+def _device(fields: Fields) -> UUID:
+    try:
+        return UUID(fields.text("device"))
+    except ValueError:
+        raise InvalidInput("report: field 'device' is not a UUID") from None
 
 
 def format_signature(raw: bytes) -> str:
