@@ -136,9 +136,8 @@ class _PacedNetwork(httpcore.NetworkBackend):
 class _PacedTransport(httpx.HTTPTransport):
     """httpx's transport over connections that keep a pace."""
 
-    def __init__(self, pace: Pace, verify: ssl.SSLContext | bool) -> None:
-        super().__init__(verify=verify, trust_env=False)
-        context = verify if isinstance(verify, ssl.SSLContext) else None
+    def __init__(self, pace: Pace, context: ssl.SSLContext | None) -> None:
+        super().__init__(verify=context or False, trust_env=False)
         self._pool.close()
         self._pool = httpcore.ConnectionPool(ssl_context=context, network_backend=_PacedNetwork(pace))
 
@@ -167,10 +166,12 @@ class Fetcher:
         self._pace = Pace(settings)
         timeout = httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s)
         self._timeouts = {"timeout": timeout.as_dict()}
-        secure = base_url.startswith("https")  # elsewhere loading the system's certificates would take 30 ms for nothing
-        verify = ssl.create_default_context(cafile=ca_file) if secure else False
+        secure = base_url.startswith(
+            "https"
+        )  # elsewhere loading the system's certificates would take 30 ms for nothing
+        context = ssl.create_default_context(cafile=ca_file) if secure else None
         self._client = httpx.Client(
-            transport=transport or _PacedTransport(self._pace, verify), follow_redirects=False, trust_env=False
+            transport=transport or _PacedTransport(self._pace, context), follow_redirects=False, trust_env=False
         )
 
     def close(self) -> None:

@@ -113,12 +113,15 @@ class ModelMachine:
         if assigned.assignment <= record.highest_assignment:
             return
         said = (bad.code, str(bad))
-        _log.error("refused", extra={"model": self.model, "assignment": assigned.assignment, "code": said[0], "detail": said[1]})
+        _log.error(
+            "refused",
+            extra={"model": self.model, "assignment": assigned.assignment, "code": said[0], "detail": said[1]},
+        )
         record = replace(record, highest_assignment=assigned.assignment)
         record = record.refuse(assigned.assignment, assigned.release, bad.code)
         self.settled.append(Settled(self.model, assigned.release, Outcome.REFUSED, bad.code))
         self._shop.journal.store(self.model, record, self._report(assigned, Outcome.REFUSED, said, None))
-        self._flush_reports()
+        self._shop.flush_reports()
 
     def advance(self) -> float | None:
         """Work until there is nothing to do, or something to wait for; return how long to wait, seconds."""
@@ -331,14 +334,14 @@ class ModelMachine:
         self._not_before = 0.0
         _log.info("state", extra={"model": self.model, "state": state, "event": event, "from": record.state})
         if report is not None:
-            self._flush_reports()
+            self._shop.flush_reports()
         self._tell_hooks()
 
     def _settle(self, work: Work, outcome: Outcome) -> None:
         """Answer an assignment that asks for what is there already."""
         record, report = self._conclude(replace(self.record, pending=None), work, outcome, None)
         self._shop.journal.store(self.model, record, report)
-        self._flush_reports()
+        self._shop.flush_reports()
 
     def _conclude(
         self, record: ModelRecord, work: Work, outcome: Outcome, bad: tuple[str, str] | None
@@ -372,11 +375,6 @@ class ModelMachine:
             seconds=0.0 if work is None else max(0.0, time.time() - work.started_at),
             agent=VERSION,
         )
-
-    def _flush_reports(self) -> None:
-        for body in self._shop.journal.unsent:
-            self._shop.outbox.put(body)
-        self._shop.journal.forget_unsent()
 
     def _failed(self, bad: BaseException) -> float | None:
         """Deal with an error that is not of the link; return how long to wait where the work must be tried again."""

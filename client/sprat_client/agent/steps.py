@@ -84,6 +84,13 @@ class Workshop:
         """The folder of payloads, named by the hex of their digests."""
         return self.settings.folder / "downloads"
 
+    def flush_reports(self) -> None:
+        """Sign what the journal decided to report, into the outbox."""
+        if self.journal.unsent:
+            for body in self.journal.unsent:
+                self.outbox.put(body)
+            self.journal.forget_unsent()
+
 
 def wished_release_id(wish: Desired) -> str:
     """Return the release id that an assignment speaks of: of its graph's path and its weights."""

@@ -240,9 +240,7 @@ def fetch_file(fetcher: Fetcher, remote: RemoteFile, disk: Disk, received: Calla
     return resumed
 
 
-def _fetch_rest(
-    fetcher: Fetcher, remote: RemoteFile, have: int, disk: Disk, received: Callable[[int], None]
-) -> bool:
+def _fetch_rest(fetcher: Fetcher, remote: RemoteFile, have: int, disk: Disk, received: Callable[[int], None]) -> bool:
     headers = {"Range": f"bytes={have}-", "If-Range": remote.tag} if have and remote.tag else {}
     with fetcher.ask("GET", remote.path, headers=headers) as response:
         if have and response.status_code != HTTPStatus.PARTIAL_CONTENT:

@@ -31,22 +31,16 @@ class Clock:
     """The device's clock, and what the director's signed times say of it.
 
     Args:
-        latest: the latest time that the director signed, as far as is known.
         wall: the device's clock.
         since_boot: seconds since some fixed moment, on a clock that nobody sets.
     """
 
-    def __init__(
-        self,
-        latest: datetime | None = None,
-        *,
-        wall: Callable[[], datetime] = _wall,
-        since_boot: Callable[[], float] = _since_boot,
-    ) -> None:
-        self._latest, self._wall, self._since_boot = latest, wall, since_boot
+    def __init__(self, *, wall: Callable[[], datetime] = _wall, since_boot: Callable[[], float] = _since_boot) -> None:
+        self._wall, self._since_boot = wall, since_boot
+        self._latest: datetime | None = None
         self._proven: tuple[datetime, float] | None = None
         self._nonce: str | None = None
-        self._asking = self.behind_s > TOLERANCE_S
+        self._asking = False
 
     @property
     def proven(self) -> bool:
@@ -74,6 +68,12 @@ class Clock:
             return at + timedelta(seconds=self._since_boot() - since_boot)
         return self._wall() if self._latest is None else max(self._wall(), self._latest)
 
+    def know(self, latest: datetime) -> None:
+        """Take a time that was signed before this process began."""
+        self._latest = latest if self._latest is None else max(self._latest, latest)
+        if self.behind_s > TOLERANCE_S:
+            self.ask()
+
     def ask(self) -> None:
         """Let the next polls ask for a proof of the time, until there is one."""
         self._asking = not self.proven
@@ -91,7 +91,7 @@ class Clock:
 
     def take(self, signed: SignedTime) -> None:
         """Take a time whose signature was verified."""
-        self._latest = signed.at if self._latest is None else max(self._latest, signed.at)
+        self.know(signed.at)
         if self._nonce is not None and signed.nonce == self._nonce:
             self._proven = (signed.at, self._since_boot())
             self._nonce, self._asking = None, False

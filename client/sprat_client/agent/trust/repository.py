@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
@@ -281,10 +282,18 @@ class TrustedRepository:
         found = []
         for role in roles:
             for data in (files.get(role), self._bootstrap if role == Root.type else None):
-                if (version := _version_of(data)) is not None and data is not None:
+                version = _signed_part(data).get("version")
+                if data is not None and isinstance(version, int):
                     found.append((HeldMetadata(self.name, role, version), data))
                     break
         return found
+
+    def fresh_until(self) -> datetime:
+        """Return when the first of the files that are held expires; long ago, where none is held."""
+        expiries = [_signed_part(data).get("expires", "") for _, data in self.held()]
+        return min(
+            (datetime.fromisoformat(text) for text in expiries if text), default=datetime.min.replace(tzinfo=UTC)
+        )
 
     def _files(self) -> dict[str, bytes]:
         if not self._disk.exists(self._folder):
@@ -363,11 +372,13 @@ def _wanted(paths: Sequence[str] | None, workflow: _Workflow) -> Sequence[str]:
     return workflow.top_targets() if paths is None else paths
 
 
-def _version_of(data: bytes | None) -> int | None:
+def _signed_part(data: bytes | None) -> Mapping[str, Any]:
+    """Return what a file says, unverified; nothing where it cannot be read, because a disk lost or zeroed it."""
     try:
-        return None if data is None else int(json.loads(data)["signed"]["version"])
+        signed = json.loads(data or b"")["signed"]
     except (ValueError, TypeError, KeyError):
-        return None
+        return {}
+    return signed if isinstance(signed, dict) else {}
 
 
 @contextmanager

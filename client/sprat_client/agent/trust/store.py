@@ -6,6 +6,7 @@ keys of one can at most offer what the other signed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -102,6 +103,10 @@ class TrustStore:
     def held(self) -> list[tuple[HeldMetadata, bytes]]:
         """Return the trusted files with their versions, in the order of a poll's dictionary."""
         return [*self.image.held(), *self.director.held()]
+
+    def fresh_until(self) -> datetime:
+        """Return when the first of the files that are held expires."""
+        return min(self.image.fresh_until(), self.director.fresh_until())
 
     def take(self, parts: Mapping[str, bytes] | None = None, source: MetadataSource | None = None) -> Agreed:
         """Refresh both repositories and return what they agree on; without parts and source, of what is held.
