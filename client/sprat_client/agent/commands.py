@@ -138,18 +138,10 @@ def _add_tuf(commands: Any, raw: Any) -> None:
         help="Drive the trust store by itself, as the TUF conformance suite does.",
         description="Drives the agent's trust store, fetcher and downloader on any TUF repository, by the protocol of "
         "theupdateframework/tuf-conformance (CLIENT-CLI.md).",
-        epilog="example:
-  sprat-agent tuf --metadata-dir D init root.json
-"
-        "  sprat-agent tuf --metadata-dir D --metadata-url https://tuf.example/metadata refresh
-
-"
-        "exit codes:
-  0    done
-  1    refused, or not reached; what was trusted before still is
-"
-        "  2    the command line is wrong
-",
+        epilog="example:\n  sprat-agent tuf --metadata-dir D init root.json\n"
+        "  sprat-agent tuf --metadata-dir D --metadata-url https://tuf.example/metadata refresh\n\n"
+        "exit codes:\n  0    done\n  1    refused, or not reached; what was trusted before still is\n"
+        "  2    the command line is wrong\n",
         formatter_class=raw,
     )
     tuf.add_argument("--metadata-dir", type=Path, required=True, metavar="D", help="folder of the trusted metadata")
