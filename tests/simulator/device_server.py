@@ -252,7 +252,7 @@ class DeviceServer:
             ]
             room = int(headers.get(INLINE_HEADER, DEFAULT_INLINE_BYTES))
             for assigned, _ in (self.director.devices[device.id].said or []) if self.inline else ():
-                for path in assigned.path:
+                for path in filter(self.repository.models[assigned.model].targets.get, assigned.path):
                     data = self._target(assigned.model, path)
                     if len(data) <= room:
                         parts.append(Part(kind="blob", name=digest_text(sha256(data).digest()), data=data))

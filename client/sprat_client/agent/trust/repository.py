@@ -314,7 +314,7 @@ class TrustedRepository:
             TryLater: the metadata are expired, or link or server are not ready.
             UntrustedUpdate: signatures, versions or digests are wrong; the code says which.
         """
-        offer = self._with_timestamp(offer)
+        offer = self._with_held(offer)
         if not offer.parts and offer.source is None:
             return {}
         marks = self._keeper.marks(self.name)
@@ -330,15 +330,21 @@ class TrustedRepository:
                 self._keep(marks, workflow)
         return {path: TrustedTarget.of(target) for path, target in found.items() if target is not None}
 
-    def _with_timestamp(self, offer: Offer | None) -> Offer:
-        """Return the offer with the timestamp that is held, where no newer one is to be had."""
+    def _with_held(self, offer: Offer | None) -> Offer:
+        """Return the offer with timestamp and snapshot as they are held, where no newer ones are to be had.
+
+        They are on offer like any others: void ones, after a change of keys, are verified as if they were new.
+        """
         offer = offer or Offer()
-        path = self._folder / _TIMESTAMP_FILE
-        if _TIMESTAMP_FILE in offer.parts or (offer.source is not None and not offer.polled):
+        if offer.source is not None and not offer.polled:
             return offer
-        if not self._disk.exists(path):
-            return offer
-        return replace(offer, parts={**offer.parts, _TIMESTAMP_FILE: self._disk.read(path)})
+        held = {item.role: (item.version, data) for item, data in self.held()}
+        ours = {
+            _TIMESTAMP_FILE if role == Timestamp.type else f"{held[role][0]}.{role}.json": held[role][1]
+            for role in ONLINE_ROLES
+            if role in held
+        }
+        return replace(offer, parts={**ours, **offer.parts})
 
     def _keep(self, before: Marks, workflow: _Workflow) -> None:
         """Make durable what was seen, then what was accepted."""
