@@ -9,7 +9,7 @@ from sprat_client.agent.journal import Trouble, TrustRecord
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.trust.store import Agreed
 from sprat_client.agent.version import VERSION
-from sprat_shared.errors import InvalidInput, SpratError, UpdateRejected
+from sprat_shared.errors import InvalidInput, SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import TrustReport
 
 _log = logging.getLogger(__name__)
@@ -50,10 +50,8 @@ class Poller:
             InvalidInput: the answer cannot be read.
         """
         try:
-            agreed = self._ask()
+            agreed = self._ask_once_more_for_the_time()
         except (SpratError, OSError) as bad:
-            if getattr(bad, "code", "") == "trust.expired":
-                self._shop.clock.ask()
             self._note(bad if isinstance(bad, SpratError) and _is_trouble(bad) else self._trouble)
             raise
         if agreed is None:
@@ -64,6 +62,15 @@ class Poller:
         """Remember what of an answer was refused, if anything, until the next one."""
         self._standing = refused
         self._note(refused)
+
+    def _ask_once_more_for_the_time(self) -> Agreed | None:
+        """Ask; where all is expired by this device's clock, ask again for a proof of the time before it is believed."""
+        try:
+            return self._ask()
+        except TryLater as bad:
+            if bad.code != "trust.expired" or not self._shop.clock.ask():
+                raise
+        return self._ask()
 
     def _ask(self) -> Agreed | None:
         shop = self._shop

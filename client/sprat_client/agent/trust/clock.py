@@ -74,9 +74,11 @@ class Clock:
         if self.behind_s > TOLERANCE_S:
             self.ask()
 
-    def ask(self) -> None:
-        """Let the next polls ask for a proof of the time, until there is one."""
+    def ask(self) -> bool:
+        """Let the next polls ask for a proof of the time, until there is one; return whether they did not before."""
+        begins = not self.proven and not self._asking
         self._asking = not self.proven
+        return begins
 
     def new_nonce(self) -> str | None:
         """Return the nonce that the poll about to be sent carries; None where no proof is needed."""
