@@ -202,6 +202,8 @@ class Fetcher:
             raise self._down(f"{request.url}: no answer", bad) from bad
         try:
             _check_status(response)
+            if response.status_code == HTTPStatus.NOT_MODIFIED:
+                response.read()  # its end must be seen for the connection to be kept
             yield response
         finally:
             response.close()
