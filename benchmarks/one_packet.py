@@ -32,9 +32,11 @@ from safetensors.torch import save_file  # noqa: E402
 
 from sprat_client.agent.durable import PosixDisk  # noqa: E402
 from sprat_client.agent.identity import Identity  # noqa: E402
+from sprat_client.agent.journal import Journal  # noqa: E402
 from sprat_client.agent.settings import LinkSettings  # noqa: E402
 from sprat_client.agent.transfer import Link  # noqa: E402
-from sprat_client.agent.trust import TrustStore  # noqa: E402
+from sprat_client.agent.trust.clock import Clock  # noqa: E402
+from sprat_client.agent.trust.store import TrustStore  # noqa: E402
 from sprat_shared.protocol.poll import PollAnswer  # noqa: E402
 
 GOAL_BYTES: Final = 1280
@@ -102,9 +104,10 @@ def measure(keep: str, folder: Path) -> dict[str, Any]:
 
 
 def poll_of(folder: Path) -> dict[str, Any]:
-    """Ask once what is wished of the device on `folder`, as its agent does, and return the answer's length in parts."""
-    identity, overheard = Identity.load(folder), Overheard()
-    held = TrustStore(folder / "trust" / "image", PosixDisk()).held()
+    """Ask once what changed for the device on `folder`, as its agent does, and return the answer's length in parts."""
+    identity, overheard, disk = Identity.load(folder), Overheard(), PosixDisk()
+    keeper = Journal(folder / "journal.json", disk)
+    held = TrustStore(folder / "trust", disk, identity=identity, keeper=keeper, clock=Clock()).held()
     with Link(identity.server_url, identity.token, LinkSettings(), transport=overheard) as link:
         answer = link.poll(held)
     if answer is None or not any(part.kind == "blob" for part in answer.parts):
@@ -119,7 +122,7 @@ def poll_of(folder: Path) -> dict[str, Any]:
 def parts_of(answer: PollAnswer, dictionary: bytes) -> dict[str, dict[str, int]]:
     """Return each part's bytes as they are, and what it adds to the compressed body; in the order of the body."""
     sizes = [len(replace(answer, parts=answer.parts[:n]).to_bytes(dictionary)) for n in range(len(answer.parts) + 1)]
-    parts = {"desired state and frame": {"plain": 0, "adds": sizes[0]}}
+    parts = {"frame": {"plain": 0, "adds": sizes[0]}}
     for part, before, after in zip(answer.parts, sizes, sizes[1:], strict=False):
         name = f"payload {part.name[:13]}" if part.kind == "blob" else part.name
         parts[name] = {"plain": len(part.data), "adds": after - before}

@@ -17,7 +17,8 @@ from sprat_client.agent.journal import Journal
 from sprat_client.agent.settings import LinkSettings
 from sprat_client.agent.transfer import RemoteFile, fetch_file
 from sprat_client.agent.trust.clock import Clock
-from sprat_client.agent.trust.repository import Offer, TrustedRepository, TrustedTarget, check_root
+from sprat_client.agent.trust.repository import TrustedRepository, TrustedTarget, check_root
+from sprat_client.agent.trust.workflow import Offer
 from sprat_shared.errors import InvalidInput, UntrustedUpdate
 
 _NAME: Final = "conformance"
@@ -25,7 +26,7 @@ _MAX_METADATA_BYTES: Final = 8 << 20
 
 
 class _UrlSource:
-    """Metadata below a URL (`trust.repository.MetadataSource`)."""
+    """Metadata below a URL (`trust.workflow.MetadataSource`)."""
 
     def __init__(self, url: str) -> None:
         self._fetcher = Fetcher(url.rstrip("/"), LinkSettings())

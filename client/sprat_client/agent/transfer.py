@@ -179,7 +179,7 @@ class Link:
         return PollAnswer.from_bytes(body, b"".join(data for _, data in held))
 
     def metadata(self, repository: str, name: str) -> Iterator[bytes]:
-        """Yield a signed metadata file (`trust.repository.MetadataSource`)."""
+        """Yield a signed metadata file (`trust.workflow.MetadataSource`)."""
         with self._fetcher.ask("GET", f"/tuf/{repository}/{name}") as response:
             yield from self._fetcher.body(response, _MAX_METADATA_BYTES)
 

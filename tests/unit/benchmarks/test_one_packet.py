@@ -3,32 +3,23 @@
 import one_packet
 from one_packet import lines_of, parts_of
 
-from sprat_shared.protocol.poll import Desired, Part, PollAnswer
+from sprat_shared.protocol.poll import Part, PollAnswer
 
 DICTIONARY = b'{"signed":{"_type":"snapshot","version":3}}' * 3
 
 
 def answer() -> PollAnswer:
-    wish = Desired(
-        model="digits",
-        release=2,
-        weights="sha256:" + "ab" * 32,
-        assignment=7,
-        graph="digits/graph/" + "cd" * 32,
-        path=("digits/2/from-1",),
-        full="digits/2/full",
-    )
     parts = (
         Part(kind="metadata", name="image/4.snapshot.json", data=b'{"signed":{"_type":"snapshot","version":4}}'),
         Part(kind="blob", name="sha256:" + "ef" * 32, data=bytes(range(150))),
     )
-    return PollAnswer(poll_interval_s=60.0, desired=(wish,), parts=parts)
+    return PollAnswer(poll_interval_s=60.0, parts=parts)
 
 
 def test_the_parts_add_up_to_the_body_as_it_goes_over_the_link() -> None:
     given = answer()
     parts = parts_of(given, DICTIONARY)
-    assert list(parts) == ["desired state and frame", "image/4.snapshot.json", "payload sha256:efefef"]
+    assert list(parts) == ["frame", "image/4.snapshot.json", "payload sha256:efefef"]
     assert sum(part["adds"] for part in parts.values()) == len(given.to_bytes(DICTIONARY))
     assert [part["plain"] for part in parts.values()] == [0, 43, 150]
 

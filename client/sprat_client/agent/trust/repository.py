@@ -8,7 +8,7 @@ marks, which are then fetched again: never a mark that is older than a file, so 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -17,39 +17,22 @@ from urllib.parse import unquote
 from tuf.api.exceptions import (
     BadVersionNumberError,
     DownloadError,
-    DownloadHTTPError,
     DownloadLengthMismatchError,
     ExpiredMetadataError,
     LengthOrHashMismatchError,
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
-from tuf.ngclient import FetcherInterface, Updater
+from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp
 
 from sprat_client.agent.durable import Disk, make_folder, remove, write_file
 from sprat_client.agent.trust.clock import Clock
-from sprat_client.agent.trust.marks import ONLINE_ROLES, Marks, RoleKeys
-from sprat_shared.errors import AccessDenied, NotFound, TryLater, UntrustedUpdate
+from sprat_client.agent.trust.marks import ONLINE_ROLES, Marks
+from sprat_client.agent.trust.workflow import HISTORY, Offer, OfferFetcher, Workflow
+from sprat_shared.errors import TryLater, UntrustedUpdate
 from sprat_shared.protocol.poll import TOP_ROLES, HeldMetadata
-from sprat_shared.trust.signed_time import SignedTime
 
-_HISTORY: Final = "root_history"
-_NO_SUCH_FILE, _FORBIDDEN = 404, 403
-_UNUSED_URL: Final = "https://repository.invalid/"
 _TIMESTAMP_FILE: Final = "timestamp.json"
-
-
-class MetadataSource(Protocol):
-    """Where metadata come from that the poll did not bring."""
-
-    def metadata(self, repository: str, name: str) -> Iterator[bytes]:
-        """Yield the bytes of `/tuf/<repository>/<name>`.
-
-        Raises:
-            NotFound: the server has no such file.
-            TryLater: link or server are not ready.
-        """
 
 
 class MarksKeeper(Protocol):
@@ -94,154 +77,6 @@ class TrustedTarget:
             return bytes.fromhex(self.hashes["sha256"])
         except (KeyError, ValueError):
             raise UntrustedUpdate(f"target {self.path}: no SHA-256 is signed for it", code="trust.malformed") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """Metadata that are on offer: the files that a poll brought, and whom to ask for those that it did not.
-
-    Attributes:
-        parts: files by name, such as `4.snapshot.json`.
-        source: None: there is no network.
-        polled: a poll was answered: what it did not bring did not change.
-    """
-
-    parts: Mapping[str, bytes] = field(default_factory=dict)
-    source: MetadataSource | None = None
-    polled: bool = False
-
-
-class _Fetcher(FetcherInterface):
-    """Gives python-tuf the poll's files first, then those of the network, piece by piece, so that its caps hold."""
-
-    def __init__(self, repository: str, offer: Offer, known_root: int) -> None:
-        self._repository, self._offer, self._known_root = repository, offer, known_root
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        quoted = url.rpartition("/")[2]
-        name = unquote(quoted)
-        if name in self._offer.parts:
-            yield self._offer.parts[name]
-            return
-        number, _, role = name.partition(".")
-        newer_root = role == "root.json" and int(number) > self._known_root
-        if self._offer.source is None or (newer_root and self._offer.polled):
-            raise DownloadHTTPError(f"{name} is not on offer", _NO_SUCH_FILE)
-        try:
-            yield from self._offer.source.metadata(self._repository, quoted)
-        except NotFound as missing:
-            raise DownloadHTTPError(str(missing), _NO_SUCH_FILE) from missing
-        except AccessDenied as denied:
-            raise DownloadHTTPError(str(denied), _FORBIDDEN) from denied
-
-
-class _Workflow(Updater):
-    """python-tuf's client workflow, whose writes are collected, held against marks, and judged at our time.
-
-    Attributes:
-        marks: what was seen, raised by what this run accepted.
-        history: accepted roots by version.
-        accepted: accepted files by name; None: to be removed.
-    """
-
-    def __init__(
-        self, folder: Path, bootstrap: bytes, marks: Marks, clock: Clock, *, fetcher: FetcherInterface, tells_time: bool
-    ) -> None:
-        self._folder, self._clock, self._tells_time = folder, clock, tells_time
-        self._delegators: dict[str, str] = {}
-        self._void = False
-        self.marks = marks
-        self.history: dict[int, bytes] = {}
-        self.accepted: dict[str, bytes | None] = {}
-        super().__init__(str(folder), _UNUSED_URL, fetcher=fetcher, bootstrap=bootstrap)
-
-    def refresh(self) -> None:
-        """Run the workflow of the four top roles."""
-        self._load_root()
-        root = self._trusted_set.root
-        self.marks = self.marks.seen("root", root.version)
-        keys = {name: RoleKeys(frozenset(role.keyids), role.threshold) for name, role in root.roles.items()}
-        self._void = self.marks.replaced_by(keys)
-        self.marks = self.marks.under(keys)
-        if self._void:  # section 5.3.11: both are deleted when the keys of either are replaced
-            self.accepted |= {f"{role}.json": None for role in ONLINE_ROLES}
-            if self._tells_time:
-                self._clock.forget()
-        self._trusted_set.reference_time = self._clock.now()
-        self._load_timestamp()
-        self._load_snapshot()
-        self._load_targets(Targets.type, Root.type)
-
-    def top_targets(self) -> list[str]:
-        """Return the paths of the targets that the top role signs itself."""
-        return list(self._trusted_set.targets.targets)
-
-    # the workflow's steps, held against the marks ----------------------------------------------------------------
-
-    def _load_timestamp(self) -> None:
-        super()._load_timestamp()
-        timestamp = self._trusted_set.timestamp
-        self._see(Timestamp.type, Timestamp.type, timestamp.version)
-        self._see(Timestamp.type, Snapshot.type, timestamp.snapshot_meta.version)
-
-    def _load_snapshot(self) -> None:
-        super()._load_snapshot()
-        offered = self._trusted_set.snapshot.meta
-        for role in [role for role in self.marks.versions if role not in {Root.type, *ONLINE_ROLES}]:
-            meta = offered.get(f"{role}.json")
-            self._see(Snapshot.type, role, 0 if meta is None else meta.version)
-
-    def _load_targets(self, role: str, parent_role: str) -> Targets:
-        """Load a role; one that two others delegate to is refused, so that none inherits trust from another way."""
-        if self._delegators.setdefault(role, parent_role) != parent_role:
-            raise RepositoryError(f"{role} is delegated to by {self._delegators[role]} and by {parent_role}")
-        try:
-            targets = super()._load_targets(role, parent_role)
-        except BadVersionNumberError as bad:  # the snapshot names another version: not a rollback of the whole
-            raise LengthOrHashMismatchError(str(bad)) from bad
-        self._see(role, role, targets.version)
-        return targets
-
-    def _see(self, file: str, role: str, version: int) -> None:
-        try:
-            self.marks = self.marks.seen(role, version)
-        except UntrustedUpdate:
-            self.accepted.pop(f"{file}.json", None)
-            raise
-
-    # where python-tuf reads and writes ---------------------------------------------------------------------------
-
-    def _download_metadata(self, rolename: str, length: int, version: int | None = None) -> bytes:
-        data = super()._download_metadata(rolename, length, version)
-        if rolename == Timestamp.type and self._tells_time:
-            self._read_time(data)
-        return data
-
-    def _read_time(self, data: bytes) -> None:
-        """Set the clock by an offered timestamp before it is judged by the clock."""
-        metadata = Metadata[Timestamp].from_bytes(data)
-        self._trusted_set.root.verify_delegate(Timestamp.type, metadata.signed_bytes, metadata.signatures)
-        if (signed := SignedTime.from_fields(metadata.signed.unrecognized_fields)) is not None:
-            self._clock.take(signed)
-            self.marks = self.marks.seen_time(signed.at)
-            self._trusted_set.reference_time = self._clock.now()
-
-    def _load_local_metadata(self, rolename: str) -> bytes:
-        if self._void and rolename in ONLINE_ROLES:
-            raise FileNotFoundError(f"{rolename} is void: its keys were replaced")
-        return super()._load_local_metadata(rolename)
-
-    def _persist_file(self, filename: str, data: bytes) -> None:
-        self.accepted[Path(filename).name] = data
-
-    def _persist_root(self, version: int, data: bytes) -> None:
-        self.history[version] = data
-
-    def _update_root_symlink(self) -> None:
-        version = self._trusted_set.root.version
-        if version not in self.history:
-            self.history[version] = (self._folder / _HISTORY / f"{version}.root.json").read_bytes()
-        self.accepted["root.json"] = self.history[version]
 
 
 class TrustedRepository:
@@ -318,9 +153,9 @@ class TrustedRepository:
         if not offer.parts and offer.source is None:
             return {}
         marks = self._keeper.marks(self.name)
-        fetcher = _Fetcher(self.name, offer, marks.versions.get("root", 0))
+        fetcher = OfferFetcher(self.name, offer, marks.versions.get("root", 0))
         with _named(self.name):
-            workflow = _Workflow(
+            workflow = Workflow(
                 self._folder, self._bootstrap, marks, self._clock, fetcher=fetcher, tells_time=self._tells_time
             )
             try:
@@ -346,12 +181,12 @@ class TrustedRepository:
         }
         return replace(offer, parts={**ours, **offer.parts})
 
-    def _keep(self, before: Marks, workflow: _Workflow) -> None:
+    def _keep(self, before: Marks, workflow: Workflow) -> None:
         """Make durable what was seen, then what was accepted."""
         if workflow.marks != before:
             self._keeper.keep_marks(self.name, workflow.marks)
-        make_folder(self._disk, self._folder / _HISTORY)
-        history = {f"{_HISTORY}/{version}.root.json": workflow.history[version] for version in sorted(workflow.history)}
+        make_folder(self._disk, self._folder / HISTORY)
+        history = {f"{HISTORY}/{version}.root.json": workflow.history[version] for version in sorted(workflow.history)}
         for name, data in {**history, **workflow.accepted}.items():
             path = self._folder / name
             if data is None:
@@ -374,7 +209,7 @@ def check_root(name: str, root: bytes) -> bytes:
     return root
 
 
-def _wanted(paths: Sequence[str] | None, workflow: _Workflow) -> Sequence[str]:
+def _wanted(paths: Sequence[str] | None, workflow: Workflow) -> Sequence[str]:
     return workflow.top_targets() if paths is None else paths
 
 

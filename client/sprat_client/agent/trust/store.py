@@ -15,13 +15,8 @@ from sprat_client.agent.durable import Disk
 from sprat_client.agent.identity import Identity
 from sprat_client.agent.store import file_sha256
 from sprat_client.agent.trust.clock import Clock
-from sprat_client.agent.trust.repository import (
-    MarksKeeper,
-    MetadataSource,
-    Offer,
-    TrustedRepository,
-    TrustedTarget,
-)
+from sprat_client.agent.trust.repository import MarksKeeper, TrustedRepository, TrustedTarget
+from sprat_client.agent.trust.workflow import MetadataSource, Offer
 from sprat_client.agent.version import VERSION
 from sprat_shared.errors import (
     BaseMismatch,
