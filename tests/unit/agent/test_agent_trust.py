@@ -13,9 +13,11 @@ from crashing_disk import CrashingDisk, RecordingDisk
 from device_server import DeviceServer
 from one_trust import OneTrust
 from signed_repository import SignedDirector, SignedRepository, in_days
+from tuf.ngclient import Updater
 
 from sprat_client.agent.trust.clock import Clock
 from sprat_client.agent.trust.repository import check_root
+from sprat_client.agent.trust.workflow import Workflow
 from sprat_shared.errors import (
     TryLater,
     UntrustedUpdate,
@@ -74,7 +76,8 @@ def test_rotated_roots_are_followed_from_a_poll_and_from_the_network(trust: OneT
     server.repository.publish()
     server.director.stamp(trust.device.id)
     trust.take()
-    assert (trust.versions()["image/root"], trust.versions()["director/root"], trust.asked) == (2, 2, [])
+    assert (trust.versions()["image/root"], trust.versions()["director/root"]) == (2, 2)
+    assert trust.asked == ["director/1.snapshot.json"], "void with the old keys, and verified as if it were new"
     server.repository.rotate_root()
     trust.store.find([PATH], trust)
     assert trust.versions()["image/root"] == 3
@@ -143,6 +146,37 @@ def test_expired_metadata_are_tried_later(trust: OneTrust, server: DeviceServer,
     with pytest.raises(TryLater, match=f"{name} repository.*clock") as bad:
         trust.take()
     assert bad.value.code == "trust.expired"
+
+
+def test_what_expires_while_nobody_offers_anything_newer_is_found_out(trust: OneTrust, server: DeviceServer) -> None:
+    server.repository.timestamp.expires = in_days(1)
+    server.repository.publish()
+    trust.take()
+    trust.clock = Clock(wall=Wrong(days=2))
+    for take in (trust.store.take, lambda: trust.store.take({}, trust)):
+        with pytest.raises(TryLater) as bad:
+            take()
+        assert bad.value.code == "trust.expired"
+    assert trust.store.fresh_until() == server.repository.timestamp.expires
+    assert trust.asked == []
+
+
+def test_metadata_that_new_keys_sign_under_an_old_version_are_fetched(trust: OneTrust, server: DeviceServer) -> None:
+    trust.take()
+    before, repository = trust.versions(), server.repository
+    repository.rotate("timestamp", "snapshot")
+    repository._write("snapshot", repository.snapshot)
+    repository._write("timestamp", repository.timestamp)
+    assert trust.take().desired
+    assert {**before, "image/root": 2} == trust.versions()
+    assert trust.store.take().desired
+
+
+def test_every_step_that_is_overridden_is_one_of_python_tufs() -> None:
+    own = {"_see", "_read_time"}
+    overridden = {name for name in vars(Workflow) if name.startswith("_") and not name.startswith("__")} - own
+    assert overridden <= set(dir(Updater))
+    assert len(overridden) == 8
 
 
 def test_a_root_that_does_not_sign_itself_is_no_root(server: DeviceServer) -> None:

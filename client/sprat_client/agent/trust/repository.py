@@ -8,10 +8,10 @@ marks, which are then fetched again: never a mark that is older than a file, so 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from tuf.api.exceptions import (
@@ -23,16 +23,14 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp
+from tuf.api.metadata import Metadata, Root, TargetFile
 
 from sprat_client.agent.durable import Disk, make_folder, remove, write_file
 from sprat_client.agent.trust.clock import Clock
-from sprat_client.agent.trust.marks import ONLINE_ROLES, Marks
-from sprat_client.agent.trust.workflow import HISTORY, Offer, OfferFetcher, Workflow
+from sprat_client.agent.trust.marks import Marks
+from sprat_client.agent.trust.workflow import HISTORY, TIMESTAMP_FILE, Offer, OfferFetcher, Workflow
 from sprat_shared.errors import TryLater, UntrustedUpdate
 from sprat_shared.protocol.poll import TOP_ROLES, HeldMetadata
-
-_TIMESTAMP_FILE: Final = "timestamp.json"
 
 
 class MarksKeeper(Protocol):
@@ -149,14 +147,21 @@ class TrustedRepository:
             TryLater: the metadata are expired, or link or server are not ready.
             UntrustedUpdate: signatures, versions or digests are wrong; the code says which.
         """
-        offer = self._with_held(offer)
-        if not offer.parts and offer.source is None:
+        offer = offer or Offer()
+        unchanged = self._unchanged(offer)
+        if unchanged is None and not offer.parts and offer.source is None:
             return {}
         marks = self._keeper.marks(self.name)
         fetcher = OfferFetcher(self.name, offer, marks.versions.get("root", 0))
         with _named(self.name):
             workflow = Workflow(
-                self._folder, self._bootstrap, marks, self._clock, fetcher=fetcher, tells_time=self._tells_time
+                self._folder,
+                self._bootstrap,
+                marks,
+                self._clock,
+                fetcher=fetcher,
+                unchanged=unchanged,
+                tells_time=self._tells_time,
             )
             try:
                 workflow.refresh()
@@ -165,21 +170,12 @@ class TrustedRepository:
                 self._keep(marks, workflow)
         return {path: TrustedTarget.of(target) for path, target in found.items() if target is not None}
 
-    def _with_held(self, offer: Offer | None) -> Offer:
-        """Return the offer with timestamp and snapshot as they are held, where no newer ones are to be had.
-
-        They are on offer like any others: void ones, after a change of keys, are verified as if they were new.
-        """
-        offer = offer or Offer()
-        if offer.source is not None and not offer.polled:
-            return offer
-        held = {item.role: (item.version, data) for item, data in self.held()}
-        ours = {
-            _TIMESTAMP_FILE if role == Timestamp.type else f"{held[role][0]}.{role}.json": held[role][1]
-            for role in ONLINE_ROLES
-            if role in held
-        }
-        return replace(offer, parts={**ours, **offer.parts})
+    def _unchanged(self, offer: Offer) -> bytes | None:
+        """Return the timestamp that is held, where no newer one is to be had: the poll brought none, or nobody can."""
+        path = self._folder / TIMESTAMP_FILE
+        if TIMESTAMP_FILE in offer.parts or (offer.source is not None and not offer.polled):
+            return None
+        return self._disk.read(path) if self._disk.exists(path) else None
 
     def _keep(self, before: Marks, workflow: Workflow) -> None:
         """Make durable what was seen, then what was accepted."""

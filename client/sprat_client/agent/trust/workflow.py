@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote
 
-from tuf.api.exceptions import BadVersionNumberError, DownloadHTTPError, LengthOrHashMismatchError, RepositoryError
+from tuf.api.exceptions import (
+    BadVersionNumberError,
+    DownloadHTTPError,
+    ExpiredMetadataError,
+    LengthOrHashMismatchError,
+    RepositoryError,
+)
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 from tuf.ngclient import FetcherInterface, Updater
 
@@ -20,6 +26,7 @@ from sprat_shared.errors import AccessDenied, NotFound, UntrustedUpdate
 from sprat_shared.trust.signed_time import SignedTime
 
 HISTORY: Final = "root_history"
+TIMESTAMP_FILE: Final = "timestamp.json"
 _NO_SUCH_FILE, _FORBIDDEN = 404, 403
 _UNUSED_URL: Final = "https://repository.invalid/"
 
@@ -90,6 +97,7 @@ class Workflow(Updater):
         marks: what was seen before.
         clock: the reference time.
         fetcher: gives newer files.
+        unchanged: the timestamp that is held, where the server says that there is no newer one.
         tells_time: whether the timestamps set the clock.
 
     Attributes:
@@ -99,10 +107,18 @@ class Workflow(Updater):
     """
 
     def __init__(
-        self, folder: Path, bootstrap: bytes, marks: Marks, clock: Clock, *, fetcher: FetcherInterface, tells_time: bool
+        self,
+        folder: Path,
+        bootstrap: bytes,
+        marks: Marks,
+        clock: Clock,
+        *,
+        fetcher: FetcherInterface,
+        unchanged: bytes | None,
+        tells_time: bool,
     ) -> None:
         self._folder, self._clock, self._tells_time = folder, clock, tells_time
-        self._delegators: dict[str, str] = {}
+        self._unchanged, self._delegators = unchanged, dict[str, str]()
         self._void = False
         self.marks = marks
         self.history: dict[int, bytes] = {}
@@ -135,6 +151,8 @@ class Workflow(Updater):
     def _load_timestamp(self) -> None:
         super()._load_timestamp()
         timestamp = self._trusted_set.timestamp
+        if timestamp.is_expired(self._trusted_set.reference_time):  # one that did not change was let through
+            raise ExpiredMetadataError("timestamp.json is expired")
         self._see(Timestamp.type, Timestamp.type, timestamp.version)
         self._see(Timestamp.type, Snapshot.type, timestamp.snapshot_meta.version)
 
@@ -166,6 +184,8 @@ class Workflow(Updater):
     # where python-tuf reads and writes ---------------------------------------------------------------------------
 
     def _download_metadata(self, rolename: str, length: int, version: int | None = None) -> bytes:
+        if rolename == Timestamp.type and self._unchanged is not None and not self._void:
+            return self._unchanged
         data = super()._download_metadata(rolename, length, version)
         if rolename == Timestamp.type and self._tells_time:
             self._read_time(data)
