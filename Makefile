@@ -20,7 +20,7 @@ TEST_PROCESSES ?= 2
 
 .PHONY: help
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(READY) ## Make .venv and install sprat with everything that developing it takes
@@ -66,6 +66,19 @@ crash: $(READY) ## Kill agents, cut power, mutate updates, ten times as often as
 soak: $(READY) ## Take one agent through updates and faults for 15 minutes (SPRAT_SOAK_S=900)
 	SPRAT_SOAK_S=$${SPRAT_SOAK_S:-900} $(BIN)/python -m pytest -m soak -s
 
+# A checkout of https://github.com/theupdateframework/tuf-conformance; the suite runs in an environment of its own.
+CONFORMANCE ?= ../tuf-conformance
+
+.PHONY: conformance
+conformance: $(READY) ## Let the TUF conformance suite judge the agent's trust store (CONFORMANCE=path of its checkout)
+	@if ! test -d "$(CONFORMANCE)/tuf_conformance"; then \
+	  echo "skipped: no checkout of tuf-conformance at $(CONFORMANCE); say 'make conformance CONFORMANCE=path'"; exit 0; \
+	fi; \
+	command -v faketime >/dev/null || { echo "the suite needs the command faketime (Debian: faketime)" >&2; exit 1; }; \
+	test -x .conformance/bin/pytest || { $(PYTHON) -m venv .conformance && .conformance/bin/pip install -qq "$(CONFORMANCE)"; }; \
+	.conformance/bin/pytest -q -p no:cacheprovider "$(CONFORMANCE)/tuf_conformance" \
+	  --entrypoint "$(CURDIR)/$(BIN)/python -m sprat_client.agent tuf"
+
 .PHONY: bench
 bench: $(READY) ## Run every benchmark (hours the first time, then from its cache); tables on the screen, JSON in .bench
 	@mkdir -p .bench
@@ -79,5 +92,5 @@ docs: $(READY) ## Write docs/cli.md and docs/errors.md out of the code
 
 .PHONY: clean
 clean: ## Remove what setup, tests and demo made
-	rm -rf $(VENV) .demo .bench demo-report.json dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .conformance .demo .bench demo-report.json dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

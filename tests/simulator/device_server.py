@@ -4,10 +4,11 @@ Releases are made with the real encoder and signed with python-tuf. Faults are s
 after so many bytes, answers of 503, bytes that are not what was signed.
 """
 
-import json
+import itertools
 import re
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,7 +20,8 @@ import numpy as np
 import tiny_onnx
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from signed_repository import SignedRepository
+from signed_repository import SignedDirector, SignedRepository, file_name
+from tuf.api.metadata import TargetFile
 
 from sprat_shared.apply import apply_update
 from sprat_shared.encode import encode_delta, encode_full
@@ -27,15 +29,18 @@ from sprat_shared.ids import digest_text, new_id
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
 from sprat_shared.protocol.poll import (
     CONTENT_TYPE,
-    HAVE_HEADER,
+    DEFAULT_INLINE_BYTES,
     INLINE_HEADER,
-    Desired,
+    HeldMetadata,
     Part,
     PollAnswer,
-    parse_have,
+    format_tag,
+    parse_tag,
 )
-from sprat_shared.protocol.report import SIGNATURE_HEADER, Report, parse_signature
-from sprat_shared.trust.targets import LocalStatistics, UpdateTarget, graph_path, update_path
+from sprat_shared.protocol.report import SIGNATURE_HEADER, Report, TrustReport, parse_signature, read_report
+from sprat_shared.trust.assignments import Assigned
+from sprat_shared.trust.signed_time import NONCE_HEADER
+from sprat_shared.trust.targets import LocalStatistics, UpdateTarget, graph_path, role_of_model, update_path
 from sprat_shared.wire.tensors import ArrayTensors, TensorSource, TensorTable, WithoutLocal, digest_of
 
 ENROLMENT_TOKEN = "let-me-in"
@@ -96,9 +101,12 @@ class Device:
     id: UUID
     key: Ed25519PublicKey
     token: str
+    profile: str | None = None
     wishes: dict[str, tuple[int, int]] = field(default_factory=dict)  # model to (release, assignment)
+    assigned: dict[tuple[str, int, int], Assigned] = field(default_factory=dict)  # what the director made of them
     counter: int = 0
     reports: list[Report] = field(default_factory=list)
+    refusals: list[TrustReport] = field(default_factory=list)
 
     def running(self, model: str) -> int | None:
         """Return the release that the device last said it serves."""
@@ -110,7 +118,7 @@ class DeviceServer:
     """The server. Use `running()` to listen."""
 
     def __init__(self) -> None:
-        self.repository = SignedRepository()
+        self.repository, self.director = SignedRepository(), SignedDirector()
         self.blobs: dict[str, bytes] = {}
         self.models: dict[str, dict[int, Release]] = {}
         self.devices: dict[str, Device] = {}
@@ -120,7 +128,12 @@ class DeviceServer:
         self.inline = True
         self.poll_interval_s = 0.05
         self.offered: dict[int, tuple[str, ...]] = {}  # the path to a release, whatever a device holds
-        # faults
+        # faults and attacks
+        self.tamper: Callable[[list[Part]], list[Part]] = lambda parts: parts  # what a poll's answer brings
+        self.says: Callable[[Assigned], Assigned] = lambda assigned: assigned  # what the director signs
+        self.drip_s = 0.0  # between two bytes of a poll's answer
+        self.endless = False  # a poll's answer never ends
+        self.proves_time = True
         self.cut_after: list[int] = []  # the next blob bodies end after so many bytes
         self.unavailable = 0  # so many answers of 503, with
         self.retry_after: str | None = None
@@ -218,61 +231,112 @@ class DeviceServer:
 
     # what a device asks ------------------------------------------------------------------------------------------
 
-    def poll(self, device: Device, headers: Mapping[str, str]) -> tuple[str, bytes]:
-        """Return the ETag and the body of a poll's answer."""
+    def poll(self, device: Device, headers: Mapping[str, str]) -> bytes | None:
+        """Return the body of a poll's answer; None where nothing changed."""
         with self.lock:
-            held = [(item.role, item.version) for item in parse_have(headers.get(HAVE_HEADER, ""))]
-            known = [self.repository.signed.get(item) for item in held]
+            tag, nonce = headers.get("If-None-Match"), headers.get(NONCE_HEADER)
+            held = [] if tag is None else parse_tag(tag)
+            self.director.direct(device.id, self._assignments(device))
+            if nonce is not None and self.proves_time:
+                self.director.stamp(device.id, nonce)
+            newest = self._newest(device)
+            if (nonce is None or not self.proves_time) and tag == format_tag([item for item, _, _ in newest]):
+                return None
+            known = [self._signed(device, item) for item in held]
             dictionary = b"" if None in known else b"".join(body for body in known if body is not None)
-            versions = dict(held) if dictionary else {}
+            have = {(item.repository, item.role): item.version for item in held}
             parts = [
-                Part(kind="metadata", name=f"image/{name}", data=self.repository.files[name])
-                for role, version, name in self.repository.newest()
-                if versions.get(role) != version
+                Part(kind="metadata", name=f"{item.repository}/{name}", data=data)
+                for item, name, data in self._roots_between(have, newest)
+                if have.get((item.repository, item.role)) != item.version
             ]
-            desired = tuple(self._desired(device, model, *wish) for model, wish in device.wishes.items())
-            room = int(headers.get(INLINE_HEADER, "0"))
-            for wish in desired if self.inline else ():
-                for path in wish.path:
-                    data = self._target(wish.model, path)
+            room = int(headers.get(INLINE_HEADER, DEFAULT_INLINE_BYTES))
+            for assigned, _ in (self.director.devices[device.id].said or []) if self.inline else ():
+                for path in filter(self.repository.models[assigned.model].targets.get, assigned.path):
+                    data = self._target(assigned.model, path)
                     if len(data) <= room:
                         parts.append(Part(kind="blob", name=digest_text(sha256(data).digest()), data=data))
                         room -= len(data)
-            answer = PollAnswer(poll_interval_s=self.poll_interval_s, desired=desired, parts=tuple(parts))
-            state = [[wish.as_json() for wish in desired], [list(item) for item in self.repository.newest()]]
-            etag = '"' + sha256(json.dumps(state).encode()).hexdigest()[:16] + '"'
-            return etag, answer.to_bytes(dictionary)
+            answer = PollAnswer(poll_interval_s=self.poll_interval_s, parts=tuple(self.tamper(parts)))
+            return answer.to_bytes(dictionary)
 
-    def _desired(self, device: Device, model: str, number: int, assignment: int) -> Desired:
+    def _newest(self, device: Device) -> list[tuple[HeldMetadata, str, bytes]]:
+        """Return the newest files that a device needs, with their names, in the order of reading."""
+        image, director = self.repository, self.director
+        needed = {"root", "timestamp", "snapshot", "targets", *(role_of_model(model) for model in device.wishes)}
+        return [
+            *(
+                (HeldMetadata("image", role, version), name, image.files[name])
+                for role, version, name in image.newest()
+                if role in needed
+            ),
+            *(
+                (HeldMetadata("director", role, version), name, director.file(device.id, name) or b"")
+                for role, version, name in director.newest(device.id)
+            ),
+        ]
+
+    def _roots_between(
+        self, have: Mapping[tuple[str, str], int], newest: list[tuple[HeldMetadata, str, bytes]]
+    ) -> Iterator[tuple[HeldMetadata, str, bytes]]:
+        """Yield the newest files, and before a newer root those that lead to it."""
+        for item, name, data in newest:
+            if item.role == "root":
+                files = self.repository.files if item.repository == "image" else self.director.files
+                for version in range(have.get((item.repository, "root"), 0) + 1, item.version):
+                    name_before = file_name("root", version)
+                    yield HeldMetadata(item.repository, "root", version), name_before, files[name_before]
+            yield item, name, data
+
+    def _signed(self, device: Device, item: HeldMetadata) -> bytes | None:
+        if item.repository == "image":
+            return self.repository.signed.get((item.role, item.version))
+        own = self.director.signed if item.role == "root" else self.director.devices[device.id].signed
+        return own.get((item.role, item.version))
+
+    def _assignments(self, device: Device) -> list[tuple[Assigned, TargetFile]]:
+        said = []
+        for model, (number, counter) in sorted(device.wishes.items()):
+            key = (model, number, counter)
+            if key not in device.assigned:
+                device.assigned[key] = self._assigned(device, *key)
+            assigned = self.says(device.assigned[key])
+            said.append((assigned, self.repository.models[model].targets[assigned.full]))
+        return said
+
+    def _assigned(self, device: Device, model: str, number: int, counter: int) -> Assigned:
         release = self.models[model][number]
-        has = device.running(model)
         path: tuple[str, ...] = ()
         if number in self.offered:
             path = self.offered[number]
-        elif release.base is not None and has == release.base:
+        elif release.base is not None and device.running(model) == release.base:
             path = (update_path(model, number, release.base),)
-        return Desired(
-            model=model,
-            release=number,
-            weights=release.digest,
-            assignment=assignment,
-            graph=graph_path(model, digest_text(sha256(release.graph).digest())),
-            path=path,
-            full=update_path(model, number, None),
+        return Assigned(
+            device=device.id, model=model, release=number, assignment=counter, path=path, profile=device.profile
         )
 
     def _target(self, model: str, path: str) -> bytes:
         return self.blobs[self.repository.models[model].targets[path].hashes["sha256"]]
 
+    def metadata(self, device: Device, path: str) -> bytes | None:
+        """Return a metadata file, such as `image/timestamp.json`, as it is served to a device."""
+        repository, _, name = path.partition("/")
+        with self.lock:
+            return self.repository.files.get(name) if repository == "image" else self.director.file(device.id, name)
+
     def enrol(self, body: bytes) -> bytes:
         """Add a device."""
         asked = EnrolRequest.from_json(body)
-        device = Device(new_id(), Ed25519PublicKey.from_public_bytes(asked.public_key), f"token-of-{asked.name}")
+        key = Ed25519PublicKey.from_public_bytes(asked.public_key)
+        device = Device(new_id(), key, f"token-of-{asked.name}", asked.profile)
         with self.lock:
             self.devices[device.token] = device
-        root = self.repository.signed["root", 1]
         answer = EnrolAnswer(
-            device=device.id, token=device.token, image_root=root, poll_interval_s=self.poll_interval_s
+            device=device.id,
+            token=device.token,
+            image_root=self.repository.signed["root", 1],
+            director_root=self.director.signed["root", 1],
+            poll_interval_s=self.poll_interval_s,
         )
         return answer.to_json()
 
@@ -282,11 +346,14 @@ class DeviceServer:
             device.key.verify(parse_signature(signature), body)
         except InvalidSignature:
             return 403
-        report = Report.from_json(body)
+        report = read_report(body)
         with self.reported:
-            if device.reports and report.sequence <= device.reports[-1].sequence:
+            if report.sequence <= max((one.sequence for one in (*device.reports, *device.refusals)), default=0):
                 return 409
-            device.reports.append(report)
+            if isinstance(report, Report):
+                device.reports.append(report)
+            else:
+                device.refusals.append(report)
             self.reported.notify_all()
         return 204
 
@@ -341,16 +408,35 @@ class _Handler(BaseHTTPRequestHandler):
         if device is None:
             return self._send(401, b'{"detail": "this device is not known"}')
         if path == "/device/v1/poll":
-            etag, answer = server.poll(device, self.headers)
-            if self.headers.get("If-None-Match") == etag:
-                return self._send(304, b"", {"ETag": etag})
-            return self._send(200, answer, {"ETag": etag, "Content-Type": CONTENT_TYPE})
+            return self._poll(server.poll(device, self.headers))
         if path == "/device/v1/reports":
             return self._send(server.report(device, body, self.headers.get(SIGNATURE_HEADER, "")), b"")
-        if path.startswith("/tuf/image/"):
-            found = server.repository.files.get(path.removeprefix("/tuf/image/"))
-            return self._send(200 if found else 404, found or b"")
+        if path.startswith("/tuf/"):
+            found = server.metadata(device, path.removeprefix("/tuf/"))
+            return self._send(404 if found is None else 200, found or b"")
         return self._blob(path.removeprefix("/blobs/sha256/"))
+
+    def _poll(self, answer: bytes | None) -> None:
+        if answer is None:
+            return self._send(304, b"")
+        if self.behind.drip_s or self.behind.endless:
+            return self._hold_up(answer)
+        return self._send(200, answer, {"Content-Type": CONTENT_TYPE})
+
+    def _hold_up(self, answer: bytes) -> None:
+        """Send bytes one at a time, or without end, until the device has had enough."""
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        pieces = (
+            itertools.repeat(bytes(4096)) if self.behind.endless else (answer[at : at + 1] for at in itertools.count())
+        )
+        try:
+            for piece in pieces:
+                self.wfile.write(piece)
+                time.sleep(self.behind.drip_s)
+        except OSError:
+            return
 
     def _blob(self, name: str) -> None:
         data = self.behind.blobs.get(name)

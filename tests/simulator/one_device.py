@@ -17,6 +17,7 @@ from sprat_client.agent.loop import Agent
 from sprat_client.agent.rebuild import Rebuilder, rebuild
 from sprat_client.agent.settings import AgentSettings, LinkSettings, ValidationSettings
 from sprat_client.agent.store import TensorStore
+from sprat_client.agent.trust.clock import Clock
 from sprat_shared.errors import NotFound
 from sprat_shared.protocol.report import Report
 
@@ -34,7 +35,7 @@ def estimator_on(disk: Disk) -> Estimator:
     return lambda store, job: estimate_into(TensorStore(store, disk), job)
 
 
-def agent_on(folder: Path, disk: Disk | None = None, **changes: Any) -> Agent:
+def agent_on(folder: Path, disk: Disk | None = None, clock: Clock | None = None, **changes: Any) -> Agent:
     """Return an agent that polls at once, tries a release for a moment, and rebuilds in this process."""
     disk = disk or PosixDisk()
     settings = AgentSettings(
@@ -46,7 +47,13 @@ def agent_on(folder: Path, disk: Disk | None = None, **changes: Any) -> Agent:
         validation=ValidationSettings(latency_runs=1),
         space_margin_bytes=0,
     )
-    return Agent(replace(settings, **changes), disk=disk, rebuilder=rebuilder_on(disk), estimator=estimator_on(disk))
+    return Agent(
+        replace(settings, **changes),
+        disk=disk,
+        rebuilder=rebuilder_on(disk),
+        estimator=estimator_on(disk),
+        clock=clock,
+    )
 
 
 def release_of(agent: Agent, server: DeviceServer) -> int | None:

@@ -1,9 +1,11 @@
-"""An image repository in memory that behaves like the real one: signed by python-tuf, consistent snapshots."""
+"""Both repositories in memory, behaving like the real ones: signed by python-tuf, consistent snapshots."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
+from uuid import UUID
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
@@ -19,41 +21,89 @@ from tuf.api.metadata import (
 )
 from tuf.api.serialization.json import JSONSerializer
 
+from sprat_shared.trust.assignments import Assigned
+from sprat_shared.trust.signed_time import SignedTime
 from sprat_shared.trust.targets import paths_of_model, role_of_model
 
 _COMPACT = JSONSerializer(compact=True)
 
 
-@dataclass
-class SignedRepository:
-    """Files by the names under which `/tuf/image/` serves them."""
+def in_days(days: float) -> datetime:
+    """Return a time as metadata say it: whole seconds, UTC."""
+    return datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
 
+
+def file_name(role: str, version: int) -> str:
+    """Return the name under which a repository of consistent snapshots serves a file."""
+    return "timestamp.json" if role == "timestamp" else f"{version}.{role}.json"
+
+
+@dataclass
+class _Keys:
+    """The keys of four roles, and the root that names them."""
+
+    expires: datetime = field(default_factory=lambda: in_days(30))
     files: dict[str, bytes] = field(default_factory=dict)
     signed: dict[tuple[str, int], bytes] = field(default_factory=dict)  # by role and version, all that ever were
-    expires: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0) + timedelta(days=30))
 
     def __post_init__(self) -> None:
-        self.signers = {role: CryptoSigner.generate_ed25519() for role in ("root", "targets", "snapshot", "timestamp")}
-        self.model_signer = CryptoSigner.generate_ed25519()
+        self.signers = {
+            role: [CryptoSigner.generate_ed25519()] for role in ("root", "targets", "snapshot", "timestamp")
+        }
         self.root = Root(expires=self.expires, consistent_snapshot=True)
-        for role, signer in self.signers.items():
-            self.root.add_key(signer.public_key, role)
+        for role, signers in self.signers.items():
+            self.root.add_key(signers[0].public_key, role)
+        self._write("root", self.root)
+
+    def rotate(self, *roles: str) -> None:
+        """Sign the next root, with new keys for these roles."""
+        for role in roles:
+            for old in self.signers[role]:
+                self.root.revoke_key(old.public_key.keyid, role)
+            self.signers[role] = [CryptoSigner.generate_ed25519()]
+            self.root.add_key(self.signers[role][0].public_key, role)
+        self.root.version += 1
+        self._write("root", self.root)
+
+    def require_two(self, role: str) -> None:
+        """Sign the next root, which wants two signatures for a role."""
+        self.signers[role].append(CryptoSigner.generate_ed25519())
+        self.root.add_key(self.signers[role][1].public_key, role)
+        self.root.roles[role].threshold = 2
+        self.root.version += 1
+        self._write("root", self.root)
+
+    def _write(self, role: str, signed: Any, signers: list[CryptoSigner] | None = None) -> None:
+        name = file_name(role, signed.version)
+        data = sign(signed, self.signers[role] if signers is None else signers)
+        self.files[name] = self.signed[role, signed.version] = data
+
+
+def sign(signed: Any, signers: list[CryptoSigner]) -> bytes:
+    """Return signed metadata."""
+    metadata = Metadata(signed)
+    for signer in signers:
+        metadata.sign(signer, append=True)
+    return metadata.to_bytes(_COMPACT)
+
+
+@dataclass
+class SignedRepository(_Keys):
+    """The image repository: files by the names under which `/tuf/image/` serves them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model_signer = CryptoSigner.generate_ed25519()
         self.targets = Targets(expires=self.expires)
         self.targets.delegations = Delegations({}, {})
         self.snapshot, self.timestamp = Snapshot(expires=self.expires), Timestamp(expires=self.expires)
         self.snapshot.meta = {}
         self.models: dict[str, Targets] = {}
-        self._write("root", self.root, [self.signers["root"]])
         self.publish()
 
     def rotate_root(self) -> None:
         """Sign the next root, with a new timestamp key."""
-        old = self.signers["timestamp"]
-        self.signers["timestamp"] = CryptoSigner.generate_ed25519()
-        self.root.revoke_key(old.public_key.keyid, "timestamp")
-        self.root.add_key(self.signers["timestamp"].public_key, "timestamp")
-        self.root.version += 1
-        self._write("root", self.root, [self.signers["root"]])
+        self.rotate("timestamp")
         self.publish()
 
     def add(self, model: str, path: str, data: bytes, custom: dict[str, Any] | None = None) -> None:
@@ -79,21 +129,14 @@ class SignedRepository:
             self.models[model].version += (role, self.models[model].version) in self.signed
             self._write(role, self.models[model], [self.model_signer])
             self.snapshot.meta[f"{role}.json"] = MetaFile(self.models[model].version)
-        self._write("targets", self.targets, [self.signers["targets"]])
+        self._write("targets", self.targets)
         self.snapshot.meta["targets.json"] = MetaFile(self.targets.version)
         if f"{self.snapshot.version}.snapshot.json" in self.files:
             self.snapshot.version += 1
             self.timestamp.version += 1
-        self._write("snapshot", self.snapshot, [self.signers["snapshot"]])
+        self._write("snapshot", self.snapshot)
         self.timestamp.snapshot_meta = MetaFile(self.snapshot.version)
-        self._write("timestamp", self.timestamp, [self.signers["timestamp"]])
-
-    def _write(self, role: str, signed: Any, signers: list[CryptoSigner]) -> None:
-        metadata = Metadata(signed)
-        for signer in signers:
-            metadata.sign(signer, append=True)
-        name = "timestamp.json" if role == "timestamp" else f"{signed.version}.{role}.json"
-        self.files[name] = self.signed[role, signed.version] = metadata.to_bytes(_COMPACT)
+        self._write("timestamp", self.timestamp)
 
     def newest(self) -> list[tuple[str, int, str]]:
         """Return role, version and name of the newest file of each role, in the order in which a client reads them."""
@@ -104,7 +147,62 @@ class SignedRepository:
             ("targets", self.targets),
             *((role_of_model(model), targets) for model, targets in sorted(self.models.items())),
         ]
-        return [
-            (role, one.version, "timestamp.json" if role == "timestamp" else f"{one.version}.{role}.json")
-            for role, one in signed
-        ]
+        return [(role, one.version, file_name(role, one.version)) for role, one in signed]
+
+
+@dataclass
+class Directed:
+    """What the director signed for one device."""
+
+    versions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("timestamp", "snapshot", "targets"), 0))
+    files: dict[str, bytes] = field(default_factory=dict)
+    signed: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    said: list[tuple[Assigned, TargetFile]] | None = None
+
+
+class SignedDirector(_Keys):
+    """The director's repository: one root, and a timestamp, snapshot and targets for each device."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.devices: dict[UUID, Directed] = {}
+
+    def direct(self, device: UUID, said: list[tuple[Assigned, TargetFile]]) -> Directed:
+        """Sign what a device should run, if it changed; return what is signed for it."""
+        directed = self.devices.setdefault(device, Directed())
+        if directed.said != said:
+            directed.said = said
+            targets = Targets(expires=self.expires)
+            for assigned, file in said:
+                target = TargetFile(file.length, dict(file.hashes), assigned.full)
+                target.unrecognized_fields["custom"] = assigned.to_custom()
+                targets.targets[assigned.full] = target
+            self._sign(directed, "targets", targets)
+            self._sign(directed, "snapshot", Snapshot(expires=self.expires))
+            self.stamp(device)
+        return directed
+
+    def stamp(self, device: UUID, nonce: str | None = None, at: datetime | None = None) -> None:
+        """Sign a device's next timestamp, with the time."""
+        timestamp = Timestamp(expires=self.expires)
+        timestamp.unrecognized_fields |= SignedTime(at=at or datetime.now(UTC), nonce=nonce).to_fields()
+        self._sign(self.devices[device], "timestamp", timestamp)
+
+    def _sign(self, directed: Directed, role: str, signed: Any) -> None:
+        directed.versions[role] += 1
+        signed.version = directed.versions[role]
+        if role == "snapshot":
+            signed.meta = {"targets.json": MetaFile(directed.versions["targets"])}
+        if role == "timestamp":
+            signed.snapshot_meta = MetaFile(directed.versions["snapshot"])
+        data = sign(signed, self.signers[role])
+        directed.files[file_name(role, signed.version)] = directed.signed[role, signed.version] = data
+
+    def newest(self, device: UUID) -> list[tuple[str, int, str]]:
+        """Return role, version and name of the newest file of each role, in the order in which a client reads them."""
+        versions: Mapping[str, int] = {"root": self.root.version, **self.devices[device].versions}
+        return [(role, version, file_name(role, version)) for role, version in versions.items()]
+
+    def file(self, device: UUID, name: str) -> bytes | None:
+        """Return a file as `/tuf/director/` serves it to a device."""
+        return self.files.get(name) or self.devices[device].files.get(name)

@@ -1,4 +1,4 @@
-"""The command `sprat-agent`: enrol, run, status, infer."""
+"""The command `sprat-agent`: enrol, run, status, infer, tuf."""
 
 import argparse
 import json
@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     enrol.add_argument("--token", required=True, metavar="T", help="enrolment token; - reads it from stdin")
     enrol.add_argument("--name", metavar="N", help="what people call the device (default: the host's name)")
+    enrol.add_argument(
+        "--profile", metavar="P", help="the class of devices that it is of; assignments for another one are refused"
+    )
     enrol.add_argument("--ca", metavar="FILE", help="trust these certificates (PEM) instead of the system's")
     enrol.add_argument("--insecure", action="store_true", help="allow plain http to other machines")
     enrol.add_argument("--json", action="store_true", help="print one JSON object")
@@ -115,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", "Say what the agent is doing.", "sprat-agent status --dir /var/lib/sprat --json")
     status.add_argument("--json", action="store_true", help="print one JSON object")
 
+    _add_tuf(commands, raw)
+
     infer = command(
         "infer",
         "Ask a model of the running agent.",
@@ -125,6 +130,51 @@ def _parser() -> argparse.ArgumentParser:
         "--inputs", required=True, type=Path, metavar="FILE", help=".npz with the array `inputs`, (batch, ...)"
     )
     return parser
+
+
+def _add_tuf(commands: Any, raw: Any) -> None:
+    tuf = commands.add_parser(
+        "tuf",
+        help="Drive the trust store by itself, as the TUF conformance suite does.",
+        description="Drives the agent's trust store, fetcher and downloader on any TUF repository, by the protocol of "
+        "theupdateframework/tuf-conformance (CLIENT-CLI.md).",
+        epilog="example:\n  sprat-agent tuf --metadata-dir D init root.json\n"
+        "  sprat-agent tuf --metadata-dir D --metadata-url https://tuf.example/metadata refresh\n\n"
+        "exit codes:\n  0    done\n  1    refused, or not reached; what was trusted before still is\n"
+        "  2    the command line is wrong\n",
+        formatter_class=raw,
+    )
+    tuf.add_argument("--metadata-dir", type=Path, required=True, metavar="D", help="folder of the trusted metadata")
+    tuf.add_argument("--metadata-url", metavar="U", help="where the repository's metadata are")
+    tuf.add_argument("--target-name", action="append", default=[], metavar="T", help="a target's path (repeatable)")
+    tuf.add_argument("--target-base-url", metavar="B", help="where the repository's targets are")
+    tuf.add_argument("--target-dir", type=Path, metavar="X", help="folder for verified targets")
+    doing = tuf.add_subparsers(dest="doing", required=True, metavar="DO")
+    init = doing.add_parser("init", help="Take a root as the start of trust.")
+    init.add_argument("root", type=Path, metavar="ROOT", help="file with the signed root metadata")
+    doing.add_parser("refresh", help="Bring the metadata up to date.")
+    doing.add_parser("download", help="Bring them up to date, then fetch and verify the targets.")
+
+
+def _tuf(asked: argparse.Namespace) -> int:
+    from sprat_client.agent.conformance import ConformanceClient  # noqa: PLC0415
+
+    client = ConformanceClient(asked.metadata_dir)
+    try:
+        if asked.doing == "init":
+            client.init(asked.root.read_bytes())
+        elif asked.metadata_url is None:
+            raise InvalidInput(f"{asked.doing}: --metadata-url is needed")
+        elif asked.doing == "refresh":
+            client.refresh(asked.metadata_url)
+        elif not asked.target_name or asked.target_base_url is None or asked.target_dir is None:
+            raise InvalidInput("download: --target-name, --target-base-url and --target-dir are needed")
+        else:
+            client.download(asked.metadata_url, asked.target_name, asked.target_base_url, asked.target_dir)
+    except (SpratError, OSError) as bad:
+        sys.stderr.write(f"sprat-agent: {bad}\n")
+        return 1
+    return 0
 
 
 def _of_model(text: str) -> tuple[str, Path]:
@@ -180,6 +230,7 @@ def _enrol(asked: argparse.Namespace) -> int:
         server_url=asked.server,
         token=token,
         name=asked.name,
+        profile=None if asked.profile is None else check_model_name(asked.profile),
         ca_file=asked.ca,
         insecure=asked.insecure,
     )
@@ -246,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     log_json_to_stderr()
     try:
-        return {"enrol": _enrol, "run": _run, "status": _status, "infer": _infer}[asked.command](asked)
+        return {"enrol": _enrol, "run": _run, "status": _status, "infer": _infer, "tuf": _tuf}[asked.command](asked)
     except SpratError as bad:
         if getattr(asked, "json", False):
             sys.stdout.write(json.dumps({"error": {"code": bad.code, "detail": str(bad)}}) + "\n")

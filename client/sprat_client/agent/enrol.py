@@ -1,4 +1,4 @@
-"""Enrolment: the device makes its key, shows a token once, and gets an identity and a root of trust."""
+"""Enrolment: the device makes its key, shows a token once, and gets an identity and two roots of trust."""
 
 import os
 import platform
@@ -10,10 +10,12 @@ from sprat_client.agent.identity import Identity, check_server_url, make_key, pu
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.settings import LinkSettings
 from sprat_client.agent.transfer import Link
-from sprat_client.agent.trust import TrustStore
+from sprat_client.agent.trust.repository import check_root
 from sprat_client.agent.version import VERSION
 from sprat_shared.errors import Conflict
 from sprat_shared.protocol.enrol import EnrolRequest
+from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
+from sprat_shared.trust.targets import IMAGE_REPOSITORY
 
 
 def enrol(
@@ -23,6 +25,7 @@ def enrol(
     server_url: str,
     token: str,
     name: str | None = None,
+    profile: str | None = None,
     ca_file: str | None = None,
     insecure: bool = False,
 ) -> Identity:
@@ -32,6 +35,7 @@ def enrol(
         Conflict: the folder is enrolled already, or an agent runs on it.
         AccessDenied: the token is wrong, used up or expired.
         InvalidInput: the URL is not one the agent may talk to.
+        UntrustedUpdate: a root that the server gives does not sign itself.
         LinkDown: the server is not ready.
     """
     url = check_server_url(server_url, insecure=insecure)
@@ -40,16 +44,20 @@ def enrol(
         if disk.exists(folder / "agent.json"):
             raise Conflict(f"{folder}: already enrolled; use another --dir, or remove the folder to start over")
         name = name or socket.gethostname()
-        request = EnrolRequest(name=name, public_key=public_bytes(key), agent=VERSION, attributes=_attributes())
+        request = EnrolRequest(
+            name=name, public_key=public_bytes(key), agent=VERSION, profile=profile, attributes=_attributes()
+        )
         with Link(url, token, LinkSettings(), ca_file=ca_file) as link:
             answer = link.enrol(request)
-        TrustStore(folder / "trust" / "image", disk).bootstrap(answer.image_root)
         identity = Identity(
             server_url=url,
             device=answer.device,
             token=answer.token,
             name=name,
             poll_interval_s=answer.poll_interval_s,
+            image_root=check_root(IMAGE_REPOSITORY, answer.image_root),
+            director_root=check_root(DIRECTOR_REPOSITORY, answer.director_root),
+            profile=profile,
             ca_file=None if ca_file is None else str(Path(ca_file).resolve()),
             insecure=insecure,
         )

@@ -3,6 +3,7 @@
 agent.json and device.key are written once, by `enrol`, mode 0600. agent.json comes last: a folder with it is enrolled.
 """
 
+import base64
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.fields import Fields
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_ROOTS = ("image_root", "director_root")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,9 @@ class Identity:
         token: its bearer token.
         name: what people call it.
         poll_interval_s: as the server wishes.
+        image_root: signed root of the image repository, where all its trust starts, and
+        director_root: of the director's.
+        profile: the class of devices that it is of; None: none.
         ca_file: certificates to trust instead of the system's.
         insecure: plain HTTP to other machines is allowed.
     """
@@ -44,12 +49,16 @@ class Identity:
     token: str
     name: str
     poll_interval_s: float
+    image_root: bytes
+    director_root: bytes
+    profile: str | None = None
     ca_file: str | None = None
     insecure: bool = False
 
     def save(self, folder: Path, disk: Disk) -> None:
         """Write agent.json, durably."""
-        write_json(disk, folder / "agent.json", {**asdict(self), "device": str(self.device), "format": 1})
+        roots = {name: base64.b64encode(getattr(self, name)).decode() for name in _ROOTS}
+        write_json(disk, folder / "agent.json", {**asdict(self), **roots, "device": str(self.device), "format": 1})
 
     @classmethod
     def load(cls, folder: Path) -> "Identity":
@@ -69,12 +78,18 @@ class Identity:
             ) from None
         except ValueError as bad:
             raise InvalidInput(f"{path}: {bad}; enrol again into a new folder") from bad
+        try:
+            roots = {name: base64.b64decode(fields.text(name, max_length=1_000_000), validate=True) for name in _ROOTS}
+        except ValueError as bad:
+            raise InvalidInput(f"{path}: a root is not base64 ({bad}); enrol again into a new folder") from bad
         return cls(
             server_url=fields.text("server_url"),
             device=UUID(fields.text("device")),
             token=fields.text("token"),
             name=fields.text("name"),
             poll_interval_s=fields.number("poll_interval_s"),
+            **roots,
+            profile=fields.model("profile") if fields.has("profile") else None,
             ca_file=fields.text("ca_file") if fields.has("ca_file") else None,
             insecure=fields.flag("insecure"),
         )

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import Disk, write_json
 from sprat_client.agent.states import State
+from sprat_client.agent.trust.marks import Marks
 from sprat_shared.errors import InvalidInput, SpratError
 from sprat_shared.protocol.fields import Fields
-from sprat_shared.protocol.poll import Desired
-from sprat_shared.protocol.report import Evidence, Report
+from sprat_shared.protocol.report import Evidence, Report, TrustReport
 
 FORMAT: Final = 1
 REFUSALS_KEPT: Final = 16
@@ -32,7 +33,7 @@ class Work:
     """The update under way.
 
     Attributes:
-        wish: what the server asked for.
+        wish: what both repositories agreed on.
         started_at: seconds since 1970, on the device's clock.
         steps: target paths of the updates to apply, in order; known once FETCHING chose them.
         release_id: of the release that comes out; known once VERIFYING said so.
@@ -153,9 +154,64 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Why what the server sends is not believed just now.
+
+    Attributes:
+        code: public code of the refusal,
+        detail: the sentence for people,
+        since: seconds since 1970 on the device's clock.
+    """
+
+    code: str
+    detail: str
+    since: float
+
+    @classmethod
+    def of(cls, value: Any) -> "Trouble":
+        """Read the JSON object."""
+        fields = Fields(value, "journal: trouble")
+        return cls(code=fields.text("code"), detail=fields.text("detail"), since=fields.number("since"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustRecord:
+    """What must survive of trust, apart from the metadata files.
+
+    Attributes:
+        marks: of each repository.
+        trouble: None: the last answer was believed.
+        clock_ahead_s: by how much the device's clock is ahead of signed times; None: it can be believed.
+    """
+
+    marks: Mapping[str, Marks] = field(default_factory=dict)
+    trouble: Trouble | None = None
+    clock_ahead_s: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            "marks": {name: marks.as_json() for name, marks in self.marks.items()},
+            "trouble": None if self.trouble is None else asdict(self.trouble),
+            "clock_ahead_s": self.clock_ahead_s,
+        }
+
+    @classmethod
+    def of(cls, value: Any) -> "TrustRecord":
+        """Read the JSON object."""
+        fields = Fields(value, "journal: trust")
+        return cls(
+            marks={name: Marks.of(marks) for name, marks in fields.mapping("marks").items()},
+            trouble=Trouble.of(fields.mapping("trouble")) if fields.has("trouble") else None,
+            clock_ahead_s=fields.number("clock_ahead_s") if fields.has("clock_ahead_s") else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Content:
     sequence: int = 0
     models: Mapping[str, ModelRecord] = field(default_factory=dict)
+    trust: TrustRecord = field(default_factory=TrustRecord)
     unsent: tuple[str, ...] = ()  # canonical JSON of reports that are not in the outbox yet
 
 
@@ -193,12 +249,32 @@ class Journal:
         """Reports that are decided and not in the outbox yet."""
         return tuple(text.encode() for text in self._content.unsent)
 
+    @property
+    def trust(self) -> TrustRecord:
+        """What survives of trust."""
+        return self._content.trust
+
+    def marks(self, repository: str) -> Marks:
+        """Return the marks of a repository (`trust.repository.MarksKeeper`)."""
+        return self._content.trust.marks.get(repository, Marks())
+
+    def keep_marks(self, repository: str, marks: Marks) -> None:
+        """Make the marks of a repository durable."""
+        self.keep_trust(replace(self.trust, marks={**self.trust.marks, repository: marks}))
+
+    def keep_trust(self, trust: TrustRecord, report: TrustReport | None = None) -> None:
+        """Make what is known of trust durable, together with the report that a change of it causes."""
+        self._write(self._reported(replace(self._content, trust=trust), report))
+
     def store(self, model: str, record: ModelRecord, report: Report | None = None) -> None:
         """Make a record durable, together with the report that its transition causes."""
-        content = replace(self._content, models={**self._content.models, model: record})
-        if report is not None:
-            content = replace(content, sequence=report.sequence, unsent=(*content.unsent, report.to_json().decode()))
-        self._write(content)
+        self._write(self._reported(replace(self._content, models={**self._content.models, model: record}), report))
+
+    @staticmethod
+    def _reported(content: _Content, report: Report | TrustReport | None) -> _Content:
+        if report is None:
+            return content
+        return replace(content, sequence=report.sequence, unsent=(*content.unsent, report.to_json().decode()))
 
     def forget_unsent(self) -> None:
         """Say that all unsent reports are in the outbox now."""
@@ -212,6 +288,7 @@ class Journal:
                 "format": FORMAT,
                 "sequence": content.sequence,
                 "models": {name: record.as_json() for name, record in content.models.items()},
+                "trust": content.trust.as_json(),
                 "unsent": list(content.unsent),
             },
         )
@@ -226,6 +303,7 @@ def _read(path: Path, disk: Disk) -> _Content:
         return _Content(
             sequence=fields.integer("sequence"),
             models={name: ModelRecord.of(value) for name, value in fields.mapping("models").items()},
+            trust=TrustRecord.of(fields.mapping("trust")),
             unsent=tuple(str(report) for report in fields.list_of("unsent")),
         )
     except (ValueError, TypeError, InvalidInput) as bad:

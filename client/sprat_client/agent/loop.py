@@ -16,6 +16,7 @@ from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.journal import Journal
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.machine import ModelMachine, Settled
+from sprat_client.agent.polling import Poller
 from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
 from sprat_client.agent.reports import Outbox
 from sprat_client.agent.serve import Answer, Servings
@@ -23,13 +24,13 @@ from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import TensorStore
 from sprat_client.agent.transfer import Backoff, Link
-from sprat_client.agent.trust import TrustStore
+from sprat_client.agent.trust.clock import Clock
+from sprat_client.agent.trust.store import Agreed, TrustStore
 from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_client.runtime.ports import Array, Runtime
-from sprat_shared.errors import InvalidInput, SpratError, TryLater, UpdateRejected
-from sprat_shared.ids import parse_digest
-from sprat_shared.protocol.poll import Desired, PollAnswer
+from sprat_shared.errors import SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import Outcome
+from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
 
 _log = logging.getLogger(__name__)
 _GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
@@ -45,6 +46,7 @@ class Agent:
         rebuilder: computes weights; in a process of its own when left out.
         estimator: computes local statistics; likewise.
         runtime: loads models; onnxruntime when left out.
+        clock: of the device; the real one when left out.
 
     Raises:
         NotFound: the folder is not enrolled.
@@ -59,12 +61,14 @@ class Agent:
         rebuilder: Rebuilder | None = None,
         estimator: Estimator | None = None,
         runtime: Runtime | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._settings, self._disk = settings, disk or PosixDisk()
         self._identity = Identity.load(settings.folder)
         self._lock = FolderLock(settings.folder / "run.lock")
         try:
-            self._shop = self._open(rebuilder, estimator, runtime)
+            self._shop = self._open(rebuilder, estimator, runtime, clock)
+            self._poller = Poller(self._shop)
             self._machines = {model: ModelMachine(model, self._shop) for model in self._shop.journal.models}
         except BaseException:
             self._lock.__exit__(None, None, None)
@@ -73,21 +77,27 @@ class Agent:
         self._report_backoff = Backoff(settings.link)
         self._poll_interval_s = settings.poll_interval_s or self._identity.poll_interval_s
         self._next_poll = self._next_delivery = 0.0
-        self._name_held = True
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
         self._collect_due = True
         self._stopped = self._shop.stopping
         self._endpoint = None if settings.port is None else HttpEndpoint(self._shop.servings, settings.port)
 
-    def _open(self, rebuilder: Rebuilder | None, estimator: Estimator | None, runtime: Runtime | None) -> Workshop:
+    def _open(
+        self, rebuilder: Rebuilder | None, estimator: Estimator | None, runtime: Runtime | None, clock: Clock | None
+    ) -> Workshop:
         folder, settings = self._settings.folder, self._settings
+        journal = Journal(folder / "journal.json", self._disk)
+        clock = clock or Clock()
+        if (latest := journal.marks(DIRECTOR_REPOSITORY).time) is not None:
+            clock.know(latest)
         return Workshop(
             settings=settings,
             device=self._identity.device,
             disk=self._disk,
-            journal=Journal(folder / "journal.json", self._disk),
+            journal=journal,
             outbox=Outbox(folder / "outbox", self._disk, load_key(folder)),
-            trust=TrustStore(folder / "trust" / "image", self._disk),
+            trust=TrustStore(folder / "trust", self._disk, identity=self._identity, keeper=journal, clock=clock),
+            clock=clock,
             store=TensorStore(folder / "store", self._disk),
             link=Link.of(self._identity, settings.link),
             rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
@@ -110,10 +120,7 @@ class Agent:
         if (folder / "store").is_dir():
             with FolderLock(folder / "store" / "rebuild.lock", wait=True):
                 pass  # a rebuild that an earlier agent left behind has ended now
-        for body in self._shop.journal.unsent:
-            self._shop.outbox.put(body)
-        if self._shop.journal.unsent:
-            self._shop.journal.forget_unsent()
+        self._shop.flush_reports()
         if self._endpoint is not None:
             self._endpoint.start()
             write_json(self._disk, folder / "endpoint.json", {"url": self.url, "pid": os.getpid()})
@@ -191,15 +198,11 @@ class Agent:
         return max(0.0, min(due))
 
     def _poll(self) -> None:
-        """Ask the server once, and take what it wishes."""
-        shop = self._shop
+        """Ask the server once, and take what both repositories agree on."""
         try:
-            answer = shop.link.poll(shop.trust.held() if self._name_held else [])
-            self._name_held = True
-            taken = answer is not None and self._take(answer)
+            agreed = self._poller.poll()
         except (SpratError, OSError) as bad:
             wait_s = self._backoff.next_s(bad)
-            self._name_held = not isinstance(bad, InvalidInput)  # the server may hold other files by these versions
             _log.warning(
                 "poll failed", extra={"code": getattr(bad, "code", "disk.failed"), "detail": str(bad), "wait_s": wait_s}
             )
@@ -207,45 +210,31 @@ class Agent:
                 wait_s if isinstance(bad, TryLater) else max(wait_s, self._poll_interval_s)
             )
             return
+        if self._settings.poll_interval_s is None and self._poller.interval_s is not None:
+            self._poll_interval_s = self._poller.interval_s
+        self._unsettled_poll = agreed is not None and self._take(agreed)
         self._backoff.reset()
-        self._unsettled_poll = taken
         self._next_poll = time.monotonic() + self._poll_interval_s * random.uniform(0.9, 1.1)  # noqa: S311  # jitter
 
-    def _take(self, answer: PollAnswer) -> bool:
-        """Take an answer in whole; return whether it brought work."""
-        shop = self._shop
-        metadata = {
-            part.name.removeprefix("image/"): part.data
-            for part in answer.parts
-            if part.kind == "metadata" and part.name.startswith("image/")
-        }
-        shop.blobs = {part.name: part.data for part in answer.parts if part.kind == "blob"}
-        if self._settings.poll_interval_s is None:
-            self._poll_interval_s = min(86400.0, max(1.0, answer.poll_interval_s))
-        refused = None
-        try:
-            if metadata:
-                paths = [path for wish in answer.desired for path in (*wish.path, wish.graph)]
-                shop.trust.find(paths, parts=metadata, source=shop.link)
-        except (TryLater, UpdateRejected) as bad:
-            refused = bad  # each assignment meets the same metadata again, and reports what is wrong with them
-            _log.warning("metadata not taken", extra={"code": bad.code, "detail": str(bad)})
-        taken = [self._wish(wish) for wish in answer.desired]
-        if refused is None:
-            shop.link.accept_poll()
-        self._name_held = refused is None
-        return any(taken)
+    def _take(self, agreed: Agreed) -> bool:
+        """Hand out what is agreed on; return whether it brought work."""
+        troubles, taken = list(agreed.foreign), False
+        for wish in agreed.desired:
+            try:
+                taken |= self._machine(wish.model).wish(wish)
+            except UpdateRejected as replayed:
+                troubles.append(replayed)
+        for refused in agreed.refused:
+            self._machine(refused.assigned.model).refuse(refused.assigned, refused.why)
+            troubles.append(refused.why)
+        self._poller.settle(troubles[0] if troubles else None)
+        return taken
 
-    def _wish(self, wish: Desired) -> bool:
-        try:
-            parse_digest(f"sha256:{wish.graph.rpartition('/')[2]}")
-        except InvalidInput as bad:
-            _log.error("assignment ignored", extra={"model": wish.model, "detail": f"graph {wish.graph}: {bad}"})
-            return False
-        if wish.model not in self._machines:
-            self._machines[wish.model] = ModelMachine(wish.model, self._shop)
+    def _machine(self, model: str) -> ModelMachine:
         self._collect_due = True
-        return self._machines[wish.model].wish(wish)
+        if model not in self._machines:
+            self._machines[model] = ModelMachine(model, self._shop)
+        return self._machines[model]
 
     def _deliver(self) -> None:
         """Deliver reports; those that cannot be delivered now wait in the outbox."""
@@ -281,6 +270,8 @@ class Agent:
 
     def _once_done(self) -> int | None:
         """Return the exit code of `run --once`, if there is nothing left to do or no way to do it."""
+        if self._poller.refused and not self._shop.outbox.waiting():
+            return UpdateRejected.exit_code
         failures = max([self._backoff.failures, *(machine.failures for machine in self._machines.values())])
         if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
             return TryLater.exit_code
@@ -293,6 +284,6 @@ class Agent:
 
     def _exit_code(self) -> int:
         outcomes = {settled.outcome for settled in self.settled}
-        if outcomes & {Outcome.REFUSED, Outcome.ROLLED_BACK}:
+        if self._poller.refused or outcomes & {Outcome.REFUSED, Outcome.ROLLED_BACK}:
             return UpdateRejected.exit_code
         return SpratError.exit_code if Outcome.FAILED in outcomes else 0

@@ -6,20 +6,22 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sprat_client.agent import steps
+from sprat_client.agent.desired import Desired
+from sprat_client.agent.fetcher import LinkDown
 from sprat_client.agent.journal import ModelRecord, Work
 from sprat_client.agent.releases import Shelf, Slot, Slots
 from sprat_client.agent.serve import Serving
 from sprat_client.agent.states import AFTER_POWER_CUT, Event, State, resume, step
 from sprat_client.agent.steps import Workshop, wished_release_id
 from sprat_client.agent.store import StoreCorrupted
-from sprat_client.agent.transfer import Backoff, LinkDown
+from sprat_client.agent.transfer import Backoff
 from sprat_client.agent.validate import ValidationRefused
 from sprat_client.agent.version import VERSION
 from sprat_client.runtime.onnxruntime_host import return_memory
 from sprat_client.runtime.ports import ModelHost, ModelNotLoadable
-from sprat_shared.errors import SpratError, TryLater, UpdateRejected
-from sprat_shared.protocol.poll import Desired
+from sprat_shared.errors import SpratError, TryLater, UntrustedUpdate, UpdateRejected
 from sprat_shared.protocol.report import Outcome, Report
+from sprat_shared.trust.assignments import Assigned
 
 _log = logging.getLogger(__name__)
 _DETAIL_LENGTH: Final = 1000
@@ -84,10 +86,17 @@ class ModelMachine:
             self._tell_hooks()
 
     def wish(self, wish: Desired) -> bool:
-        """Take an assignment, if it is newer, or is not fulfilled and was not refused; return whether it was taken."""
+        """Take an assignment, if it is newer, or is not fulfilled and was not refused; return whether it was taken.
+
+        Raises:
+            UntrustedUpdate: a newer one was taken before.
+        """
         record = self.record
         if wish.assignment < record.highest_assignment:
-            return False
+            raise UntrustedUpdate(
+                f"assignment {wish.assignment} of {wish.full} is replayed: {record.highest_assignment} was seen before",
+                code="trust.replayed",
+            )
         if wish.assignment == record.highest_assignment:
             refused = any(refusal.assignment == wish.assignment for refusal in record.refused)
             if not self.idle or refused or self._runs(wish):
@@ -97,6 +106,22 @@ class ModelMachine:
         self._backoff.reset()
         _log.info("assigned", extra={"model": self.model, "release": wish.release, "assignment": wish.assignment})
         return True
+
+    def refuse(self, assigned: Assigned, bad: UpdateRejected) -> None:
+        """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""
+        record = self.record
+        if assigned.assignment <= record.highest_assignment:
+            return
+        said = (bad.code, str(bad))
+        _log.error(
+            "refused",
+            extra={"model": self.model, "assignment": assigned.assignment, "code": said[0], "detail": said[1]},
+        )
+        record = replace(record, highest_assignment=assigned.assignment)
+        record = record.refuse(assigned.assignment, assigned.release, bad.code)
+        self.settled.append(Settled(self.model, assigned.release, Outcome.REFUSED, bad.code))
+        self._shop.journal.store(self.model, record, self._report(assigned, Outcome.REFUSED, said, None))
+        self._shop.flush_reports()
 
     def advance(self) -> float | None:
         """Work until there is nothing to do, or something to wait for; return how long to wait, seconds."""
@@ -309,14 +334,14 @@ class ModelMachine:
         self._not_before = 0.0
         _log.info("state", extra={"model": self.model, "state": state, "event": event, "from": record.state})
         if report is not None:
-            self._flush_reports()
+            self._shop.flush_reports()
         self._tell_hooks()
 
     def _settle(self, work: Work, outcome: Outcome) -> None:
         """Answer an assignment that asks for what is there already."""
         record, report = self._conclude(replace(self.record, pending=None), work, outcome, None)
         self._shop.journal.store(self.model, record, report)
-        self._flush_reports()
+        self._shop.flush_reports()
 
     def _conclude(
         self, record: ModelRecord, work: Work, outcome: Outcome, bad: tuple[str, str] | None
@@ -324,32 +349,32 @@ class ModelMachine:
         """Return the record and the report of an assignment that ended."""
         wish = work.wish
         bad = bad or work.reason
-        serving = self._shop.servings.get(self.model)
         if bad is not None:
             record = record.refuse(wish.assignment, wish.release, bad[0])
         self.settled.append(Settled(self.model, wish.release, outcome, None if bad is None else bad[0]))
-        report = Report(
+        return record, self._report(wish, outcome, bad, work)
+
+    def _report(
+        self, assigned: Desired | Assigned, outcome: Outcome, bad: tuple[str, str] | None, work: Work | None
+    ) -> Report:
+        """Return the report on an assignment; without work it was refused before any was done."""
+        serving = self._shop.servings.get(self.model)
+        return Report(
             device=self._shop.device,
             sequence=self._shop.journal.next_sequence,
             model=self.model,
-            assignment=wish.assignment,
-            release=wish.release,
+            assignment=assigned.assignment,
+            release=assigned.release,
             outcome=outcome,
             serving_release=None if serving is None else serving.slot.release,
             serving_weights=None if serving is None else _digest_or_none(serving),
             error_code=None if bad is None else bad[0][:100],
             error_detail=None if bad is None else bad[1][:_DETAIL_LENGTH],
-            evidence=work.evidence,
-            received_bytes=work.received_bytes,
-            seconds=max(0.0, time.time() - work.started_at),
+            evidence=None if work is None else work.evidence,
+            received_bytes=0 if work is None else work.received_bytes,
+            seconds=0.0 if work is None else max(0.0, time.time() - work.started_at),
             agent=VERSION,
         )
-        return record, report
-
-    def _flush_reports(self) -> None:
-        for body in self._shop.journal.unsent:
-            self._shop.outbox.put(body)
-        self._shop.journal.forget_unsent()
 
     def _failed(self, bad: BaseException) -> float | None:
         """Deal with an error that is not of the link; return how long to wait where the work must be tried again."""

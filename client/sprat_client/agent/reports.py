@@ -8,9 +8,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sprat_client.agent.durable import Disk, is_temporary, make_folder, remove, write_json
-from sprat_client.agent.transfer import Link, ServerRefused
+from sprat_client.agent.fetcher import ServerRefused
+from sprat_client.agent.transfer import Link
 from sprat_shared.errors import AccessDenied, InvalidInput, NotFound, Unauthenticated
-from sprat_shared.protocol.report import Report, parse_signature
+from sprat_shared.protocol.report import parse_signature, read_report
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Outbox:
     def put(self, body: bytes) -> None:
         """Sign one report and keep it, durably. The same report twice is one."""
         make_folder(self._disk, self._folder)
-        sequence = Report.from_json(body).sequence
+        sequence = read_report(body).sequence
         signature = base64.b64encode(self._key.sign(body)).decode()
         write_json(self._disk, self._path(sequence), {"body": body.decode(), "signature": signature})
 

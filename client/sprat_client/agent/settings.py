@@ -12,7 +12,9 @@ class LinkSettings:
     Attributes:
         connect_timeout_s: for one connection.
         idle_timeout_s: without a byte, before a transfer is given up and resumed.
-        total_timeout_s: of one request, however slowly its bytes drip.
+        total_timeout_s: of one request, whatever comes.
+        least_bytes_per_s: a server that sends less is given up: it holds the device up,
+        rate_window_s: judged over so long.
         attempts: tries of one file before the agent turns to other work and comes back later.
         backoff_s: upper bound of the first wait; doubles; the wait is drawn from the whole range (full jitter).
         backoff_max_s: largest upper bound of a wait.
@@ -22,6 +24,8 @@ class LinkSettings:
     connect_timeout_s: float = 10.0
     idle_timeout_s: float = 30.0
     total_timeout_s: float = 3600.0
+    least_bytes_per_s: float = 16.0
+    rate_window_s: float = 60.0
     attempts: int = 8
     backoff_s: float = 0.5
     backoff_max_s: float = 300.0

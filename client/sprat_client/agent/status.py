@@ -22,6 +22,8 @@ def read_status(folder: Path) -> dict[str, Any]:
     running = is_locked(folder / "run.lock")
     store = TensorStore(folder / "store", disk)
     outbox = folder / "outbox"
+    journal = Journal(folder / "journal.json", disk)
+    trust = journal.trust
     return {
         "device": str(identity.device),
         "name": identity.name,
@@ -30,10 +32,20 @@ def read_status(folder: Path) -> dict[str, Any]:
         "endpoint": _endpoint(folder) if running else None,
         "models": {
             model: _model(record, Shelf(model, folder / "models" / model, store, disk))
-            for model, record in Journal(folder / "journal.json", disk).models.items()
+            for model, record in journal.models.items()
         },
+        "trust": {name: dict(marks.versions) for name, marks in sorted(trust.marks.items())},
+        "refused": None if trust.trouble is None else {"code": trust.trouble.code, "detail": trust.trouble.detail},
+        "clock": _clock(trust.clock_ahead_s),
         "reports_waiting": len(list(outbox.glob("*.json"))) if outbox.is_dir() else 0,
     }
+
+
+def _clock(ahead_s: float | None) -> str:
+    if ahead_s is None:
+        return "good"
+    side = "ahead of" if ahead_s > 0 else "behind"
+    return f"clock suspect: {abs(ahead_s) / 86400:.1f} days {side} the time that the server signs, which counts"
 
 
 def _model(record: ModelRecord, shelf: Shelf) -> dict[str, Any]:

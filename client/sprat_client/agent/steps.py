@@ -7,12 +7,13 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
+from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import Disk, make_folder, write_file
 from sprat_client.agent.estimate import EstimateJob, Estimator
 from sprat_client.agent.hooks import Hooks
@@ -25,12 +26,13 @@ from sprat_client.agent.serve import Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.store import StoreCorrupted, TensorStore, require_space
 from sprat_client.agent.transfer import Blob, Link
-from sprat_client.agent.trust import TrustedTarget, TrustStore, VerifiedUpdate
+from sprat_client.agent.trust.clock import Clock
+from sprat_client.agent.trust.repository import TrustedTarget
+from sprat_client.agent.trust.store import Signed, TrustStore, VerifiedUpdate
 from sprat_client.agent.validate import Validation, ValidationRefused, validate
 from sprat_client.runtime.ports import ModelHost, ModelNotLoadable, Runtime
 from sprat_shared.errors import DigestMismatch, TryLater, UntrustedUpdate
 from sprat_shared.ids import digest_text, parse_digest
-from sprat_shared.protocol.poll import Desired
 from sprat_shared.trust.targets import LocalStatistics, UpdateTarget, graph_path
 from sprat_shared.wire.tensors import release_id
 
@@ -48,6 +50,7 @@ class Workshop:
         journal: durable state.
         outbox: reports.
         trust: signed metadata.
+        clock: the time against which they expire.
         store: tensors.
         link: the server.
         rebuilder: computes weights, in a process of its own.
@@ -65,6 +68,7 @@ class Workshop:
     journal: Journal
     outbox: Outbox
     trust: TrustStore
+    clock: Clock
     store: TensorStore
     link: Link
     rebuilder: Rebuilder
@@ -80,8 +84,12 @@ class Workshop:
         """The folder of payloads, named by the hex of their digests."""
         return self.settings.folder / "downloads"
 
-
-Signed = Mapping[str, tuple[TrustedTarget, Mapping[str, object] | None]]
+    def flush_reports(self) -> None:
+        """Sign what the journal decided to report, into the outbox."""
+        if self.journal.unsent:
+            for body in self.journal.unsent:
+                self.outbox.put(body)
+            self.journal.forget_unsent()
 
 
 def wished_release_id(wish: Desired) -> str:
@@ -120,20 +128,18 @@ def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
     signed = shop.trust.find(paths, source=shop.link)
     missing = [path for path in paths if path not in signed]
     if missing:
-        raise UntrustedUpdate(f"target {missing[0]} is not signed for by the image repository")
+        raise UntrustedUpdate(
+            f"target {missing[0]} is not signed for by the image repository", code="trust.disagreement"
+        )
     return signed
 
 
 def choose_steps(shop: Workshop, shelf: Shelf, wish: Desired) -> tuple[str, ...]:
-    """Return the target paths to apply: the server's path where it starts from a slot, else the full update."""
+    """Return the target paths to apply: the director's path where it starts from a slot, else the full update."""
     if not wish.path:
         return (wish.full,)
-    try:
-        signed = find_targets(shop, wish.path)
-        targets = [UpdateTarget.from_custom(path, signed[path][1]) for path in wish.path]
-    except UntrustedUpdate:
-        _log.warning("the offered path is not signed for; trying the full update", extra={"model": wish.model})
-        return (wish.full,)
+    signed = find_targets(shop, wish.path)
+    targets = [UpdateTarget.from_custom(path, signed[path].custom) for path in wish.path]
     base = _slot_with(shelf, targets[0].base_weights)
     joined = all(before.weights == after.base_weights for before, after in pairwise(targets))
     if base is None or not joined or not _is_usable(shelf, base):
@@ -150,12 +156,12 @@ def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], No
         LinkDown: cut; call again later.
     """
     signed = find_targets(shop, [*work.steps, work.wish.graph])
-    targets = [signed[path][0] for path in work.steps]
-    graphs = [signed[work.wish.graph][0]]
-    local = UpdateTarget.from_custom(work.steps[-1], signed[work.steps[-1]][1]).local
+    targets = [signed[path] for path in work.steps]
+    graphs = [signed[work.wish.graph]]
+    local = UpdateTarget.from_custom(work.steps[-1], signed[work.steps[-1]].custom).local
     if local is not None:
         path = graph_path(work.wish.model, local.graph)
-        graphs.append(find_targets(shop, [path])[path][0])
+        graphs.append(find_targets(shop, [path])[path])
     active = shelf.slots().active
     _require_space(shop, targets, graphs, None if active is None else shelf.manifest(active.release_id))
     for target in targets:
@@ -189,7 +195,7 @@ def _fetch_one(shop: Workshop, target: TrustedTarget, received: Callable[[int], 
 
 def verify(shop: Workshop, shelf: Shelf, work: Work) -> list[VerifiedUpdate]:
     """Check what was fetched against the signed metadata; nothing is parsed before."""
-    first = UpdateTarget.from_custom(work.steps[0], find_targets(shop, work.steps[:1])[work.steps[0]][1])
+    first = UpdateTarget.from_custom(work.steps[0], find_targets(shop, work.steps[:1])[work.steps[0]].custom)
     base = _slot_with(shelf, first.base_weights) or shelf.slots().active
     weights = None if first.base_weights is None or base is None else base.weights
     return shop.trust.verify(work.wish, work.steps, weights, shop.downloads)

@@ -15,7 +15,7 @@ from one_device import INPUTS, LABELS, MODEL
 from sprat_client.agent import commands
 from sprat_client.agent.commands import main
 
-COMMANDS = ["enrol", "run", "status", "infer"]
+COMMANDS = ["enrol", "run", "status", "infer", "tuf"]
 
 
 def sprat_agent(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def test_every_command_has_an_example_and_its_exit_codes(command: str, capsys: p
         main([command, "--help"])
     said = capsys.readouterr().out
     assert ended.value.code == 0
-    assert f"sprat-agent {command} --dir" in said or f"sprat-agent {command} --server" in said
+    assert any(f"sprat-agent {command} --{first}" in said for first in ("dir", "server", "metadata-dir"))
     assert "exit codes:" in said
 
 

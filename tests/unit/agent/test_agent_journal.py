@@ -2,16 +2,26 @@
 
 import itertools
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 from crashing_disk import CrashingDisk, Names, PowerCut
 
-from sprat_client.agent.journal import REFUSALS_KEPT, Journal, JournalUnreadable, ModelRecord, Work
+from sprat_client.agent.desired import Desired
+from sprat_client.agent.journal import (
+    REFUSALS_KEPT,
+    Journal,
+    JournalUnreadable,
+    ModelRecord,
+    Trouble,
+    TrustRecord,
+    Work,
+)
 from sprat_client.agent.states import State
-from sprat_shared.protocol.poll import Desired
-from sprat_shared.protocol.report import Evidence, Outcome, Report
+from sprat_client.agent.trust.marks import Marks
+from sprat_shared.protocol.report import Evidence, Outcome, Report, TrustReport, read_report
 
 PATH = Path("/disk/journal.json")
 DIGEST = f"sha256:{'ab' * 32}"
@@ -79,6 +89,30 @@ def test_what_was_stored_is_read_back() -> None:
     assert again.models == {"tiny": RECORD, "other": ModelRecord()}
     assert again.unsent == (report(1).to_json(),)
     assert again.next_sequence == 2
+
+
+def test_what_was_seen_of_trust_is_read_back_with_the_report_of_a_refusal() -> None:
+    disk = CrashingDisk(PATH.parent)
+    journal = Journal(PATH, disk)
+    journal.store("tiny", RECORD, report(1))
+    marks = Marks(
+        versions={"root": 2, "timestamp": 9},
+        keys={"timestamp": frozenset({"ab", "cd"}), "snapshot": frozenset({"ef"})},
+        time=datetime(2026, 5, 1, 12, 0, 3, tzinfo=UTC),
+    )
+    journal.keep_marks("image", marks)
+    trust = TrustRecord(
+        marks={"image": marks}, trouble=Trouble(code="trust.rollback", detail="old", since=3.5), clock_ahead_s=86400.0
+    )
+    said = TrustReport(device=UUID(int=1), sequence=2, error_code="trust.rollback", error_detail="old", agent="0.1.0")
+    journal.keep_trust(trust, said)
+    again = Journal(PATH, disk)
+    assert again.trust == trust
+    assert (again.marks("image"), again.marks("director")) == (marks, Marks())
+    assert again.models == {"tiny": RECORD}
+    assert again.unsent[1:] == (said.to_json(),)
+    assert read_report(said.to_json()) == said
+    assert again.next_sequence == 3
 
 
 def test_a_model_without_a_record_is_idle() -> None:

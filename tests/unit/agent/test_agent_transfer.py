@@ -9,11 +9,15 @@ from device_server import ENROLMENT_TOKEN, DeviceServer
 
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.enrol import enrol
+from sprat_client.agent.fetcher import LinkDown
 from sprat_client.agent.identity import Identity, check_server_url
+from sprat_client.agent.journal import Journal
 from sprat_client.agent.settings import LinkSettings
-from sprat_client.agent.transfer import Backoff, Blob, Link, LinkDown
-from sprat_client.agent.trust import TrustStore
+from sprat_client.agent.transfer import Backoff, Blob, Link
+from sprat_client.agent.trust.clock import Clock
+from sprat_client.agent.trust.store import TrustStore
 from sprat_shared.errors import AccessDenied, Conflict, DigestMismatch, InvalidInput, NotFound
+from sprat_shared.protocol.poll import PollAnswer
 
 PAYLOAD = bytes(range(256)) * 800  # 204,800 bytes
 SHA256 = sha256(PAYLOAD).digest()
@@ -137,29 +141,44 @@ def test_waits_are_drawn_from_a_range_that_doubles_up_to_a_bound() -> None:
     assert backoff.next_s(LinkDown("cut")) == 0.5
 
 
-def test_an_idle_poll_is_answered_304(link: Link, tmp_path: Path) -> None:
-    trust = TrustStore(tmp_path / "device" / "trust" / "image", PosixDisk())
+def metadata_of(answer: PollAnswer) -> dict[str, bytes]:
+    return {part.name: part.data for part in answer.parts}
+
+
+@pytest.fixture
+def trust(device: Identity, tmp_path: Path) -> TrustStore:
+    disk, folder = PosixDisk(), tmp_path / "device"
+    keeper = Journal(folder / "journal.json", disk)
+    return TrustStore(folder / "trust", disk, identity=device, keeper=keeper, clock=Clock())
+
+
+def test_an_idle_poll_is_answered_304(link: Link, trust: TrustStore) -> None:
     first = link.poll(trust.held())
     assert first is not None
-    trust.find([], parts={part.name.removeprefix("image/"): part.data for part in first.parts}, source=link)
-    link.poll(trust.held())
-    link.accept_poll()
+    trust.take(metadata_of(first), link)
     assert link.poll(trust.held()) is None
 
 
-def test_the_answer_to_a_poll_brings_only_metadata_that_are_new(link: Link, tmp_path: Path) -> None:
-    trust = TrustStore(tmp_path / "device" / "trust" / "image", PosixDisk())
+def test_the_answer_to_a_poll_brings_only_metadata_that_are_new(
+    server: DeviceServer, link: Link, trust: TrustStore
+) -> None:
     first = link.poll(trust.held())
     assert first is not None
-    assert [part.name for part in first.parts] == [
+    assert list(metadata_of(first)) == [
         "image/timestamp.json",
         "image/1.snapshot.json",
         "image/1.targets.json",
+        "director/timestamp.json",
+        "director/1.snapshot.json",
+        "director/1.targets.json",
     ]
-    trust.find([], parts={part.name.removeprefix("image/"): part.data for part in first.parts}, source=link)
+    trust.take(metadata_of(first), link)
+    server.repository.publish()
     second = link.poll(trust.held())
     assert second is not None
-    assert second.parts == ()
+    assert list(metadata_of(second)) == ["image/timestamp.json", "image/2.snapshot.json"]
+    trust.take(metadata_of(second), link)
+    assert not [path for _, path, _ in server.requests if path.startswith("/tuf/")]
 
 
 def test_a_server_that_is_not_there_is_tried_later(device: Identity) -> None:

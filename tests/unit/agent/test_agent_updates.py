@@ -316,16 +316,6 @@ def test_a_newer_assignment_ends_a_trial(device: OneDevice) -> None:
     assert [report.assignment for report in next(iter(device.server.devices.values())).reports] == [1, 3]
 
 
-def test_an_older_assignment_is_a_replay_and_ignored(device: OneDevice) -> None:
-    add(device)
-    device.take(2)
-    only = next(iter(device.server.devices.values()))
-    only.wishes[MODEL] = (1, 1)
-    with device.agent() as agent:
-        assert agent.run(once=True) == 0
-        assert release_of(agent, device.server) == 2
-
-
 def test_a_damaged_release_is_repaired_by_the_full_update(device: OneDevice) -> None:
     add(device)
     device.take(2)

@@ -1,0 +1,56 @@
+"""What this device should run: the agent's own word for what both repositories agree on. No server ever sends it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sprat_shared.errors import InvalidInput
+from sprat_shared.protocol.fields import Fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """The release that this device should run of one model: the net wish, never a queue.
+
+    Attributes:
+        model: name of the model.
+        release: number of the release.
+        weights: its weights digest, as the image repository signs it.
+        assignment: counter of assignments of this device; a larger one replaces all smaller ones.
+        graph: target path of the graph.
+        path: target paths of the updates that lead there from what the director believes the device holds, in
+            order; empty where it should hold the release in a slot already.
+        full: target path of the full update, for a device that holds something else.
+    """
+
+    model: str
+    release: int
+    weights: str
+    assignment: int
+    graph: str
+    path: tuple[str, ...]
+    full: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {**asdict(self), "path": list(self.path)}
+
+    @classmethod
+    def of(cls, value: Any) -> "Desired":
+        """Read the JSON object.
+
+        Raises:
+            InvalidInput: a field is missing or wrong.
+        """
+        fields = Fields(value, "desired release")
+        path = fields.list_of("path")
+        if not all(isinstance(step, str) for step in path):
+            raise InvalidInput("desired release: field 'path' must be a list of target paths")
+        return cls(
+            model=fields.model("model"),
+            release=fields.integer("release", minimum=1),
+            weights=fields.digest("weights"),
+            assignment=fields.integer("assignment", minimum=1),
+            graph=fields.text("graph"),
+            path=tuple(path),
+            full=fields.text("full"),
+        )
