@@ -19,7 +19,9 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
-from sprat_server.publish import repository
+from sprat_server.flows import upkeep
+from sprat_server.publish import drafts, repository
+from sprat_server.publish.image import open_repository
 from sprat_server.publish.keys import KeysUnusable, key_path
 from sprat_server.publish.models import SignedMetadata
 from sprat_server.registry.models import Release
@@ -93,10 +95,10 @@ def test_a_model_role_is_not_trusted_for_another_model(app: FastAPI, viewer: Api
     published(app, model="pcb")
     database, settings = app.state.database, app.state.settings
     with database.transaction() as session:
-        repo = repository.open_repository(session, settings)
+        repo = open_repository(session, settings)
         stolen = repo.targets("m.mnist").targets["mnist/1/full"]
         stolen.path = "pcb/2/full"
-        repo.add_targets("mnist", [stolen])
+        repo.set_targets("mnist", [stolen], reason="a taken key")
     client = updater(app, viewer, tmp_path / "trust")
     client.refresh()
     assert client.get_targetinfo("pcb/2/full") is None
@@ -111,10 +113,10 @@ def test_a_metadata_file_that_is_not_there_is_a_clear_404(app: FastAPI, viewer: 
 
 def test_keys_are_files_that_only_their_owner_reads(database: Database, settings: Settings) -> None:
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     files = sorted(settings.keys_dir.iterdir())
     assert [file.name for file in files] == [
-        f"image-{purpose}.pem" for purpose in ("models", "root", "snapshot", "targets", "timestamp")
+        f"image-{purpose}.pem" for purpose in ("root", "snapshot", "targets", "timestamp")
     ]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     assert stat.S_IMODE(settings.keys_dir.stat().st_mode) == 0o700
@@ -122,31 +124,33 @@ def test_keys_are_files_that_only_their_owner_reads(database: Database, settings
 
 def test_starting_again_changes_nothing(database: Database, settings: Settings) -> None:
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     before = versions(database)
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
-        assert repository.sign_again(session, settings) == []
+        open_repository(session, settings)
+        assert upkeep.sign_due(session, settings) == []
     assert versions(database) == before
 
 
-@pytest.mark.parametrize("purpose", ["timestamp", "snapshot", "models"])
-def test_a_missing_key_is_named_with_what_to_do(database: Database, settings: Settings, purpose: str) -> None:
+@pytest.mark.parametrize("purpose", ["timestamp", "snapshot", "auto"])
+def test_a_missing_key_is_named_with_what_to_do(
+    database: Database, blobs: Blobs, settings: Settings, purpose: str
+) -> None:
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        publish(session, blobs, settings)
     path = key_path(settings.keys_dir, purpose)
     path.unlink()
-    with pytest.raises(KeysUnusable, match=f"{path} is missing; copy"), database.transaction() as session:
-        repository.ensure_repository(session, settings)
+    with pytest.raises(KeysUnusable, match=f"{path} is missing .*; copy"), database.transaction() as session:
+        open_repository(session, settings)
     assert not path.exists()
 
 
 def test_a_foreign_key_is_refused(database: Database, settings: Settings) -> None:
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     key_path(settings.keys_dir, "timestamp").write_bytes(CryptoSigner.generate_ed25519().private_bytes)
     with pytest.raises(KeysUnusable, match="not the key that devices trust"), database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a key", CryptoSigner.generate_ecdsa().private_bytes])
@@ -155,14 +159,14 @@ def test_a_file_that_is_no_ed25519_key_is_refused(database: Database, settings: 
     path = key_path(settings.keys_dir, "root")
     path.write_bytes(content)
     with pytest.raises(KeysUnusable, match=f"{path} (cannot be read|is not)"), database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     assert path.read_bytes() == content, "what a person may still need is not overwritten"
 
 
 def test_two_processes_that_start_at_once_make_one_set_of_keys(database: Database, settings: Settings) -> None:
     def start() -> None:
         with database.transaction() as session:
-            repository.ensure_repository(session, settings)
+            open_repository(session, settings)
 
     threads = [threading.Thread(target=start) for _ in range(4)]
     for thread in threads:
@@ -173,7 +177,7 @@ def test_two_processes_that_start_at_once_make_one_set_of_keys(database: Databas
     start()
 
 
-def test_releases_go_on_without_the_root_key_and_a_new_model_asks_for_the_targets_key(
+def test_releases_go_on_without_root_and_targets_keys_and_a_new_model_waits_for_the_targets_key(
     database: Database, blobs: Blobs, settings: Settings
 ) -> None:
     with database.transaction() as session:
@@ -182,9 +186,12 @@ def test_releases_go_on_without_the_root_key_and_a_new_model_asks_for_the_target
     key_path(settings.keys_dir, "targets").unlink()
     with database.transaction() as session:
         publish(session, blobs, settings, base=1)
-    refused = pytest.raises(KeysUnusable, match="the targets key is not in the keys folder")
-    with refused, database.transaction() as session:
+    with database.transaction() as session:
         publish(session, blobs, settings, model="pcb")
+        waiting = {draft.role: draft.metadata.signatures for draft in drafts.all_drafts(session)}
+        assert set(waiting) == {"targets", "m.pcb"}
+        assert not waiting["targets"]
+        assert repository.newest(session, "m.pcb") is None
 
 
 @pytest.mark.parametrize(
@@ -203,7 +210,7 @@ def test_metadata_are_signed_again_at_half_of_their_life_and_still_accepted(
     published(app)
     before = versions(app.state.database)
     with app.state.database.transaction() as session:
-        again = repository.sign_again(session, app.state.settings, datetime.now(UTC) + timedelta(days=days))
+        again = upkeep.sign_due(session, app.state.settings, datetime.now(UTC) + timedelta(days=days))
     assert sorted(again) == signed
     after = versions(app.state.database)
     assert (after["timestamp"] > before["timestamp"]) == bool(signed)

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import DeviceSlots
+from sprat_server.flows import live
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import repository
 from sprat_server.registry import paths
@@ -134,7 +135,7 @@ def wishes_of(session: Session, device_id: UUID) -> list[Wish]:
 def _wish(session: Session, model: Model, number: int, counter: int, slots: DeviceSlots | None) -> Wish:
     release = registry.get_release(session, model, number)
     held = [] if slots is None else [slot for slot in (slots.active, slots.previous) if slot is not None]
-    steps = paths.cheapest_from(registry.all_updates(session, model), held, number)
+    steps = paths.cheapest_from(live.signed_updates(session, model), held, number)
     desired = Desired(
         model=model.name,
         release=number,
