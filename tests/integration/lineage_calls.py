@@ -10,6 +10,7 @@ import numpy as np
 from fastapi import FastAPI
 from fleet_calls import TestDevice
 from sqlalchemy import select
+from tuf.api.metadata import Metadata, Targets
 
 from sprat_server.compress import updates as compress
 from sprat_server.db.blobs import Blobs
@@ -136,7 +137,7 @@ def rebuilt(device: TestDevice, lineage: Lineage, base: int) -> tuple[list[str],
     assert wish is not None
     body = PollAnswer.from_bytes(device.poll(inline=1 << 20).content)
     role = next(part.data for part in body.parts if part.name.endswith("m.mnist.json"))
-    signed = repository.Metadata[repository.Targets].from_bytes(role).signed
+    signed = Metadata[Targets].from_bytes(role).signed
     weights, received = lineage.weights[base], 0
     for path in wish.path:
         file = signed.targets[path]

@@ -2,20 +2,17 @@
 
 import stat
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
+from custody_calls import updater
 from fastapi import FastAPI
 from fleet_calls import publish, published
 from http_calls import Api
 from securesystemslib.signer import CryptoSigner
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
-from tuf.api.exceptions import DownloadHTTPError
-from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
@@ -29,34 +26,6 @@ from sprat_server.settings import Settings
 from sprat_shared.trust.targets import UpdateTarget
 
 
-class OverHttp(FetcherInterface):
-    """python-tuf's fetcher port over the application's own routes."""
-
-    def __init__(self, api: Api) -> None:
-        super().__init__()
-        self.api = api
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        answer = self.api.get(urlsplit(url).path)
-        if answer.status_code != 200:
-            raise DownloadHTTPError(answer.text, answer.status_code)
-        yield answer.content
-
-
-def updater(app: FastAPI, api: Api, folder: Path) -> Updater:
-    """A client that trusts the first root, as an enrolled device does."""
-    with app.state.database.transaction() as session:
-        root = repository.read_metadata(session, [("root", 1)])["root", 1]
-    folder.mkdir(exist_ok=True)
-    return Updater(
-        str(folder),
-        "http://sprat.test/tuf/image/",
-        fetcher=OverHttp(api),
-        config=UpdaterConfig(prefix_targets_with_hash=False),
-        bootstrap=root,
-    )
-
-
 def versions(database: Database) -> dict[str, int]:
     with database.transaction() as session:
         return repository.newest_versions(session)
@@ -64,7 +33,7 @@ def versions(database: Database) -> dict[str, int]:
 
 def test_python_tufs_client_accepts_releases_updates_and_graphs(app: FastAPI, viewer: Api, tmp_path: Path) -> None:
     first, second = published(app), published(app, base=1)
-    client = updater(app, viewer, tmp_path / "trust")
+    client = updater(app, tmp_path / "trust")
     client.refresh()
     info = client.get_targetinfo("mnist/2/from-1")
     assert info is not None
@@ -79,18 +48,18 @@ def test_python_tufs_client_accepts_releases_updates_and_graphs(app: FastAPI, vi
     assert client.get_targetinfo("mnist/3/full") is None
 
 
-def test_a_client_follows_from_release_to_release_and_model_to_model(app: FastAPI, viewer: Api, tmp_path: Path) -> None:
+def test_a_client_follows_from_release_to_release_and_model_to_model(app: FastAPI, tmp_path: Path) -> None:
     published(app)
-    updater(app, viewer, tmp_path / "trust").refresh()
+    updater(app, tmp_path / "trust").refresh()
     published(app, model="pcb")
     published(app, base=1)
-    client = updater(app, viewer, tmp_path / "trust")
+    client = updater(app, tmp_path / "trust")
     client.refresh()
     assert client.get_targetinfo("mnist/2/from-1") is not None
     assert client.get_targetinfo("pcb/1/full") is not None
 
 
-def test_a_model_role_is_not_trusted_for_another_model(app: FastAPI, viewer: Api, tmp_path: Path) -> None:
+def test_a_model_role_is_not_trusted_for_another_model(app: FastAPI, tmp_path: Path) -> None:
     published(app)
     published(app, model="pcb")
     database, settings = app.state.database, app.state.settings
@@ -99,7 +68,7 @@ def test_a_model_role_is_not_trusted_for_another_model(app: FastAPI, viewer: Api
         stolen = repo.targets("m.mnist").targets["mnist/1/full"]
         stolen.path = "pcb/2/full"
         repo.set_targets("mnist", [stolen], reason="a taken key")
-    client = updater(app, viewer, tmp_path / "trust")
+    client = updater(app, tmp_path / "trust")
     client.refresh()
     assert client.get_targetinfo("pcb/2/full") is None
 
@@ -205,7 +174,7 @@ def test_releases_go_on_without_root_and_targets_keys_and_a_new_model_waits_for_
     ],
 )
 def test_metadata_are_signed_again_at_half_of_their_life_and_still_accepted(
-    app: FastAPI, viewer: Api, tmp_path: Path, days: int, signed: list[str]
+    app: FastAPI, tmp_path: Path, days: int, signed: list[str]
 ) -> None:
     published(app)
     before = versions(app.state.database)
@@ -214,7 +183,7 @@ def test_metadata_are_signed_again_at_half_of_their_life_and_still_accepted(
     assert sorted(again) == signed
     after = versions(app.state.database)
     assert (after["timestamp"] > before["timestamp"]) == bool(signed)
-    client = updater(app, viewer, tmp_path / "trust")
+    client = updater(app, tmp_path / "trust")
     client.refresh()
     assert client.get_targetinfo("mnist/1/full") is not None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import Text, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from sprat_server.publish.keys import KeysUnusable
@@ -61,7 +61,7 @@ def was_named(session: Session, keyid: str) -> bool:
     named = select(SignedMetadata.version).where(
         SignedMetadata.repository == IMAGE_REPOSITORY,
         SignedMetadata.role.in_(("root", "targets")),
-        SignedMetadata.body.like(f"%{keyid}%".encode()),
+        func.convert_from(SignedMetadata.body, "UTF8", type_=Text).contains(keyid),
     )
     return session.scalar(named.limit(1)) is not None
 
