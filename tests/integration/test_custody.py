@@ -54,7 +54,6 @@ def test_two_of_three_people_take_root_and_targets_out_of_the_servers_hands(
     done = desk.one("keys", "import", str(ceremony))
     assert (set(done["published"]), done["waiting"]) == ({"root", "targets"}, [])
     assert holders(desk, "root") == holders(desk, "targets") == (2, ["alice", "bob", "carol"])
-    upkeep.prepare(app.state.database, app.state.settings)
     files = {file.name for file in app.state.settings.keys_dir.iterdir()}
     assert files == {"image-snapshot.pem", "image-timestamp.pem", "image-auto.pem"}
     published(app, base=1)
@@ -206,6 +205,24 @@ def test_of_two_releases_that_wait_either_can_be_signed_and_the_other_waits_on(o
     assert desk.one("release", "show", "pcb@2")["state"] == "published"
     with pytest.raises(Conflict, match="signed already"):
         desk.one("release", "sign", "pcb@3", *desk.signing("dora"))
+
+
+def test_a_release_that_was_pruned_is_signed_again_before_it_is_rolled_out(
+    own_keys: FastAPI, releaser: Api, operator: Api, desk: Desk
+) -> None:
+    join(own_keys, operator, 1)
+    for number in (1, 2, 3):
+        if number > 1:
+            published(own_keys, model="pcb", base=number - 1)
+        for name in ("dora", "emil"):
+            desk.one("release", "sign", f"pcb@{number}", *desk.signing(name))
+    body = {"model": "pcb", "release": 1, "waves": ["100%"], "devices": None}
+    draft = made(releaser.post("/api/v1/rollouts", json=body))["id"]
+    refused = operator.post(f"/api/v1/rollouts/{draft}/start")
+    assert (refused.status_code, refused.json()["code"]) == (409, "release.pruned")
+    for name in ("dora", "emil"):
+        desk.one("release", "sign", "pcb@1", *desk.signing(name))
+    assert made(operator.post(f"/api/v1/rollouts/{draft}/start"))["state"] == "running"
 
 
 def test_the_server_signs_by_itself_below_its_prefix_only(app: FastAPI, desk: Desk, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from sprat_server.publish import drafts, repository
 from sprat_server.publish.image import open_repository
 from sprat_server.publish.keys import KeysUnusable, key_path
 from sprat_server.publish.models import SignedMetadata
-from sprat_server.registry.models import Release
+from sprat_server.registry import service as registry
+from sprat_server.registry.models import Model, Release
 from sprat_server.settings import Settings
 from sprat_shared.trust.targets import UpdateTarget
 
@@ -243,3 +244,17 @@ def test_a_blob_that_was_never_uploaded_is_not_published(
     with pytest.raises(Exception, match="upload it first"), database.transaction() as session:
         publish(session, forgetful, settings)
     assert versions(database) == {}
+
+
+def test_a_release_and_the_periodic_look_do_not_wait_for_each_other_for_ever(
+    database: Database, blobs: Blobs, settings: Settings
+) -> None:
+    with database.transaction() as session:
+        publish(session, blobs, settings)
+    with database.transaction() as release, database.transaction() as look:
+        registry.lock_model(release, registry.get_model(release, "mnist"))
+        open_repository(look, settings)  # which the release will wait for
+        row = select(Model.id).where(Model.name == "mnist")
+        assert look.scalar(row.with_for_update(key_share=True, read=True, nowait=True)) is not None, (
+            "a foreign key asks"
+        )

@@ -315,14 +315,14 @@ def sign_release(
 def waiting(draft: "DraftView") -> str:
     """Return what a draft waits for, in one line."""
     release = f" for {draft['role'].removeprefix('m.')}@{draft['release']}" if draft["release"] is not None else ""
-    wants = "; ".join(_wants(need) for need in draft["needs"] if need["missing"])
+    wants = "; ".join(dict.fromkeys(_wants(need) for need in draft["needs"] if need["missing"]))
     lacks = "keys: sprat keys rotate" if not draft["needs"] else wants or "another role to be signed with it"
     return f"{draft['role']} {draft['version']}{release} ({draft['reason']}) waits for {lacks}"
 
 
 def _wants(need: "NeedView") -> str:
     left = [key for key in need["keys"] if key["keyid"] not in need["signed"]]
-    return f"{need['missing']} of {_holders(left)} as {need['by']} says"
+    return f"{need['missing']} of {_holders(left)}"
 
 
 def _holders(keys: Sequence[Mapping[str, Any]]) -> str:
@@ -366,3 +366,5 @@ def _merged(before: "SignedView | None", after: "SignedView") -> "SignedView":
 def _tell(done: "SignedView", *, as_json: bool) -> None:
     lines = [f"published: {', '.join(done['published'])}"] if done["published"] else []
     emit(done, as_json=as_json, text="\n".join([*lines, *map(waiting, done["waiting"])]) or "nothing waits")
+    if done["waiting"]:
+        typer.echo("next: sprat keys sign --key URI, or sprat keys export FILE to sign elsewhere", err=True)

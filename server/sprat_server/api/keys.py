@@ -1,13 +1,13 @@
 """/api/v1/keys: roles and their keys, what waits for signatures of people, and the signatures that they bring."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, BackgroundTasks, Request
 from securesystemslib.signer import Signature
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Admin, Releaser, Viewer
 from sprat_server.api.ports import SettingsDep
 from sprat_server.db.session import SessionDep
-from sprat_server.flows import custody_views, signing
+from sprat_server.flows import custody_views, signing, upkeep
 from sprat_server.publish.image import open_repository
 from sprat_server.publish.rotation import NewKeys
 from sprat_server.publish.schemas import CustodyView, NewSignature, Rotation, Signed
@@ -22,7 +22,15 @@ def show_keys(session: SessionDep, _viewer: Viewer) -> CustodyView:
 
 
 @router.post("/keys/rotate")
-def rotate_keys(body: Rotation, session: SessionDep, settings: SettingsDep, admin: Admin) -> Signed:
+def rotate_keys(
+    body: Rotation,
+    *,
+    request: Request,
+    session: SessionDep,
+    settings: SettingsDep,
+    admin: Admin,
+    after_commit: BackgroundTasks,
+) -> Signed:
     """Give roles other keys. What the server cannot sign by itself waits for signatures, and nothing changes before."""
     wanted = [
         NewKeys(one.role, None if one.keys is None else [key.parsed() for key in one.keys], one.threshold)
@@ -37,18 +45,27 @@ def rotate_keys(body: Rotation, session: SessionDep, settings: SettingsDep, admi
         "published": published,
     }
     audit.record(session, admin, "keys.rotate", "keys:image", after=after)
+    after_commit.add_task(upkeep.drop_retired_keys, request.app.state.database, settings)
     return Signed(published=published, waiting=custody_views.custody(session).waiting)
 
 
 @router.post("/keys/drafts/{digest}/signatures")
 def add_signature(
-    digest: str, body: NewSignature, session: SessionDep, settings: SettingsDep, releaser: Releaser
+    digest: str,
+    body: NewSignature,
+    *,
+    request: Request,
+    session: SessionDep,
+    settings: SettingsDep,
+    releaser: Releaser,
+    after_commit: BackgroundTasks,
 ) -> Signed:
     """Bring one signature; it is verified before it counts. With the last one that is needed the draft is published."""
     signature = Signature(body.keyid, body.signature)
     published = signing.add_signature(session, settings, digest, signature, releaser)
     after = {"keyid": body.keyid, "published": published}
     audit.record(session, releaser, "keys.sign", f"draft:{digest}", after=after)
+    after_commit.add_task(upkeep.drop_retired_keys, request.app.state.database, settings)
     return Signed(published=published, waiting=custody_views.custody(session).waiting)
 
 

@@ -91,11 +91,20 @@ def sign_due(session: Session, settings: Settings, now: datetime | None = None) 
     return sorted(role for role in after if after[role] != before.get(role))
 
 
+def drop_retired_keys(database: Database, settings: Settings) -> None:
+    """Delete the files of keys that a rotation retired; in a transaction of its own, so what it sees is committed.
+
+    Raises:
+        KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
+    """
+    with database.transaction() as session:
+        for path in open_repository(session, settings).drop_retired_keys():
+            _log.warning("publish.key-deleted", file=str(path), why="signed metadata name another one now")
+
+
 def _sign_due(database: Database, settings: Settings) -> None:
     with database.transaction() as session:
         signed = sign_due(session, settings)
     if signed:
         _log.info("publish.signed-again", roles=signed)
-    with database.transaction() as session:  # what it looks at is committed
-        for path in open_repository(session, settings).drop_retired_keys():
-            _log.warning("publish.key-deleted", file=str(path), why="signed metadata name another one now")
+    drop_retired_keys(database, settings)

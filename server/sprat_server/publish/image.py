@@ -271,7 +271,9 @@ class ImageRepository(Repository):
     def _propose(
         self, role: str, signed: Any, *, reason: str, number: int | None = None, by: str = _BY_SERVER
     ) -> Draft:
-        row = newest(self._session, role)
+        row, before = newest(self._session, role), drafts.of_role(self._session, role)
+        if before is not None and number is None and role in TOP_LEVEL and reason != before.row.reason:
+            reason = f"{before.row.reason}; {reason}"  # what was asked for before stays in it
         signed.version = 0 if row is None else row.version
         self._next(role, signed)
         draft = drafts.store(self._session, role, signed, number=number, reason=reason, by=by)

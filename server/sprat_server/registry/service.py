@@ -82,8 +82,11 @@ def all_models(session: Session) -> list[Model]:
 
 
 def lock_model(session: Session, model: Model) -> None:
-    """Let no other transaction add a release or a rollout of the model until this one ends."""
-    session.execute(select(Model.id).where(Model.id == model.id).with_for_update())
+    """Let no other transaction add a release or a rollout of the model until this one ends.
+
+    Rows that refer to the model can still be added: whoever signs metadata notes publications without this lock.
+    """
+    session.execute(select(Model.id).where(Model.id == model.id).with_for_update(key_share=True))
 
 
 def get_release(session: Session, model: Model, number: int) -> Release:
