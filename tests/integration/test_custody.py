@@ -156,6 +156,24 @@ def test_what_waits_can_be_withdrawn_and_nothing_has_changed(app: FastAPI, desk:
     assert desk.one("release", "show", "mnist@2")["state"] == "published"
 
 
+def test_a_root_that_names_other_targets_keys_waits_until_those_have_signed_targets(
+    app: FastAPI, desk: Desk, vault: Desk, ceremony: Path, tmp_path: Path
+) -> None:
+    for name in ("alice", "bob"):
+        vault.one("keys", "sign", "--bundle", str(ceremony), "--role", "root", *vault.signing(name))
+    done = desk.one("keys", "import", str(ceremony))
+    assert done["published"] == []
+    assert [need["missing"] for one in done["waiting"] if one["role"] == "root" for need in one["needs"]] == [0, 0]
+    published(app, base=1)  # releases go on meanwhile
+    updater(app, tmp_path / "trust").refresh()
+    for name in ("alice", "bob"):
+        done = desk.one("keys", "sign", "--role", "targets", *desk.signing(name))
+    assert (set(done["published"]), done["waiting"]) == ({"root", "targets"}, [])
+    client = updater(app, tmp_path / "trust")
+    client.refresh()
+    assert client.get_targetinfo("mnist/2/full") is not None
+
+
 @pytest.fixture
 def own_keys(app: FastAPI, desk: Desk) -> FastAPI:
     """The model pcb is signed by dora and emil, both of them; its release 1 waits."""
@@ -223,6 +241,36 @@ def test_a_release_that_was_pruned_is_signed_again_before_it_is_rolled_out(
     for name in ("dora", "emil"):
         desk.one("release", "sign", "pcb@1", *desk.signing(name))
     assert made(operator.post(f"/api/v1/rollouts/{draft}/start"))["state"] == "running"
+
+
+def test_a_model_gets_other_people_while_a_release_of_it_goes_out_with_the_old_ones(
+    own_keys: FastAPI, desk: Desk, tmp_path: Path
+) -> None:
+    for name in ("dora", "emil"):
+        desk.one("release", "sign", "pcb@1", *desk.signing(name))
+    updater(own_keys, tmp_path / "away").refresh()
+    waiting = desk.one("keys", "rotate", "m.pcb", "--key", desk.key("fay"))["waiting"]
+    assert [(one["role"], one["release"]) for one in waiting] == [("m.pcb", None), ("targets", None)]
+    published(own_keys, model="pcb", base=1)
+    for name in ("dora", "emil"):
+        desk.one("release", "sign", "pcb@2", *desk.signing(name))
+    assert desk.one("release", "show", "pcb@2")["state"] == "published"
+    assert holders(desk, "m.pcb") == (2, ["dora", "emil"])
+    desk.one("keys", "sign", *desk.signing("fay"))
+    assert holders(desk, "m.pcb") == (1, ["fay"])
+    client = updater(own_keys, tmp_path / "away")
+    client.refresh()
+    assert client.get_targetinfo("pcb/2/full") is not None
+    published(own_keys, model="pcb", base=2)
+    with pytest.raises(InvalidInput, match=r"dora\.pem\) may not sign this"):
+        desk.one("release", "sign", "pcb@3", *desk.signing("dora"))
+
+
+def test_a_model_is_given_back_to_the_server_and_what_waited_is_published(own_keys: FastAPI, desk: Desk) -> None:
+    assert desk.one("release", "show", "pcb@1")["state"] == "pending-signatures"
+    desk.one("keys", "rotate", "m.pcb")
+    upkeep.prepare(own_keys.state.database, own_keys.state.settings)
+    assert desk.one("release", "show", "pcb@1")["state"] == "published"
 
 
 def test_the_server_signs_by_itself_below_its_prefix_only(app: FastAPI, desk: Desk, tmp_path: Path) -> None:

@@ -316,6 +316,8 @@ def summary(model: str, job: "JobView") -> str:
     """Return what an ended job released, in one line."""
     result: dict[str, Any] = job["result"] or {}
     parts = [f"{model}@{result['release']}" if "release" in result else model]
+    if result.get("state") == "pending-signatures":
+        parts.append(f"pending-signatures, see: sprat release sign {model}@{result['release']} --help")
     if "update_bytes" in result:
         way = f" ({result['method']})" if "method" in result else ""
         parts.append(f"update {result['update_bytes']:,} bytes{way}")

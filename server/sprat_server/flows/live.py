@@ -135,10 +135,10 @@ def bring_in(session: Session, image: ImageRepository, model: Model, number: int
     Raises:
         Conflict: it is not in the metadata any more, and the server cannot sign it back in by itself.
     """
-    lacking = _lacking(session, model, also=[number])
+    lacking = _paths(session, model, also=[number]) - signed_paths(session, model)
     if lacking and image.signs_alone(model.name):
         sign(session, image, model, reason=f"release {number} is live again")
-        lacking = _lacking(session, model, also=[number])
+        lacking -= signed_paths(session, model)
     if update_path(model.name, number, None) in lacking:
         raise Conflict(
             f"{model.name}@{number} was pruned from the signed metadata and the server may not sign it back in by "
@@ -154,18 +154,16 @@ def tidy(session: Session, image: ImageRepository, model: Model) -> bool:
     """
     if not image.signs_alone(model.name):
         return False
-    lacking, signed = _lacking(session, model), signed_paths(session, model)
-    past = signed - _paths(model, needed(session, model), session)
-    if not lacking and not registry.pending_releases(session, model) and 2 * len(past) <= len(signed):
+    wanted, signed = _paths(session, model), signed_paths(session, model)
+    past = len(signed - wanted)
+    if wanted <= signed and 2 * past <= len(signed) and not registry.pending_releases(session, model):
         return False
     return sign(session, image, model, reason="what devices need has changed") is not None
 
 
-def _lacking(session: Session, model: Model, *, also: Iterable[int] = ()) -> frozenset[str]:
-    return _paths(model, needed(session, model, also=also), session) - signed_paths(session, model)
-
-
-def _paths(model: Model, what: Needed, session: Session) -> frozenset[str]:
+def _paths(session: Session, model: Model, *, also: Iterable[int] = ()) -> frozenset[str]:
+    """Return the target paths that the metadata of a model must name."""
+    what = needed(session, model, also=also)
     of_model = Release.model_id == model.id
     graphs = session.execute(
         select(Release.graph_digest, Release.statistics_graph).where(of_model, Release.number.in_(what.releases))

@@ -255,13 +255,15 @@ class ImageRepository(Repository):
         return published
 
     def drop_retired_keys(self) -> list[Path]:
-        """Delete the files of keys that published metadata named once, and neither they nor drafts name now.
+        """Delete the files of keys that neither published metadata nor drafts name, and return where they were.
 
+        Those that were named once, or were made by a rotation that came to nothing; what else lies in the folder stays.
         The caller has committed what retired them: until then a crash leaves the old keys usable.
         """
         named = [self.root(), self.targets(), self._working("root"), self._working("targets")]
         unused = [keyid for keyid in self._ring if not any(_names(one, keyid) for one in named)]
-        return [self._ring.drop(keyid) for keyid in unused if was_named(self._session, keyid)]
+        ours = [keyid for keyid in unused if self._ring.was_rotated(keyid) or was_named(self._session, keyid)]
+        return [self._ring.drop(keyid) for keyid in ours]
 
     def _working(self, role: str) -> Any:
         """Return what a new version of root or targets starts from: the draft that waits, or what is published."""

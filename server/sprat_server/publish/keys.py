@@ -24,6 +24,7 @@ SERVER: Final = "server"
 
 _HOLDER: Final = "x-sprat-holder"
 _MAX_HOLDER: Final = 80
+_ID_CHARACTERS: Final = 16  # of a key id, in the name of its file
 
 _log = structlog.get_logger(__name__)
 
@@ -75,9 +76,9 @@ class KeyRing:
         """Return the signers of those of `keyids` that are held, in that order."""
         return [self._signers[keyid] for keyid in keyids if keyid in self._signers]
 
-    def path(self, keyid: str) -> Path:
-        """Return the file of a key that is held."""
-        return self._files[keyid]
+    def was_rotated(self, keyid: str) -> bool:
+        """Tell whether `make` made a key, so that its file is named for its id."""
+        return self._files[keyid].stem.endswith(keyid[:_ID_CHARACTERS])
 
     def first(self, purpose: str) -> CryptoSigner:
         """Return the key in the first file for `purpose`, made if it is not there."""
@@ -90,7 +91,7 @@ class KeyRing:
     def make(self, purpose: str) -> CryptoSigner:
         """Make another key for `purpose`; it is on the disk when this returns."""
         signer = CryptoSigner.generate_ed25519()
-        return self._make(self._folder / f"image-{purpose}-{signer.public_key.keyid[:16]}.pem", signer)
+        return self._make(self._folder / f"image-{purpose}-{signer.public_key.keyid[:_ID_CHARACTERS]}.pem", signer)
 
     def drop(self, keyid: str) -> Path:
         """Delete the file of a key; return where it was."""

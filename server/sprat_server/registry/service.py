@@ -16,6 +16,7 @@ from sprat_shared.wire.tensors import TensorTable
 from sprat_shared.wire.tensors import release_id as release_id_of
 
 Origin = Literal["registered", "retrained", "created"]
+ReleaseState = Literal["pending-signatures", "published"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,12 @@ def require_published(session: Session, model: Model, number: int) -> None:
             f"sprat release sign {model.name}@{number} --help",
             code="release.pending",
         )
+
+
+def state_of(session: Session, release: Release) -> ReleaseState:
+    """Return whether devices can have a release, or it waits for signatures."""
+    there = session.get(Publication, (release.model_id, release.number))
+    return "pending-signatures" if there is None else "published"
 
 
 def publications(session: Session, model: Model) -> dict[int, datetime]:
