@@ -92,6 +92,25 @@ def test_a_key_that_is_not_of_the_role_cannot_sign_here_nor_be_slipped_in(
     assert (answer.status_code, answer.json()["code"]) == (422, "signing.key")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keytype": "none"},
+        {"keyval": {}},
+        {"keyval": {"public": 1.5}},
+        {"x-sprat-holder": "server"},
+        {"x-sprat-holder": ""},
+        {"x-sprat-holder": "\ud800"},
+        {"scheme": "\0"},
+    ],
+)
+def test_what_is_no_key_of_a_person_is_given_to_no_role(desk: Desk, admin: Api, changes: dict) -> None:  # type: ignore[type-arg]
+    public = json.loads(Path(desk.key("alice")).read_text())
+    body = json.dumps({"roles": [{"role": "root", "keys": [{**public, "key": public["key"] | changes}]}]})
+    answer = admin.post("/api/v1/keys/rotate", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text
+
+
 def test_a_wrong_signature_is_refused_on_both_sides(desk: Desk, vault: Desk, ceremony: Path, admin: Api) -> None:
     vault.one("keys", "sign", "--bundle", str(ceremony), *vault.signing("alice"))
     bundle = json.loads(ceremony.read_text())

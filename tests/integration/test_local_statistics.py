@@ -88,9 +88,10 @@ def test_statistics_are_left_to_devices_release_by_release_until_weights_are_giv
 
     with app.state.database.transaction() as session:
         model = registry.get_model(session, "quadrants")
-        metadata = repository.newest(session, role_of_model("quadrants"))
-        assert metadata is not None
-        signed = json.loads(metadata.body)["signed"]["targets"]
+        role = role_of_model("quadrants")
+        every = [(role, version) for version in range(1, repository.newest_versions(session)[role] + 1)]
+        bodies = repository.read_metadata(session, every).values()
+        signed = {path: one for body in bodies for path, one in json.loads(body)["signed"]["targets"].items()}
         release = registry.get_release(session, model, 2)
         graph = release.statistics_graph
         assert graph is not None

@@ -12,16 +12,12 @@ from sprat_server.publish.schemas import CustodyView, DraftView, KeyView, RoleVi
 
 
 def custody(session: Session) -> CustodyView:
-    """Return every role, the drafts that wait, and the time. Only reads.
-
-    Raises:
-        KeysUnusable: there is no repository yet.
-    """
-    root = Metadata[Root].from_bytes(repository.root_bytes(session)).signed
-    row = repository.newest(session, "targets")
-    targets = Targets() if row is None else Metadata[Targets].from_bytes(row.body).signed
-    waiting = drafts.all_drafts(session)
-    newest = repository.newest_metadata(session)
+    """Return every role, the drafts that wait, and the time. Only reads; there is none before the first start."""
+    newest, waiting = repository.newest_metadata(session), drafts.all_drafts(session)
+    if "root" not in newest:
+        return CustodyView(now=datetime.now(UTC), roles=[], waiting=[])
+    root = Metadata[Root].from_bytes(newest["root"].body).signed
+    targets = Metadata[Targets].from_bytes(newest["targets"].body).signed
     roles = []
     for name in (*rotation.TOP_LEVEL, *sorted(rotation.delegated(targets))):
         delegator = root if name in rotation.TOP_LEVEL else targets

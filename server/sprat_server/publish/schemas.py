@@ -125,13 +125,28 @@ class NewSignature(BaseModel):
     signature: Annotated[str, Field(min_length=2, max_length=20_000, pattern=_HEX)]
 
 
+class KeyValue(BaseModel):
+    """The value of a public key: hex, or PEM."""
+
+    public: Annotated[str, Field(min_length=1, max_length=20_000)]
+
+
+class TufKey(BaseModel):
+    """A public key as TUF writes it (specification, section 4.2), and who holds the private half."""
+
+    keytype: Annotated[str, Field(min_length=1, max_length=64)]
+    scheme: Annotated[str, Field(min_length=1, max_length=64)]
+    keyval: KeyValue
+    holder: Annotated[str, Field(alias="x-sprat-holder", pattern=r"^[A-Za-z0-9 ._@+-]{1,80}$")]
+
+
 class PublicKey(BaseModel):
-    """The public half of a key as TUF writes it, its id, and who holds the private half."""
+    """The public half of a key, and its id."""
 
     model_config = ConfigDict(extra="forbid")
 
     keyid: Annotated[str, Field(min_length=1, max_length=128, pattern=_HEX)]
-    key: dict[str, Any]
+    key: TufKey
 
     def parsed(self) -> Key:
         """Return the key.
@@ -140,7 +155,7 @@ class PublicKey(BaseModel):
             InvalidInput: it is none.
         """
         try:
-            return Key.from_dict(self.keyid, dict(self.key))
+            return Key.from_dict(self.keyid, self.key.model_dump(by_alias=True))
         except (KeyError, ValueError, TypeError, AttributeError) as bad:
             raise InvalidInput(f"key {self.keyid[:12]} is not a public key as TUF writes it ({bad})") from None
 
