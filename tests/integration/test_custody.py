@@ -293,6 +293,7 @@ def test_a_model_is_given_back_to_the_server_and_what_waited_is_published(own_ke
 
 
 def test_the_server_signs_by_itself_below_its_prefix_only(app: FastAPI, desk: Desk, tmp_path: Path) -> None:
+    published(app, model="once-auto")
     limited = Settings(
         database_url=app.state.settings.database_url, data_dir=app.state.settings.data_dir, auto_sign="lab-*"
     )
@@ -301,6 +302,8 @@ def test_the_server_signs_by_itself_below_its_prefix_only(app: FastAPI, desk: De
     published(app, model="pcb")
     assert desk.one("release", "show", "lab-pcb@1")["state"] == "published"
     assert desk.one("release", "show", "pcb@1")["state"] == "pending-signatures"
+    published(app, model="once-auto", base=1)
+    assert desk.one("release", "show", "once-auto@2")["state"] == "pending-signatures", "though the server has its key"
     with pytest.raises(Conflict, match=r"the role m\.pcb has no keys yet"):
         desk.one("release", "sign", "pcb@1", "--export", str(desk.folder / "x"))
     with pytest.raises(InvalidInput, match="SPRAT_AUTO_SIGN does not cover the name"):
@@ -310,7 +313,10 @@ def test_the_server_signs_by_itself_below_its_prefix_only(app: FastAPI, desk: De
     client.refresh()
     targets = client._trusted_set["targets"]
     named = {name: role.paths for name, role in targets.delegations.roles.items() if auto[0]["keyid"] in role.keyids}
-    assert named == {"m.lab-pcb": ["lab-pcb/*/*"]}, "devices enforce it: the key is trusted below these paths only"
+    assert named == {
+        "m.lab-pcb": ["lab-pcb/*/*"],
+        "m.once-auto": ["once-auto/*/*"],
+    }, "devices enforce it: the key is trusted below these paths only, until people's keys replace it"
     given = {"keyid": auto[0]["keyid"], "key": targets.delegations.keys[auto[0]["keyid"]].to_dict()}
     api = Api(app, desk.env["SPRAT_TOKEN"])
     refused = api.post("/api/v1/keys/rotate", json={"roles": [{"role": "m.pcb", "keys": [given]}]})
