@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     insecure: bool = False
     """Allows plain HTTP on an address that is not loopback (behind a proxy that ends TLS)."""
 
+    auto_sign: str | None = Field(default=None, pattern=r"^(?:none|\*|[a-z0-9-]{1,63}\*)$")
+    """Models whose releases the server signs by itself: `*`, or a prefix of names as in `lab-*`, or `none`.
+    Unset: all with the private PostgreSQL of `up`, none with another database."""
     poll_interval_s: float = Field(default=60.0, gt=0)
     """How often a device asks; told to it at enrolment."""
     recipe_packages: Annotated[tuple[str, ...], NoDecode] = ()
@@ -87,6 +90,11 @@ class Settings(BaseSettings):
     def blobs(self) -> str:
         """The blob URL in effect: blob_url, or the folder `blobs` in the data folder."""
         return self.blob_url or str(self.data_dir / "blobs")
+
+    def signs_alone(self, model: str) -> bool:
+        """Tell whether the server may sign releases of this model by itself, with the key `auto`."""
+        allowed = self.auto_sign or ("*" if self.database_url is None else "none")
+        return allowed != "none" and model.startswith(allowed.removesuffix("*"))
 
     @property
     def keys_dir(self) -> Path:

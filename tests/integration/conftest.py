@@ -68,7 +68,7 @@ def database(database_url: str) -> Iterator[Database]:
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
     """Settings of a server on the fresh database, its data in the test's folder."""
-    return Settings(database_url=database_url, data_dir=tmp_path / "data")
+    return Settings(database_url=database_url, data_dir=tmp_path / "data", auto_sign="*")
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.flows.publishing import publish_release
-from sprat_server.publish import director_root, repository
+from sprat_server.publish import director_root
+from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Release
 from sprat_server.registry.service import NewUpdate
@@ -61,7 +62,7 @@ def publish(
 def published(app: FastAPI, *, model: str = "mnist", base: int | None = None) -> Release:
     """Publish in a transaction of its own."""
     with app.state.database.transaction() as session:
-        repository.ensure_repository(session, app.state.settings)
+        open_repository(session, app.state.settings)
         director_root.ensure(session, app.state.settings)
         return publish(session, app.state.blobs, app.state.settings, model=model, base=base)
 

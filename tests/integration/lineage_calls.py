@@ -10,6 +10,7 @@ import numpy as np
 from fastapi import FastAPI
 from fleet_calls import TestDevice
 from sqlalchemy import select
+from tuf.api.metadata import Metadata, Targets
 
 from sprat_server.compress import updates as compress
 from sprat_server.db.blobs import Blobs
@@ -98,7 +99,7 @@ def bring_to(app: FastAPI, release: int, devices: Sequence[TestDevice], *, commi
     with app.state.database.transaction() as session:
         cohort = [device.id for device in devices]
         one = rollout_flow.create(session, model="mnist", release=release, reaches=["100%"], devices=cohort, by="test")
-        rollout_flow.start(session, one.id)
+        rollout_flow.start(session, app.state.settings, one.id)
     for device in devices if commit else ():
         device.tell(Outcome.COMMITTED)
 
@@ -136,7 +137,7 @@ def rebuilt(device: TestDevice, lineage: Lineage, base: int) -> tuple[list[str],
     assert wish is not None
     body = PollAnswer.from_bytes(device.poll(inline=1 << 20).content)
     role = next(part.data for part in body.parts if part.name.endswith("m.mnist.json"))
-    signed = repository.Metadata[repository.Targets].from_bytes(role).signed
+    signed = Metadata[Targets].from_bytes(role).signed
     weights, received = lineage.weights[base], 0
     for path in wish.path:
         file = signed.targets[path]

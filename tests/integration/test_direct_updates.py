@@ -22,7 +22,7 @@ from sprat_server.jobs import service as jobs
 from sprat_server.jobs.models import Job
 from sprat_server.jobs.runner import Runner
 from sprat_server.observe.actors import SYSTEM
-from sprat_server.publish import repository
+from sprat_server.publish.image import open_repository
 from sprat_server.registry import paths
 from sprat_server.registry import service as registry
 from sprat_server.settings import Settings
@@ -41,7 +41,7 @@ def worker(app: FastAPI, settings: Settings, blobs: Blobs) -> Runner:
     """What a worker process runs jobs with."""
     load_tasks()
     with app.state.database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     return Runner(database=app.state.database, blobs=blobs, settings=settings)
 
 

@@ -20,6 +20,7 @@ from sprat_server.db.blobs import Blobs
 from sprat_server.flows.poll import _graphs
 from sprat_server.jobs.runner import Runner
 from sprat_server.publish import repository
+from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.settings import Settings
 from sprat_server.worker import load_tasks
@@ -33,14 +34,16 @@ LOCAL = ["norm.running_mean", "norm.running_var"]
 
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
-    return Settings(database_url=database_url, data_dir=tmp_path / "data", recipe_packages=("small_recipes",))
+    return Settings(
+        database_url=database_url, data_dir=tmp_path / "data", recipe_packages=("small_recipes",), auto_sign="*"
+    )
 
 
 @pytest.fixture
 def worker(app: FastAPI, settings: Settings, blobs: Blobs) -> Runner:
     load_tasks()
     with app.state.database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     return Runner(database=app.state.database, blobs=blobs, settings=settings)
 
 
@@ -85,9 +88,10 @@ def test_statistics_are_left_to_devices_release_by_release_until_weights_are_giv
 
     with app.state.database.transaction() as session:
         model = registry.get_model(session, "quadrants")
-        metadata = repository.newest(session, role_of_model("quadrants"))
-        assert metadata is not None
-        signed = json.loads(metadata.body)["signed"]["targets"]
+        role = role_of_model("quadrants")
+        every = [(role, version) for version in range(1, repository.newest_versions(session)[role] + 1)]
+        bodies = repository.read_metadata(session, every).values()
+        signed = {path: one for body in bodies for path, one in json.loads(body)["signed"]["targets"].items()}
         release = registry.get_release(session, model, 2)
         graph = release.statistics_graph
         assert graph is not None

@@ -2,57 +2,29 @@
 
 import stat
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
+from custody_calls import updater
 from fastapi import FastAPI
 from fleet_calls import publish, published
 from http_calls import Api
 from securesystemslib.signer import CryptoSigner
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
-from tuf.api.exceptions import DownloadHTTPError
-from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
-from sprat_server.publish import repository
+from sprat_server.flows import upkeep
+from sprat_server.publish import drafts, repository
+from sprat_server.publish.image import open_repository
 from sprat_server.publish.keys import KeysUnusable, key_path
 from sprat_server.publish.models import SignedMetadata
-from sprat_server.registry.models import Release
+from sprat_server.registry import service as registry
+from sprat_server.registry.models import Model, Release
 from sprat_server.settings import Settings
 from sprat_shared.trust.targets import UpdateTarget
-
-
-class OverHttp(FetcherInterface):
-    """python-tuf's fetcher port over the application's own routes."""
-
-    def __init__(self, api: Api) -> None:
-        super().__init__()
-        self.api = api
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        answer = self.api.get(urlsplit(url).path)
-        if answer.status_code != 200:
-            raise DownloadHTTPError(answer.text, answer.status_code)
-        yield answer.content
-
-
-def updater(app: FastAPI, api: Api, folder: Path) -> Updater:
-    """A client that trusts the first root, as an enrolled device does."""
-    with app.state.database.transaction() as session:
-        root = repository.read_metadata(session, [("root", 1)])["root", 1]
-    folder.mkdir(exist_ok=True)
-    return Updater(
-        str(folder),
-        "http://sprat.test/tuf/image/",
-        fetcher=OverHttp(api),
-        config=UpdaterConfig(prefix_targets_with_hash=False),
-        bootstrap=root,
-    )
 
 
 def versions(database: Database) -> dict[str, int]:
@@ -62,7 +34,7 @@ def versions(database: Database) -> dict[str, int]:
 
 def test_python_tufs_client_accepts_releases_updates_and_graphs(app: FastAPI, viewer: Api, tmp_path: Path) -> None:
     first, second = published(app), published(app, base=1)
-    client = updater(app, viewer, tmp_path / "trust")
+    client = updater(app, tmp_path / "trust")
     client.refresh()
     info = client.get_targetinfo("mnist/2/from-1")
     assert info is not None
@@ -77,27 +49,27 @@ def test_python_tufs_client_accepts_releases_updates_and_graphs(app: FastAPI, vi
     assert client.get_targetinfo("mnist/3/full") is None
 
 
-def test_a_client_follows_from_release_to_release_and_model_to_model(app: FastAPI, viewer: Api, tmp_path: Path) -> None:
+def test_a_client_follows_from_release_to_release_and_model_to_model(app: FastAPI, tmp_path: Path) -> None:
     published(app)
-    updater(app, viewer, tmp_path / "trust").refresh()
+    updater(app, tmp_path / "trust").refresh()
     published(app, model="pcb")
     published(app, base=1)
-    client = updater(app, viewer, tmp_path / "trust")
+    client = updater(app, tmp_path / "trust")
     client.refresh()
     assert client.get_targetinfo("mnist/2/from-1") is not None
     assert client.get_targetinfo("pcb/1/full") is not None
 
 
-def test_a_model_role_is_not_trusted_for_another_model(app: FastAPI, viewer: Api, tmp_path: Path) -> None:
+def test_a_model_role_is_not_trusted_for_another_model(app: FastAPI, tmp_path: Path) -> None:
     published(app)
     published(app, model="pcb")
     database, settings = app.state.database, app.state.settings
     with database.transaction() as session:
-        repo = repository.open_repository(session, settings)
+        repo = open_repository(session, settings)
         stolen = repo.targets("m.mnist").targets["mnist/1/full"]
         stolen.path = "pcb/2/full"
-        repo.add_targets("mnist", [stolen])
-    client = updater(app, viewer, tmp_path / "trust")
+        repo.set_targets("mnist", [stolen], reason="a taken key")
+    client = updater(app, tmp_path / "trust")
     client.refresh()
     assert client.get_targetinfo("pcb/2/full") is None
 
@@ -111,10 +83,10 @@ def test_a_metadata_file_that_is_not_there_is_a_clear_404(app: FastAPI, viewer: 
 
 def test_keys_are_files_that_only_their_owner_reads(database: Database, settings: Settings) -> None:
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     files = sorted(settings.keys_dir.iterdir())
     assert [file.name for file in files] == [
-        f"image-{purpose}.pem" for purpose in ("models", "root", "snapshot", "targets", "timestamp")
+        f"image-{purpose}.pem" for purpose in ("root", "snapshot", "targets", "timestamp")
     ]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     assert stat.S_IMODE(settings.keys_dir.stat().st_mode) == 0o700
@@ -122,31 +94,33 @@ def test_keys_are_files_that_only_their_owner_reads(database: Database, settings
 
 def test_starting_again_changes_nothing(database: Database, settings: Settings) -> None:
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     before = versions(database)
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
-        assert repository.sign_again(session, settings) == []
+        open_repository(session, settings)
+        assert upkeep.sign_due(session, settings) == []
     assert versions(database) == before
 
 
-@pytest.mark.parametrize("purpose", ["timestamp", "snapshot", "models"])
-def test_a_missing_key_is_named_with_what_to_do(database: Database, settings: Settings, purpose: str) -> None:
+@pytest.mark.parametrize("purpose", ["timestamp", "snapshot", "auto"])
+def test_a_missing_key_is_named_with_what_to_do(
+    database: Database, blobs: Blobs, settings: Settings, purpose: str
+) -> None:
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        publish(session, blobs, settings)
     path = key_path(settings.keys_dir, purpose)
     path.unlink()
-    with pytest.raises(KeysUnusable, match=f"{path} is missing; copy"), database.transaction() as session:
-        repository.ensure_repository(session, settings)
+    with pytest.raises(KeysUnusable, match=f"{path} is missing .*; copy"), database.transaction() as session:
+        open_repository(session, settings)
     assert not path.exists()
 
 
 def test_a_foreign_key_is_refused(database: Database, settings: Settings) -> None:
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     key_path(settings.keys_dir, "timestamp").write_bytes(CryptoSigner.generate_ed25519().private_bytes)
     with pytest.raises(KeysUnusable, match="not the key that devices trust"), database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a key", CryptoSigner.generate_ecdsa().private_bytes])
@@ -155,14 +129,14 @@ def test_a_file_that_is_no_ed25519_key_is_refused(database: Database, settings: 
     path = key_path(settings.keys_dir, "root")
     path.write_bytes(content)
     with pytest.raises(KeysUnusable, match=f"{path} (cannot be read|is not)"), database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     assert path.read_bytes() == content, "what a person may still need is not overwritten"
 
 
 def test_two_processes_that_start_at_once_make_one_set_of_keys(database: Database, settings: Settings) -> None:
     def start() -> None:
         with database.transaction() as session:
-            repository.ensure_repository(session, settings)
+            open_repository(session, settings)
 
     threads = [threading.Thread(target=start) for _ in range(4)]
     for thread in threads:
@@ -173,7 +147,7 @@ def test_two_processes_that_start_at_once_make_one_set_of_keys(database: Databas
     start()
 
 
-def test_releases_go_on_without_the_root_key_and_a_new_model_asks_for_the_targets_key(
+def test_releases_go_on_without_root_and_targets_keys_and_a_new_model_waits_for_the_targets_key(
     database: Database, blobs: Blobs, settings: Settings
 ) -> None:
     with database.transaction() as session:
@@ -182,9 +156,12 @@ def test_releases_go_on_without_the_root_key_and_a_new_model_asks_for_the_target
     key_path(settings.keys_dir, "targets").unlink()
     with database.transaction() as session:
         publish(session, blobs, settings, base=1)
-    refused = pytest.raises(KeysUnusable, match="the targets key is not in the keys folder")
-    with refused, database.transaction() as session:
+    with database.transaction() as session:
         publish(session, blobs, settings, model="pcb")
+        waiting = {draft.role: draft.metadata.signatures for draft in drafts.all_drafts(session)}
+        assert set(waiting) == {"targets", "m.pcb"}
+        assert not waiting["targets"]
+        assert repository.newest(session, "m.pcb") is None
 
 
 @pytest.mark.parametrize(
@@ -198,16 +175,16 @@ def test_releases_go_on_without_the_root_key_and_a_new_model_asks_for_the_target
     ],
 )
 def test_metadata_are_signed_again_at_half_of_their_life_and_still_accepted(
-    app: FastAPI, viewer: Api, tmp_path: Path, days: int, signed: list[str]
+    app: FastAPI, tmp_path: Path, days: int, signed: list[str]
 ) -> None:
     published(app)
     before = versions(app.state.database)
     with app.state.database.transaction() as session:
-        again = repository.sign_again(session, app.state.settings, datetime.now(UTC) + timedelta(days=days))
+        again = upkeep.sign_due(session, app.state.settings, datetime.now(UTC) + timedelta(days=days))
     assert sorted(again) == signed
     after = versions(app.state.database)
     assert (after["timestamp"] > before["timestamp"]) == bool(signed)
-    client = updater(app, viewer, tmp_path / "trust")
+    client = updater(app, tmp_path / "trust")
     client.refresh()
     assert client.get_targetinfo("mnist/1/full") is not None
 
@@ -267,3 +244,17 @@ def test_a_blob_that_was_never_uploaded_is_not_published(
     with pytest.raises(Exception, match="upload it first"), database.transaction() as session:
         publish(session, forgetful, settings)
     assert versions(database) == {}
+
+
+def test_a_release_and_the_periodic_look_do_not_wait_for_each_other_for_ever(
+    database: Database, blobs: Blobs, settings: Settings
+) -> None:
+    with database.transaction() as session:
+        publish(session, blobs, settings)
+    with database.transaction() as release, database.transaction() as look:
+        registry.lock_model(release, registry.get_model(release, "mnist"))
+        open_repository(look, settings)  # which the release will wait for
+        row = select(Model.id).where(Model.name == "mnist")
+        assert look.scalar(row.with_for_update(key_share=True, read=True, nowait=True)) is not None, (
+            "a foreign key asks"
+        )

@@ -19,7 +19,7 @@ import small_recipes
 from sprat_server.db.blobs import Blobs
 from sprat_server.flows import tasks_retrain
 from sprat_server.jobs.runner import Runner
-from sprat_server.publish import repository
+from sprat_server.publish.image import open_repository
 from sprat_server.registry.samples import LabelledSamples, Split, seeded_split
 from sprat_server.settings import Settings
 from sprat_server.training import search
@@ -35,7 +35,9 @@ from sprat_shared.wire.update import Flag, read_header
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
     """Settings of a server that may run the tests' recipes."""
-    return Settings(database_url=database_url, data_dir=tmp_path / "data", recipe_packages=("small_recipes",))
+    return Settings(
+        database_url=database_url, data_dir=tmp_path / "data", recipe_packages=("small_recipes",), auto_sign="*"
+    )
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def worker(app: FastAPI, settings: Settings, blobs: Blobs) -> Runner:
     """What a worker process runs jobs with."""
     load_tasks()
     with app.state.database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
     return Runner(database=app.state.database, blobs=blobs, settings=settings)
 
 

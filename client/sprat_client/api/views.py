@@ -69,7 +69,9 @@ class ReleaseView(TypedDict):
     base: int | None
     updates: list[UpdateView]
     metrics: dict[str, Any]
+    state: Literal["pending-signatures", "published"]
     created_at: str
+    published_at: str | None
 
 
 class WayView(TypedDict):
@@ -220,6 +222,68 @@ class EnrolmentTokenView(TypedDict):
     group: str
     uses: int
     expires_at: str
+
+
+class KeyView(TypedDict):
+    """A public key; `holder` has the private half: `server`, or the name that was given with it."""
+
+    keyid: str
+    holder: str
+    scheme: str
+
+
+class RoleView(TypedDict):
+    """One role: its newest published version, and who must sign the next one, from when on."""
+
+    role: str
+    version: int
+    expires_at: str
+    renew_at: str
+    threshold: int
+    keys: list[KeyView]
+    online: bool
+    waiting: int
+
+
+class NeedView(TypedDict):
+    """What a draft must have: `threshold` signatures by `keys`; `signed` are there."""
+
+    by: str
+    threshold: int
+    missing: int
+    keys: list[KeyView]
+    signed: list[str]
+
+
+class DraftView(TypedDict):
+    """The next version of a role, which waits for signatures; `payload` is base64 of the metadata to sign."""
+
+    digest: str
+    role: str
+    version: int
+    release: int | None
+    reason: str
+    created_by: str
+    created_at: str
+    expires_at: str
+    needs: list[NeedView]
+    payload: str
+    public_keys: dict[str, dict[str, Any]]
+
+
+class CustodyView(TypedDict):
+    """Every role, what waits for signatures, and the server's clock."""
+
+    now: str
+    roles: list[RoleView]
+    waiting: list[DraftView]
+
+
+class SignedView(TypedDict):
+    """What came of a signature or a rotation: roles that were published, and what waits still."""
+
+    published: list[str]
+    waiting: list[DraftView]
 
 
 class TokenView(TypedDict):

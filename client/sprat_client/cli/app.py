@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sprat_client.cli import access, datasets, devices, jobs, models, releases, rollouts
+from sprat_client.cli import access, datasets, devices, doctor, jobs, keys, models, releases, rollouts
 from sprat_client.cli.invocation import Invocation
 from sprat_shared import errors
 
@@ -47,6 +47,8 @@ app.add_typer(devices.app, name="device")
 app.add_typer(devices.enrolment_app, name="enrolment-token")
 app.add_typer(access.app, name="token")
 app.add_typer(access.audit_app, name="audit")
+app.add_typer(keys.app, name="keys")
+app.command("doctor")(doctor.doctor)
 app.command("login")(access.login)
 if importlib.util.find_spec("sprat_client.cli.delta") is not None:
     app.add_typer(importlib.import_module("sprat_client.cli.delta").app, name="delta")

@@ -52,7 +52,11 @@ def register(
             example_dtype=example_dtype,
         )
         job = finish(client, job, no_wait=no_wait)
-    emit(job, as_json=json_, text=f"job {job['id']}" if no_wait else f"{name}@1 is registered")
+    waits = (job["result"] or {}).get("state") == "pending-signatures"
+    registered = f"{name}@1 is registered" + (
+        f"; pending-signatures, see: sprat release sign {name}@1" if waits else ""
+    )
+    emit(job, as_json=json_, text=f"job {job['id']}" if no_wait else registered)
 
 
 @app.command("list")

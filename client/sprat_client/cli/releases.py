@@ -9,6 +9,7 @@ import typer
 
 from sprat_client.cli.curve import check_drawable, draw, points_of
 from sprat_client.cli.invocation import JsonFlag, connect
+from sprat_client.cli.keys import KeyId, Passphrase, sign_release, waiting
 from sprat_client.cli.models import parse_config
 from sprat_client.cli.output import emit, emit_fields, emit_table, short, size
 from sprat_client.cli.quantities import parse_bytes, parse_points
@@ -80,6 +81,7 @@ def list_(ctx: typer.Context, *, model: Model, json_: JsonFlag = False) -> None:
         "model": lambda one: size(one["model_bytes"]),
         "updates": lambda one: ", ".join(update_text(update) for update in one["updates"]) or "-",
         "origin": lambda one: one["origin"],
+        "state": lambda one: one["state"],
         "since": lambda one: one["created_at"],
     }
     emit_table(releases, columns, as_json=json_, empty=f"{model} has no release yet")
@@ -100,6 +102,40 @@ def show(
     name, wanted = split_release(model, number)
     with connect(ctx) as client:
         emit_fields(client.models.release(name, wanted), as_json=json_)
+
+
+@app.command()
+def sign(
+    ctx: typer.Context,
+    *,
+    release: Annotated[str, typer.Argument(help="model@number.")],
+    key: Annotated[str | None, typer.Option(help="URI of your private key, file2:PATH, hsm:… and so on.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write a bundle to sign elsewhere, instead of signing.")] = None,
+    keyid: KeyId = None,
+    passphrase_file: Passphrase = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Sign a release that waits for signatures; with the last one that is needed, devices can have it.
+
+    With `--export` what must be signed is written to a bundle, for `sprat keys sign --bundle` on a machine without a
+    network and `sprat keys import` afterwards.
+
+    Example: sprat release sign digits@2 --key file2:alice.pem
+    """
+    from sprat_client.cli.bundles import write_bundle  # noqa: PLC0415 - cryptography is not loaded for `sprat delta`
+
+    if (key is None) == (export is None):
+        raise InvalidInput("give --key to sign here, or --export to sign elsewhere")
+    name, number = split_release(release, None)
+    with connect(ctx) as client:
+        done = client.keys.draft_release(name, number)
+        if export is not None:
+            write_bundle(export, done["waiting"], {})
+        elif key is not None and done["waiting"]:
+            done = sign_release(client, done["waiting"], key, keyid, passphrase_file)
+        after = client.models.release(name, number)
+    lines = [f"{name}@{number}: {after['state']}", *map(waiting, done["waiting"])]
+    emit({**after, "waiting": done["waiting"]}, as_json=json_, text="\n".join(lines))
 
 
 @app.command()
@@ -280,6 +316,8 @@ def summary(model: str, job: "JobView") -> str:
     """Return what an ended job released, in one line."""
     result: dict[str, Any] = job["result"] or {}
     parts = [f"{model}@{result['release']}" if "release" in result else model]
+    if result.get("state") == "pending-signatures":
+        parts.append(f"pending-signatures, see: sprat release sign {model}@{result['release']} --help")
     if "update_bytes" in result:
         way = f" ({result['method']})" if "method" in result else ""
         parts.append(f"update {result['update_bytes']:,} bytes{way}")

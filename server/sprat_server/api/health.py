@@ -7,6 +7,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sprat_server.api.auth import Viewer
 from sprat_server.db.session import Database, SessionDep
+from sprat_server.flows import custody_views
 from sprat_server.jobs import models as job_models
 from sprat_server.jobs import service as jobs
 from sprat_server.observe import metrics
@@ -28,10 +29,16 @@ def healthz(request: Request) -> JSONResponse:
 
 @router.get("/metrics", response_class=Response)
 def read_metrics(session: SessionDep, _viewer: Viewer) -> Response:
-    """Give the metrics of this process, and the counts of jobs, in Prometheus's text format."""
+    """Give this process's metrics, counts of jobs and the life of signed metadata in Prometheus's text format."""
     counts = jobs.counts(session)
     for state in (job_models.QUEUED, job_models.RUNNING, *sorted(job_models.ENDED)):
         metrics.JOBS.labels(state).set(counts.get(state, 0))
+    metrics.METADATA_EXPIRES_S.clear()
+    metrics.METADATA_WAITING.clear()
+    shown = custody_views.custody(session)
+    for role in shown.roles:
+        metrics.METADATA_EXPIRES_S.labels(role.role).set((role.expires_at - shown.now).total_seconds())
+        metrics.METADATA_WAITING.labels(role.role).set(role.waiting)
     return Response(metrics.text(), media_type=metrics.CONTENT_TYPE)
 
 

@@ -16,7 +16,7 @@ from sprat_server.flows.ways import ways
 from sprat_server.jobs import service as jobs
 from sprat_server.jobs.schemas import JobAccepted, JobView
 from sprat_server.registry import service as registry
-from sprat_server.registry.models import Model, Release
+from sprat_server.registry.models import Model, Publication, Release
 from sprat_server.registry.schemas import ModelView, NewModel, NewRelease, ReleaseView, RetrainRequest, WayView
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -39,8 +39,8 @@ def register_model(body: NewModel, session: SessionDep, releaser: Releaser, blob
 def list_models(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[ModelView]:
     """List models, newest first."""
     rows, following = take_page(session, select(Model), key=Model.id, parse=UUID, cursor=page.cursor, limit=page.limit)
-    newest = select(Release.model_id, func.max(Release.number)).group_by(Release.model_id)
-    latest = dict(session.execute(newest.where(Release.model_id.in_([model.id for model in rows]))).all())
+    newest = select(Publication.model_id, func.max(Publication.number)).group_by(Publication.model_id)
+    latest = dict(session.execute(newest.where(Publication.model_id.in_([model.id for model in rows]))).all())
     return Page(items=[ModelView.of(model, latest.get(model.id)) for model in rows], next=following)
 
 
@@ -48,7 +48,8 @@ def list_models(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[Mode
 def get_model(name: str, session: SessionDep, _viewer: Viewer) -> ModelView:
     """Show a model."""
     model = registry.get_model(session, name)
-    return ModelView.of(model, registry.latest_release(session, model).number)
+    newest = registry.newest_published(session, model)
+    return ModelView.of(model, None if newest is None else newest.number)
 
 
 @router.get("/{name}/releases")
@@ -63,10 +64,12 @@ def list_releases(name: str, session: SessionDep, _viewer: Viewer, page: Paging)
         cursor=page.cursor,
         limit=page.limit,
     )
-    return Page(
-        items=[ReleaseView.of(model, release, registry.updates_of(session, release)) for release in rows],
-        next=following,
-    )
+    since = registry.publications(session, model)
+    items = [
+        ReleaseView.of(model, release, registry.updates_of(session, release), since.get(release.number))
+        for release in rows
+    ]
+    return Page(items=items, next=following)
 
 
 @router.get("/{name}/releases/{number}")
@@ -74,7 +77,8 @@ def get_release(name: str, number: int, session: SessionDep, _viewer: Viewer) ->
     """Show a release and the updates that lead to it."""
     model = registry.get_model(session, name)
     release = registry.get_release(session, model, number)
-    return ReleaseView.of(model, release, registry.updates_of(session, release))
+    since = registry.publications(session, model).get(number)
+    return ReleaseView.of(model, release, registry.updates_of(session, release), since)
 
 
 @router.get("/{name}/updates")

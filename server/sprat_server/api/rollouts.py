@@ -9,6 +9,7 @@ from sprat_server.access import audit
 from sprat_server.access.tokens import Identity
 from sprat_server.api.auth import Operator, Releaser, Viewer
 from sprat_server.api.paging import Page, Paging
+from sprat_server.api.ports import SettingsDep
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import rollout as flow
@@ -46,10 +47,14 @@ def get_rollout(rollout_id: UUID, session: SessionDep, _viewer: Viewer) -> Rollo
 
 @router.post("/{rollout_id}/start")
 def start_rollout(
-    rollout_id: UUID, session: SessionDep, operator: Operator, body: MaybeReason | None = None
+    rollout_id: UUID,
+    session: SessionDep,
+    settings: SettingsDep,
+    operator: Operator,
+    body: MaybeReason | None = None,
 ) -> RolloutView:
     """Decide who is in which wave and open the first."""
-    return _moved(session, operator, "start", flow.start(session, rollout_id), body)
+    return _moved(session, operator, "start", flow.start(session, settings, rollout_id), body)
 
 
 @router.post("/{rollout_id}/pause")

@@ -5,7 +5,7 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from sprat_server.api import access, agents, blobs, datasets, devices, health, jobs, models, rollouts
+from sprat_server.api import access, agents, blobs, datasets, devices, health, jobs, keys, models, rollouts
 
 OPERATORS: Final[Sequence[APIRouter]] = (
     access.router,
@@ -13,6 +13,7 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     datasets.router,
     devices.router,
     jobs.router,
+    keys.router,
     models.router,
     rollouts.router,
 )

@@ -77,7 +77,8 @@ def run_up(settings: Settings, say: Say) -> None:
         if settings.database_url is None:
             postgres = EmbeddedPostgres(settings.data_dir, user=settings.postgres_user)
             stack.enter_context(postgres)
-            settings = settings.model_copy(update={"database_url": postgres.url})
+            given = {"database_url": postgres.url, "auto_sign": settings.auto_sign or "*"}
+            settings = settings.model_copy(update=given)
         admin_token = _prepare(settings)
         app = create_app(settings)
         check(app)
@@ -237,6 +238,7 @@ def _start_worker(settings: Settings, lifeline: int) -> subprocess.Popen[bytes]:
         "SPRAT_DATABASE_URL": settings.database_url,
         "SPRAT_BLOB_URL": settings.blobs,
         "SPRAT_DATA_DIR": str(settings.data_dir),
+        "SPRAT_AUTO_SIGN": settings.auto_sign or "",
         "PYTHONUNBUFFERED": "1",
     }
     return subprocess.Popen(  # noqa: S603 - ourselves

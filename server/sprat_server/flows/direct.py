@@ -64,7 +64,10 @@ def enqueue(session: Session, model: Model, groups: Iterable[Holders] | None = N
 
 def wanted(session: Session, model: Model, groups: Iterable[Holders] | None = None) -> list[Wanted]:
     """Return the direct updates that would help, those for most devices first."""
-    newest = registry.latest_release(session, model).number
+    release = registry.newest_published(session, model)
+    if release is None:
+        return []
+    newest = release.number
     groups = fleet.holders(session, model.id) if groups is None else groups
     behind = [group for group in groups if group.active < newest]
     updates = registry.all_updates(session, model) if behind else []

@@ -1,11 +1,9 @@
 """What one poll is answered: the metadata of both repositories that a device lacks, and payloads that fit."""
 
-import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
@@ -14,6 +12,7 @@ from sqlalchemy.orm import Session
 from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Assignment, Device, DeviceSlots
+from sprat_server.flows import live
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import director, repository
 from sprat_server.publish.director import Current, Wish
@@ -160,7 +159,7 @@ def _wish(
     full = next(file for file in registry.updates_of(session, release) if file.base_number is None)
     held = [] if slots is None else [slot for slot in (slots.active, slots.previous) if slot is not None]
     there = release.number in held
-    steps = [] if there else paths.cheapest_from(registry.all_updates(session, model), held, release.number)
+    steps = [] if there else paths.cheapest_from(live.signed_updates(session, model), held, release.number)
     assigned = Assigned(
         device=device.id,
         model=model.name,
@@ -174,15 +173,8 @@ def _wish(
         full.bytes,
         parse_digest(full.blob).hex(),
         payloads=_files(session, model, release, held, steps),
-        steps=_published(session, model) if there else (),
+        steps=live.signed_paths(session, model) if there else (),
     )
-
-
-def _published(session: Session, model: Model) -> Collection[str]:
-    """Return the target paths that the image repository signs of a model now."""
-    row = repository.newest(session, role_of_model(model.name))
-    targets: dict[str, Any] = {} if row is None else json.loads(row.body)["signed"]["targets"]
-    return targets.keys()
 
 
 def _files(

@@ -4,17 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
-from tuf.api.metadata import TargetFile
 
 from sprat_server.db.blobs import Blobs
-from sprat_server.flows import direct
-from sprat_server.publish.repository import open_repository
-from sprat_server.publish.targets import SignedFile, graph_file_target, update_file_target
+from sprat_server.flows import direct, live
+from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model, Release
 from sprat_server.registry.service import NewUpdate, Origin
 from sprat_server.settings import Settings
-from sprat_shared.trust.targets import LocalStatistics, UpdateTarget
+from sprat_shared.trust.targets import LocalStatistics
 from sprat_shared.wire.tensors import TensorTable
 
 
@@ -36,7 +34,9 @@ def publish_release(
     recipe_config: Mapping[str, Any] | None = None,
     local: LocalStatistics | None = None,
 ) -> Release:
-    """Add the next release of `model`, sign it, and let devices know when the transaction commits.
+    """Add the next release of `model` and have it signed; devices know of it when the transaction commits.
+
+    Where the server may not sign for the model by itself, the release waits for signatures (`flows.signing`).
 
     Args:
         session: the caller's transaction; nothing is visible before it commits.
@@ -61,10 +61,8 @@ def publish_release(
         NotFound: a base or a blob does not exist.
     """
     graph = registry.ensure_graph(session, digest=graph_blob, length=blobs.length(graph_blob), probe=probe_blob)
-    graphs = [graph]
     if local is not None:
-        length = blobs.length(local.graph)
-        graphs.append(registry.ensure_graph(session, digest=local.graph, length=length, probe=None))
+        registry.ensure_graph(session, digest=local.graph, length=blobs.length(local.graph), probe=None)
     for blob in (weights_blob, *(update.blob for update in updates)):
         blobs.length(blob)
     release = registry.add_release(
@@ -81,12 +79,8 @@ def publish_release(
         recipe_config=recipe_config,
         local=local,
     )
-    open_repository(session, settings).add_targets(
-        model.name,
-        [
-            *(graph_file_target(model.name, SignedFile(one.digest, one.bytes)) for one in graphs),
-            *(_target(session, model, release, update) for update in updates),
-        ],
+    live.sign(
+        session, open_repository(session, settings), model, reason=f"release {release.number}", release=release.number
     )
     direct.enqueue(session, model)
     return release
@@ -95,7 +89,9 @@ def publish_release(
 def publish_updates(
     session: Session, settings: Settings, *, model: Model, updates: Sequence[tuple[int, NewUpdate]]
 ) -> None:
-    """Add further updates of releases that are published, and sign them, in the caller's transaction.
+    """Add further updates of releases that are published, and have them signed, in the caller's transaction.
+
+    Where the server may not sign for the model by itself, they are signed with its next release.
 
     Args:
         session: the caller's transaction, which has locked the model.
@@ -106,29 +102,8 @@ def publish_updates(
     Raises:
         NotFound: there is no such release.
     """
-    targets = []
     for number, update in updates:
-        release = registry.get_release(session, model, number)
-        registry.add_update(session, release, update)
-        targets.append(_target(session, model, release, update))
-    if targets:
-        open_repository(session, settings).add_targets(model.name, targets)
-
-
-def _target(session: Session, model: Model, release: Release, update: NewUpdate) -> TargetFile:
-    return update_file_target(
-        UpdateTarget(
-            model=model.name,
-            release=release.number,
-            weights=release.weights_digest,
-            graph=release.graph_digest,
-            base_release=update.base,
-            base_weights=_weights_of(session, model, update.base),
-            local=release.local,
-        ),
-        SignedFile(update.blob, update.length),
-    )
-
-
-def _weights_of(session: Session, model: Model, number: int | None) -> str | None:
-    return None if number is None else registry.get_release(session, model, number).weights_digest
+        registry.add_update(session, registry.get_release(session, model, number), update)
+    image = open_repository(session, settings)
+    if updates and image.signs_alone(model.name):
+        live.sign(session, image, model, reason="direct updates")

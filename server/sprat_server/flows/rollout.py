@@ -1,6 +1,7 @@
 """Move rollouts: what a person or a device's report sets off, over rollouts, fleet and registry, in one transaction.
 
-Locks are taken in one order, so that no two transactions wait for each other: model, moves, rollout, devices by id.
+Locks are taken in one order, so that no two transactions wait for each other: model, moves, rollout, the writers' of
+signed metadata, devices by id.
 The moves lock is one for the server. Whoever may assign releases to many devices holds it alone, enrolment shares it:
 two rollouts of different models cannot cross on the same devices, and no device joins unseen while a rollout succeeds.
 """
@@ -19,8 +20,9 @@ from sprat_server.fleet import reports
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport
 from sprat_server.fleet.service import Holders
-from sprat_server.flows import direct
+from sprat_server.flows import direct, live
 from sprat_server.observe.actors import SYSTEM
+from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
@@ -35,6 +37,7 @@ from sprat_server.rollouts.waves import (
     place_devices,
     reaches_everyone,
 )
+from sprat_server.settings import Settings
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.protocol.report import Outcome, Report, TrustReport, read_report
 
@@ -57,10 +60,11 @@ def create(
     Raises:
         NotFound: the model, the release or a device does not exist.
         InvalidInput: the waves make no plan, or the cohort is empty or names a device twice.
-        Conflict: a device was revoked.
+        Conflict: a device was revoked, or the release waits for signatures.
     """
     lineage = registry.get_model(session, model)
     registry.get_release(session, lineage, release)
+    registry.require_published(session, lineage, release)
     if devices is not None:
         if not devices or len(set(devices)) != len(devices):
             raise InvalidInput("name each device of the cohort once, or leave the list out for the whole fleet")
@@ -70,12 +74,12 @@ def create(
     return rollouts.create(session, model_id=lineage.id, number=release, reaches=reaches, devices=devices, by=by)
 
 
-def start(session: Session, rollout_id: UUID) -> Rollout:
-    """Decide who is in which wave and open the first.
+def start(session: Session, settings: Settings, rollout_id: UUID) -> Rollout:
+    """Decide who is in which wave and open the first. The release is signed back in first where it was pruned.
 
     Raises:
         NotFound: there is none of this id.
-        Conflict: it is no draft, or another rollout of the model runs.
+        Conflict: it is no draft, another rollout of the model runs, or its release must be signed by people first.
     """
     model = _model_of(session, rollouts.get(session, rollout_id))
     registry.lock_model(session, model)
@@ -87,12 +91,13 @@ def start(session: Session, rollout_id: UUID) -> Rollout:
             f"rollout {other.id} of {model.name} is {other.state}; abort it or let it end before you start another",
             code="rollout.busy",
         )
-    live = set(fleet.live_devices(session))
+    there = set(fleet.live_devices(session))
     named = {device.device_id for device in rollouts.devices_of(session, rollout)}
-    cohort = live if rollout.whole_fleet else live & named
+    cohort = there if rollout.whole_fleet else there & named
     wishes = {a.device_id: a.number for a in fleet.current_assignments(session, device_ids=cohort, model_id=model.id)}
     held = {device: row.active for (device, _), row in fleet.slots(session, model_id=model.id).items()}
     reaches = [wave.reach for wave in rollouts.waves_of(session, rollout)]
+    live.bring_in(session, open_repository(session, settings), model, rollout.number)
     rollout.state, rollout.started_at = RolloutState.RUNNING, datetime.now(UTC)
     rollouts.place(
         session,

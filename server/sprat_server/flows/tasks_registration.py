@@ -66,6 +66,7 @@ def register_model(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
             result = {
                 "model": model.name,
                 "release": release.number,
+                "state": registry.state_of(session, release),
                 "model_bytes": release.model_bytes,
                 "weights": release.weights_digest,
                 "graph": release.graph_digest,

@@ -82,6 +82,7 @@ def create_release(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
             result = {
                 "model": base.model,
                 "release": release.number,
+                "state": registry.state_of(session, release),
                 "base": base.number,
                 "weights": updated.digest,
                 "update_bytes": len(updated.data),

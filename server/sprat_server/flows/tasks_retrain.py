@@ -243,6 +243,7 @@ def _publish(
             "model": base.model,
             "release": release.number,
             "base": base.number,
+            "state": registry.state_of(session, release),
             "weights": digest,
             "local": release.local_names,
             "update_bytes": len(done.updated.data),

@@ -1,20 +1,24 @@
 """What must be done although nobody asks: metadata are signed again before they expire, direct updates asked for."""
 
 import asyncio
+from datetime import datetime
 from typing import Final
 
 import structlog
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from sprat_server.db.session import Database
-from sprat_server.flows import direct
-from sprat_server.publish import director_root, repository
+from sprat_server.flows import direct, live
+from sprat_server.publish import director_root, drafts, repository
+from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.settings import Settings
 from sprat_shared.errors import SpratError
+from sprat_shared.trust.targets import role_of_model
 
-_SIGN_EVERY_S: Final = 3600.0  # the shortest half-life is three and a half days
+_SIGN_EVERY_S: Final = 300.0  # half-lives are days; but what devices reported may call for other targets
 _LOOK_EVERY_S: Final = 300.0  # what a release, a rollout or a report sets off needs no look
 
 _log = structlog.get_logger(__name__)
@@ -27,13 +31,13 @@ def prepare(database: Database, settings: Settings) -> None:
         KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
     """
     with database.transaction() as session:
-        repository.ensure_repository(session, settings)
+        open_repository(session, settings)
         director_root.ensure(session, settings)
     _sign_due(database, settings)
 
 
 async def keep_signed(database: Database, settings: Settings) -> None:
-    """Sign again what is past half of its life, for ever; replicas may all do this, one signs."""
+    """Do what `sign_due` does, for ever; replicas may all do this, one signs."""
     while True:
         await asyncio.sleep(_SIGN_EVERY_S)
         try:
@@ -62,9 +66,47 @@ def ask_for_direct(database: Database) -> list[str]:
     return asked
 
 
+def sign_due(session: Session, settings: Settings, now: datetime | None = None) -> list[str]:
+    """Sign again what is past half of its life, or does not name what devices need; return the roles signed.
+
+    Where keys of people are needed a draft is made, which then waits for them, and each look says so in the log.
+
+    Raises:
+        KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
+    """
+    image = open_repository(session, settings, now)
+    before, due = repository.newest_versions(session), image.due()
+    image.settle()
+    for model in registry.all_models(session):
+        role = role_of_model(model.name)
+        if role in due and drafts.of_role(session, role) is None:
+            live.sign(session, image, model, reason="half of its life is over")
+        else:
+            live.tidy(session, image, model)
+    image.sign_again(due)
+    waiting = {draft.role: draft.metadata.signed.version for draft in drafts.all_drafts(session)}
+    for role in set(waiting) & set(due):
+        advice = "it expires unless its keys sign it: sprat keys show"
+        _log.warning("publish.waits-for-signatures", role=role, version=waiting[role], advice=advice)
+    after = repository.newest_versions(session)
+    return sorted(role for role in after if after[role] != before.get(role))
+
+
+def drop_retired_keys(database: Database, settings: Settings) -> None:
+    """Delete the files of keys that a rotation retired; in a transaction of its own, so what it sees is committed.
+
+    Raises:
+        KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
+    """
+    with database.transaction() as session:
+        for path in open_repository(session, settings).drop_retired_keys():
+            _log.warning("publish.key-deleted", file=str(path), why="signed metadata name another one now")
+
+
 def _sign_due(database: Database, settings: Settings) -> None:
     with database.transaction() as session:
-        signed = repository.sign_again(session, settings)
+        signed = sign_due(session, settings)
         signed += ["director's root"] * director_root.sign_again(session, settings)
     if signed:
         _log.info("publish.signed-again", roles=signed)
+    drop_retired_keys(database, settings)

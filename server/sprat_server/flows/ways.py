@@ -19,7 +19,7 @@ def ways(session: Session, model: Model, target: Release, bases: Sequence[Releas
 
     Those are the devices that run the base, or could go back to it where less leads on from there.
     """
-    updates = registry.all_updates(session, model)
+    updates = registry.all_updates(session, model, also=[target.number])
     devices: Counter[int] = Counter()
     for group in fleet.holders(session, model.id):
         held = [number for number in (group.active, group.previous) if number is not None]

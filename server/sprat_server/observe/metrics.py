@@ -38,6 +38,18 @@ SENT_BYTES: Final = Counter(
     "sprat_http_sent_bytes_total", "Bytes of answers' bodies, by route template.", ["route"], registry=REGISTRY
 )
 JOBS: Final = Gauge("sprat_jobs", "Jobs, by state; read when asked.", ["state"], registry=REGISTRY)
+METADATA_EXPIRES_S: Final = Gauge(
+    "sprat_metadata_expires_seconds",
+    "Seconds until the newest metadata of a role expire; read when asked.",
+    ["role"],
+    registry=REGISTRY,
+)
+METADATA_WAITING: Final = Gauge(
+    "sprat_metadata_waiting",
+    "Versions of a role that wait for signatures; read when asked.",
+    ["role"],
+    registry=REGISTRY,
+)
 
 
 def text() -> bytes:

@@ -1,7 +1,11 @@
-"""The signing keys of the image repository: ed25519, one file for each purpose, readable by their owner only."""
+"""The private keys that this server holds for the image repository: a folder of files, each named for its purpose.
+
+Which of them are used is not said by the folder but by the signed metadata, by key id. So a key is replaced without
+replacing a file: the new one is on the disk before anything names it, the old one stays until nothing does.
+"""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -9,12 +13,18 @@ import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Key
 
 from sprat_shared.errors import SpratError
 
-# `models` signs the delegated role of every model: a key for each would cost every device its bytes.
-PURPOSES: Final = ("root", "targets", "snapshot", "timestamp", "models")
+# `auto` signs the delegated roles of the models that the server signs for by itself.
+PURPOSES: Final = ("root", "targets", "snapshot", "timestamp", "auto")
+SERVER: Final = "server"
+"""The holder of keys whose private half this server has."""
+
+_HOLDER: Final = "x-sprat-holder"
+_MAX_HOLDER: Final = 80
+_ID_CHARACTERS: Final = 16  # of a key id, in the name of its file
 
 _log = structlog.get_logger(__name__)
 
@@ -27,22 +37,80 @@ class KeysUnusable(SpratError):
 
 
 def key_path(folder: Path, purpose: str) -> Path:
-    """Return the file of one key."""
+    """Return the file of the first key for a purpose."""
     return folder / f"image-{purpose}.pem"
 
 
-def load_keys(folder: Path) -> dict[str, CryptoSigner]:
-    """Read the keys that lie in `folder`, by purpose; missing files are left out.
+def holder_of(key: Key) -> str:
+    """Return who has the private half of a key, as its signed public half says; empty where it does not."""
+    return str(key.unrecognized_fields.get(_HOLDER, ""))[:_MAX_HOLDER]
+
+
+def held_by(key: Key, holder: str) -> Key:
+    """Note in a public key who has its private half, and return it."""
+    key.unrecognized_fields[_HOLDER] = holder
+    return key
+
+
+class KeyRing:
+    """The keys in one folder, by key id; all are ed25519, in files that only their owner may read.
 
     Raises:
         KeysUnusable: a file is there and is not an ed25519 private key.
     """
-    signers = {}
-    for purpose in PURPOSES:
-        signer = read_key(key_path(folder, purpose))
-        if signer is not None:
-            signers[purpose] = signer
-    return signers
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, Path] = {}
+        self._signers: dict[str, CryptoSigner] = {}
+        for path in sorted(folder.glob("image-*.pem")):
+            if (signer := read_key(path)) is not None:
+                self._add(path, signer)
+
+    def __contains__(self, keyid: str) -> bool:
+        return keyid in self._signers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._signers)
+
+    def signers(self, keyids: Iterable[str]) -> list[CryptoSigner]:
+        """Return the signers of those of `keyids` that are held, in that order."""
+        return [self._signers[keyid] for keyid in keyids if keyid in self._signers]
+
+    def was_rotated(self, keyid: str) -> bool:
+        """Tell whether `make` made a key, so that its file is named for its id."""
+        return self._files[keyid].stem.endswith(keyid[:_ID_CHARACTERS])
+
+    def first(self, purpose: str) -> CryptoSigner:
+        """Return the key in the first file for `purpose`, made if it is not there."""
+        path = key_path(self._folder, purpose)
+        for keyid, file in self._files.items():
+            if file == path:
+                return self._signers[keyid]
+        return self._make(path, CryptoSigner.generate_ed25519())
+
+    def make(self, purpose: str) -> CryptoSigner:
+        """Make another key for `purpose`; it is on the disk when this returns."""
+        signer = CryptoSigner.generate_ed25519()
+        return self._make(self._folder / f"image-{purpose}-{signer.public_key.keyid[:_ID_CHARACTERS]}.pem", signer)
+
+    def drop(self, keyid: str) -> Path:
+        """Delete the file of a key; return where it was."""
+        path = self._files.pop(keyid)
+        del self._signers[keyid]
+        path.unlink(missing_ok=True)
+        _sync_folder(self._folder)
+        return path
+
+    def _make(self, path: Path, signer: CryptoSigner) -> CryptoSigner:
+        write_key(path, signer)
+        self._add(path, signer)
+        _log.warning("publish.key-made", file=str(path), advice="whoever holds it can sign for devices: back it up")
+        return signer
+
+    def _add(self, path: Path, signer: CryptoSigner) -> None:
+        held_by(signer.public_key, SERVER)
+        self._files[signer.public_key.keyid], self._signers[signer.public_key.keyid] = path, signer
 
 
 def read_key(path: Path) -> CryptoSigner | None:
@@ -62,23 +130,6 @@ def read_key(path: Path) -> CryptoSigner | None:
     return CryptoSigner(private)
 
 
-def make_missing_keys(folder: Path, present: Mapping[str, CryptoSigner]) -> dict[str, CryptoSigner]:
-    """Return `present` with a new key for each purpose that has none; new ones are on the disk when this returns."""
-    signers = dict(present)
-    for purpose in PURPOSES:
-        if purpose not in signers:
-            signers[purpose] = CryptoSigner.generate_ed25519()
-            write_key(key_path(folder, purpose), signers[purpose])
-    if len(present) < len(signers):
-        _log.warning(
-            "signing keys were made; whoever holds them can update every device: back them up, and keep the root "
-            "and targets keys where only you can read them",
-            folder=str(folder),
-            files=[key_path(folder, purpose).name for purpose in PURPOSES if purpose not in present],
-        )
-    return signers
-
-
 def write_key(path: Path, signer: CryptoSigner) -> None:
     """Write a key that only its owner reads; it is on the disk when this returns."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,8 +141,12 @@ def write_key(path: Path, signer: CryptoSigner) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(fd)
     finally:
-        os.close(folder)
+        os.close(fd)

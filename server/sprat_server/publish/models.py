@@ -1,12 +1,13 @@
-"""The signed metadata files of the TUF repositories. Rows never change, versions only rise (migrations 0004, 0010)."""
+"""Metadata files of the TUF repositories: signed ones, never changed (migrations 4 and 10), and drafts that wait."""
 
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, func
+from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sprat_server.db.base import Base
+from sprat_shared.ids import new_id
 
 
 class SignedMetadata(Base):
@@ -49,3 +50,48 @@ class DirectorMetadata(Base):
     body: Mapped[bytes]
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]
+
+
+class DraftMetadata(Base):
+    """The next version of a role's metadata in the image repository, which waits for signatures.
+
+    A role of a model has one draft for each pending release (`number`), and at most one without; of drafts of one role
+    the first whose threshold is met is published, and the others are dropped.
+    """
+
+    __tablename__ = "draft_metadata"
+    __table_args__ = (
+        UniqueConstraint("role", "number", postgresql_nulls_not_distinct=True),
+        UniqueConstraint("digest"),
+        CheckConstraint("role ~ '^(root|targets|m[.][a-z0-9-]{1,63})$'", name="role_is_signed_by_people"),
+        CheckConstraint("version >= 1", name="version_is_positive"),
+        CheckConstraint("number IS NULL OR role LIKE 'm.%'", name="only_models_have_releases"),
+        CheckConstraint("digest ~ '^sha256:[0-9a-f]{64}$'", name="digest_is_sha256"),
+        CheckConstraint("char_length(reason) BETWEEN 1 AND 400", name="reason_is_short"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    role: Mapped[str]
+    version: Mapped[int]
+    number: Mapped[int | None]  # of the release that it publishes
+    body: Mapped[bytes]  # metadata without signatures
+    digest: Mapped[str]  # of the bytes that are signed
+    reason: Mapped[str]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class DraftSignature(Base):
+    """One signature over a draft, verified before it was stored."""
+
+    __tablename__ = "draft_signature"
+    __table_args__ = (
+        CheckConstraint("char_length(keyid) BETWEEN 1 AND 128", name="keyid_is_short"),
+        CheckConstraint("signature ~ '^[0-9a-f]+$'", name="signature_is_hex"),
+    )
+
+    draft_id: Mapped[UUID] = mapped_column(ForeignKey("draft_metadata.id", ondelete="CASCADE"), primary_key=True)
+    keyid: Mapped[str] = mapped_column(primary_key=True)
+    signature: Mapped[str]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

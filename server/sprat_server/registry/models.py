@@ -103,6 +103,19 @@ class Release(Base):
         return [self.tensor_table[index][0] for index in self.local_tensors or ()]
 
 
+class Publication(Base):
+    """The fact that signed metadata name a release: devices can have it since then. A release without it is pending."""
+
+    __tablename__ = "publication"
+    __table_args__ = (
+        ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
+    )
+
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    published_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class UpdateFile(Base):
     """One file that gives a release from its base, or from nothing (full)."""
 

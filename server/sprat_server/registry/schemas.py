@@ -102,7 +102,10 @@ class UpdateView(BaseModel):
 
 
 class ReleaseView(BaseModel):
-    """One immutable, numbered state of a model; `local` names the tensors that each device computes itself."""
+    """One immutable, numbered state of a model; `local` names the tensors that each device computes itself.
+
+    `state` is `pending-signatures` until signed metadata name the release; no device can have it before.
+    """
 
     model: str
     number: int
@@ -118,11 +121,13 @@ class ReleaseView(BaseModel):
     base: int | None
     updates: list[UpdateView]
     metrics: dict[str, Any]
+    state: Literal["pending-signatures", "published"]
     created_at: datetime
+    published_at: datetime | None
 
     @classmethod
-    def of(cls, model: Model, release: Release, updates: Sequence[UpdateFile]) -> Self:
-        """Show this row and the updates that lead to it."""
+    def of(cls, model: Model, release: Release, updates: Sequence[UpdateFile], published_at: datetime | None) -> Self:
+        """Show this row, the updates that lead to it, and since when it is published."""
         return cls(
             model=model.name,
             number=release.number,
@@ -146,7 +151,9 @@ class ReleaseView(BaseModel):
                 for update in updates
             ],
             metrics=release.metrics,
+            state="pending-signatures" if published_at is None else "published",
             created_at=release.created_at,
+            published_at=published_at,
         )
 
 

@@ -1,20 +1,22 @@
 """Read and add facts of the registry. Callers own the transaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from sprat_server.registry.models import Dataset, DirectBuild, Graph, Model, Release, UpdateFile
+from sprat_server.registry.models import Dataset, DirectBuild, Graph, Model, Publication, Release, UpdateFile
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.ids import check_model_name, parse_digest
-from sprat_shared.trust.targets import WIRE_VERSION, LocalStatistics
+from sprat_shared.trust.targets import WIRE_VERSION, LocalStatistics, update_path
 from sprat_shared.wire.tensors import TensorTable
 from sprat_shared.wire.tensors import release_id as release_id_of
 
 Origin = Literal["registered", "retrained", "created"]
+ReleaseState = Literal["pending-signatures", "published"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,11 @@ def all_models(session: Session) -> list[Model]:
 
 
 def lock_model(session: Session, model: Model) -> None:
-    """Let no other transaction add a release or a rollout of the model until this one ends."""
-    session.execute(select(Model.id).where(Model.id == model.id).with_for_update())
+    """Let no other transaction add a release or a rollout of the model until this one ends.
+
+    Rows that refer to the model can still be added: whoever signs metadata notes publications without this lock.
+    """
+    session.execute(select(Model.id).where(Model.id == model.id).with_for_update(key_share=True))
 
 
 def get_release(session: Session, model: Model, number: int) -> Release:
@@ -98,16 +103,77 @@ def get_release(session: Session, model: Model, number: int) -> Release:
 
 
 def latest_release(session: Session, model: Model) -> Release:
-    """Return the newest release of the model.
+    """Return the newest release of the model that devices can have; what waits for signatures does not count.
 
     Raises:
         NotFound: it has none.
     """
-    newest = select(Release).where(Release.model_id == model.id).order_by(Release.number.desc()).limit(1)
-    release = session.scalar(newest)
+    release = newest_published(session, model)
     if release is None:
-        raise NotFound(f"{model.name} has no release yet", code="release.unknown")
+        raise NotFound(
+            f"{model.name} has no release that is published; `sprat release list {model.name}` shows what waits for "
+            "signatures",
+            code="release.unknown",
+        )
     return release
+
+
+def newest_published(session: Session, model: Model) -> Release | None:
+    """Return the newest release of the model that signed metadata ever named; None where there is none."""
+    return session.scalar(
+        select(Release)
+        .join(Publication, and_(Publication.model_id == Release.model_id, Publication.number == Release.number))
+        .where(Release.model_id == model.id)
+        .order_by(Release.number.desc())
+        .limit(1)
+    )
+
+
+def require_published(session: Session, model: Model, number: int) -> None:
+    """Return if devices can have this release.
+
+    Raises:
+        Conflict: it waits for signatures.
+    """
+    if session.get(Publication, (model.id, number)) is None:
+        raise Conflict(
+            f"{model.name}@{number} waits for signatures, so no device can have it; see: "
+            f"sprat release sign {model.name}@{number} --help",
+            code="release.pending",
+        )
+
+
+def state_of(session: Session, release: Release) -> ReleaseState:
+    """Return whether devices can have a release, or it waits for signatures."""
+    there = session.get(Publication, (release.model_id, release.number))
+    return "pending-signatures" if there is None else "published"
+
+
+def publications(session: Session, model: Model) -> dict[int, datetime]:
+    """Return since when each release of a model is published; those that wait for signatures are left out."""
+    rows = session.execute(select(Publication.number, Publication.published_at).where(Publication.model_id == model.id))
+    return dict(rows.all())
+
+
+def pending_releases(session: Session, model: Model) -> list[int]:
+    """Return the numbers of the releases that wait for signatures, rising."""
+    published = select(Publication.number).where(Publication.model_id == model.id)
+    waiting = select(Release.number).where(Release.model_id == model.id, Release.number.not_in(published))
+    return list(session.scalars(waiting.order_by(Release.number)))
+
+
+def mark_published(session: Session, name: str, paths: Iterable[str]) -> None:
+    """Note that signed metadata name these target paths of a model: releases among them are published from now on."""
+    model = session.scalar(select(Model).where(Model.name == name))
+    if model is None:
+        return
+    named = set(paths)
+    session.add_all(
+        Publication(model_id=model.id, number=number)
+        for number in pending_releases(session, model)
+        if update_path(name, number, None) in named
+    )
+    session.flush()
 
 
 def ensure_graph(session: Session, *, digest: str, length: int, probe: str | None) -> Graph:
@@ -218,9 +284,20 @@ def updates_of(session: Session, release: Release) -> list[UpdateFile]:
     )
 
 
-def all_updates(session: Session, model: Model) -> list[UpdateFile]:
-    """Return every update of a model, in the order they were added."""
-    return list(session.scalars(select(UpdateFile).where(UpdateFile.model_id == model.id).order_by(UpdateFile.number)))
+def all_updates(session: Session, model: Model, *, also: Iterable[int] = ()) -> list[UpdateFile]:
+    """Return every update between published releases of a model, in the order they were added.
+
+    Args:
+        session: the caller's transaction.
+        model: of the updates.
+        also: releases that count though they wait for signatures.
+    """
+    published = select(Publication.number).where(Publication.model_id == model.id)
+    there = (UpdateFile.number.in_(published), UpdateFile.number.in_(list(also)))
+    rows = session.scalars(
+        select(UpdateFile).where(UpdateFile.model_id == model.id, or_(*there)).order_by(UpdateFile.number)
+    )
+    return list(rows)
 
 
 def direct_builds(session: Session, model: Model) -> list[DirectBuild]:

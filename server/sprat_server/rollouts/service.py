@@ -21,6 +21,7 @@ from sprat_server.rollouts.waves import (
 from sprat_shared.errors import Conflict, NotFound
 
 LIVE = (RolloutState.RUNNING, RolloutState.PAUSED)
+UNFINISHED = (RolloutState.DRAFT, *LIVE)
 
 
 def create(
@@ -207,6 +208,24 @@ def leave_drafts(session: Session, device_id: UUID) -> None:
         .where(RolloutDevice.device_id == device_id, RolloutDevice.rollout_id.in_(drafts))
         .values(state=DeviceState.LEFT)
     )
+
+
+def unfinished_releases(session: Session, model_id: UUID) -> set[int]:
+    """Return the releases of a model that rollouts which are not over lead to, drafts among them."""
+    return set(
+        session.scalars(select(Rollout.number).where(Rollout.model_id == model_id, Rollout.state.in_(UNFINISHED)))
+    )
+
+
+def releases_to_return_to(session: Session, model_id: UUID) -> set[int]:
+    """Return the releases of a model that devices go back to if a rollout that is not over halts."""
+    rows = session.scalars(
+        select(RolloutDevice.previous)
+        .join(Rollout, Rollout.id == RolloutDevice.rollout_id)
+        .where(Rollout.model_id == model_id, Rollout.state.in_(UNFINISHED))
+        .distinct()
+    )
+    return {number for number in rows if number is not None}
 
 
 def standing_releases(session: Session) -> dict[UUID, int]:

@@ -44,7 +44,9 @@ def test_the_tree_has_the_commands_that_operators_need() -> None:
         "job list", "job get", "job watch", "job cancel",
         "rollout create", "rollout start", "rollout pause", "rollout resume", "rollout abort", "rollout status",
         "rollout list", "device list", "device show", "enrolment-token create", "token create", "token list",
-        "token revoke", "audit list", "login",
+        "token revoke", "audit list", "login", "release sign", "doctor",
+        "keys generate", "keys public", "keys init", "keys show", "keys rotate", "keys sign", "keys export",
+        "keys import", "keys withdraw",
     }  # fmt: skip
 
 

@@ -41,7 +41,13 @@ def test_variables_of_sprat_s_other_commands_are_no_typo(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("SPRAT_PORT", "70000"), ("SPRAT_PORT", "http"), ("SPRAT_POLL_INTERVAL_S", "0"), ("SPRAT_LOG_FORMAT", "xml")],
+    [
+        ("SPRAT_AUTO_SIGN", "lab"),
+        ("SPRAT_PORT", "70000"),
+        ("SPRAT_PORT", "http"),
+        ("SPRAT_POLL_INTERVAL_S", "0"),
+        ("SPRAT_LOG_FORMAT", "xml"),
+    ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_what_was_given(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
@@ -54,6 +60,24 @@ def test_a_value_that_cannot_be_used_is_named_with_what_was_given(
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPRAT_DATABASE_URL", "")
     assert load_settings().database_url is None
+
+
+@pytest.mark.parametrize(
+    ("auto_sign", "database_url", "models"),
+    [
+        (None, None, {"lab-a", "pcb"}),
+        (None, "postgresql://db/sprat", set()),
+        ("*", "postgresql://db/sprat", {"lab-a", "pcb"}),
+        ("lab-*", "postgresql://db/sprat", {"lab-a"}),
+        ("lab-*", None, {"lab-a"}),
+        ("none", None, set()),
+    ],
+)
+def test_the_server_signs_alone_with_its_private_database_or_where_it_is_told_to(
+    auto_sign: str | None, database_url: str | None, models: set[str]
+) -> None:
+    settings = load_settings(auto_sign=auto_sign, database_url=database_url)
+    assert {model for model in ("lab-a", "pcb") if settings.signs_alone(model)} == models
 
 
 def test_settings_do_not_change() -> None:
