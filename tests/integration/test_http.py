@@ -46,6 +46,12 @@ def test_the_default_scope_of_a_dependency_would_have_answered_200(failing_commi
     assert Api(failing_commit, None).post("/wrong").status_code == 200  # why SessionDep says scope="function"
 
 
+def test_every_answer_but_a_polls_says_when_it_was_made_and_by_which_id_it_is_logged(app: FastAPI) -> None:
+    for path in ("/healthz", "/nothing-here", "/device/v1/poll"):  # the last is an error here, and says so in full
+        answer = Api(app, None).get(path)
+        assert {"date", "x-request-id"} <= set(answer.headers), path
+
+
 def test_a_bug_is_told_as_a_problem_with_the_id_of_the_request_and_no_detail(app: FastAPI) -> None:
     @app.get("/broken")
     def broken() -> str:

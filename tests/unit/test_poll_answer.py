@@ -1,5 +1,6 @@
 """The poll: what goes into an answer comes out, a payload costs about its own bytes, a tag says what is held."""
 
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -82,6 +83,14 @@ def test_an_answer_without_a_dictionary_is_read_by_who_holds_one() -> None:
     assert PollAnswer.from_bytes(sent.to_bytes(), part("cd" * 64).data) == sent
 
 
+def test_an_answer_of_a_dictionary_that_differs_by_digits_alone_is_refused() -> None:
+    sent = PollAnswer(poll_interval_s=60.0, parts=(part("ab" * 32),))
+    body = sent.to_bytes(part("ab" * 32).data)
+    assert PollAnswer.from_bytes(body, part("ab" * 32).data) == sent
+    with pytest.raises(InvalidInput, match="another dictionary"):
+        PollAnswer.from_bytes(body, part("cd" * 32).data)
+
+
 def test_what_is_no_json_is_not_sent() -> None:
     with pytest.raises(InvalidInput, match="control character"):
         PollAnswer(poll_interval_s=60.0, parts=(part("\x02"),)).to_bytes()
@@ -111,7 +120,8 @@ def test_few_bytes_that_stand_for_many_are_not_unpacked() -> None:
     runs = 20_000
     text = b"\x02" + b"\x01\0\0" * runs
     head = bytes([0]) + pack_leb128(1) + bytes([1, 0]) + pack_leb128(64 * (runs + 1)) + pack_leb128(len(text)) + b"\0"
-    body = b"\0" + zstandard.compress(head + text + bytes(32))
+    checksum = zlib.crc32(b"0" * 64 * (runs + 1), zlib.crc32(head)).to_bytes(4, "little")
+    body = b"\0" + zstandard.compress(checksum + head + text + bytes(32))
     (whole,) = PollAnswer.from_bytes(body).parts
     assert whole.data == b"0" * 64 * (runs + 1)
     with pytest.raises(LimitExceeded, match="1280064 bytes of metadata"):

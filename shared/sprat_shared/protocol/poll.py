@@ -10,14 +10,15 @@ and "this I have":
 
 Body, numbers in LEB128:
     u8 coding       0 zstd | 1 zstd with a raw-content dictionary
-    zstd frame of:  head | text | digits | payloads
+    zstd frame of:  u32 CRC-32 of head, files and payloads, little-endian | head | text | digits | payloads
     head            poll interval, ms | how many files of metadata | each of them | bytes of the text
                     | how many payloads | bytes of each
     a file          u8 kind | version, 0 for a timestamp | bytes
                     kind 0 to 3: root, timestamp, snapshot, targets of the image repository; 4 to 7: of the director;
                     8: u8 length of a name | name: the image repository's role of the model of this name
     text            the files, one after the other, without the digits of digests and signatures (`protocol.digits`)
-The frame carries its checksum: an answer that was packed with another dictionary is refused, never misread.
+The checksum is over the files as they are read: an answer that was packed with another dictionary, be it by a digit of
+a digest, is refused, never misread.
 Digits and payloads stand in blocks of their own within the frame: what does not compress is stored as it is there, and
 leaves the statistics of the text before it alone (a tenth of an answer of a kilobyte). A payload's name is its digest,
 which is computed and not sent.
@@ -27,6 +28,7 @@ of a file that both sides hold costs little more than its signature and digests.
 
 import hashlib
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -54,6 +56,7 @@ _TAG: Final = re.compile(
 )
 _FILES: Final = tuple((name, role) for name in (IMAGE_REPOSITORY, DIRECTOR_REPOSITORY) for role in TOP_ROLES)
 _MODEL_FILE: Final = len(_FILES)
+_CHECKSUM_BYTES: Final = 4
 _NAME: Final = re.compile(r"(image|director)/(?:([1-9][0-9]{0,8})\.)?([a-z0-9.-]{1,80})\.json")
 _PLAIN, _DICTIONARY = 0, 1
 _LEVEL: Final = 19
@@ -147,7 +150,8 @@ class PollAnswer:
         known = runs.learn(dictionary)
         files = [part for part in self.parts if part.kind == "metadata"]
         payloads = [part.data for part in self.parts if part.kind == "blob"]
-        text, digits = runs.take_out(b"".join(part.data for part in files))
+        whole = b"".join(part.data for part in files)
+        text, digits = runs.take_out(whole)
         head = b"".join(
             [
                 pack_leb128(round(self.poll_interval_s * 1000)),
@@ -158,8 +162,9 @@ class PollAnswer:
                 *(pack_leb128(len(payload)) for payload in payloads),
             ]
         )
+        checksum = _checksum(head, whole, *payloads)
         coding = _DICTIONARY if dictionary else _PLAIN
-        return bytes([coding]) + _pack([head + text, digits, *payloads], known)
+        return bytes([coding]) + _pack([checksum + head + text, digits, *payloads], known)
 
     @classmethod
     def from_bytes(cls, body: bytes, dictionary: bytes = b"", *, max_bytes: int = MAX_BODY_BYTES) -> "PollAnswer":
@@ -172,10 +177,12 @@ class PollAnswer:
         runs = DigitRuns()
         known = runs.learn(b"" if body[:1] == bytes([_PLAIN]) else dictionary)
         reader = _Reader(_unpack(body, known, max_bytes))
+        checksum = reader.take(_CHECKSUM_BYTES)
         interval_s = reader.number() / 1000
         files = [reader.file() for _ in range(reader.number())]
         text_bytes = reader.number()
         payloads = [reader.number() for _ in range(reader.number())]
+        head = reader.taken()[_CHECKSUM_BYTES:]
         length = sum(size for _, size in files)
         if length > max_bytes:
             raise LimitExceeded(f"poll answer: declares {length} bytes of metadata, at most {max_bytes} are read")
@@ -189,7 +196,16 @@ class PollAnswer:
             data = reader.take(size)
             parts.append(Part(kind="blob", name=digest_text(hashlib.sha256(data).digest()), data=data))
         reader.end()
+        if checksum != _checksum(head, whole, *(part.data for part in parts[len(files) :])):
+            raise InvalidInput("poll answer: the checksum is wrong; corrupted, or of another dictionary")
         return cls(poll_interval_s=interval_s, parts=tuple(parts))
+
+
+def _checksum(*pieces: bytes) -> bytes:
+    crc = 0
+    for piece in pieces:
+        crc = zlib.crc32(piece, crc)
+    return crc.to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _pack_file(name: str, length: int) -> bytes:
@@ -237,6 +253,10 @@ class _Reader:
         version, size = self.number(), self.number()
         return f"{repository}/{role}.json" if version == 0 else f"{repository}/{version}.{role}.json", size
 
+    def taken(self) -> bytes:
+        """Return everything that was read so far."""
+        return self._plain[: self._at]
+
     def end(self) -> None:
         if self._at != len(self._plain):
             raise InvalidInput(f"poll answer: {len(self._plain) - self._at} bytes belong to no part")
@@ -248,7 +268,7 @@ def _dictionary(raw: bytes) -> zstandard.ZstdCompressionDict | None:
 
 def _pack(blocks: Sequence[bytes], dictionary: bytes) -> bytes:
     """Return one frame of it all, each of `blocks` in blocks of its own."""
-    packer = zstandard.ZstdCompressor(level=_LEVEL, dict_data=_dictionary(dictionary), write_checksum=True)
+    packer = zstandard.ZstdCompressor(level=_LEVEL, dict_data=_dictionary(dictionary))
     stream = packer.compressobj(size=sum(map(len, blocks)))
     packed = stream.compress(blocks[0])
     for block in filter(None, blocks[1:]):
