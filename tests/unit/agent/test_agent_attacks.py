@@ -249,6 +249,12 @@ def test_an_assignment_for_another_profile(device: OneDevice) -> None:
     assert_goes_on(device)
 
 
+def test_an_assignment_for_the_profile_of_the_device_is_taken(tmp_path: Path) -> None:
+    with one_device(tmp_path, profile="camera-s") as device:
+        add(device)
+        assert_goes_on(device)
+
+
 def test_an_older_assignment_replayed_under_newer_metadata(device: OneDevice) -> None:
     device.take(NEW)
     known(device).wishes[MODEL] = (1, 1)

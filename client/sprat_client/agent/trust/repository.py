@@ -6,13 +6,13 @@ marks, which are then fetched again: never a mark that is older than a file, so 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from tuf.api.exceptions import (
     BadVersionNumberError,
@@ -169,6 +169,12 @@ class TrustedRepository:
             finally:
                 self._keep(marks, workflow)
         return {path: TrustedTarget.of(target) for path, target in found.items() if target is not None}
+
+    def let_go(self, wanted: Collection[str]) -> None:
+        """Remove the files of delegated roles that are not wanted any more; their marks stay."""
+        for role in self._files():
+            if role not in wanted and role not in TOP_ROLES:
+                remove(self._disk, self._folder / f"{quote(role, '')}.json")
 
     def _unchanged(self, offer: Offer) -> bytes | None:
         """Return the timestamp that is held, where no newer one is to be had: the poll brought none, or nobody can."""
