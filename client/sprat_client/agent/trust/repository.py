@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import quote, unquote
 
 from tuf.api.exceptions import (
@@ -31,6 +31,8 @@ from sprat_client.agent.trust.marks import Marks
 from sprat_client.agent.trust.workflow import HISTORY, TIMESTAMP_FILE, Offer, OfferFetcher, Workflow
 from sprat_shared.errors import TryLater, UntrustedUpdate
 from sprat_shared.protocol.poll import TOP_ROLES, HeldMetadata
+
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class MarksKeeper(Protocol):
@@ -122,11 +124,8 @@ class TrustedRepository:
         return found
 
     def fresh_until(self) -> datetime:
-        """Return when the first of the files that are held expires; long ago, where none is held."""
-        expiries = [_signed_part(data).get("expires", "") for _, data in self.held()]
-        return min(
-            (datetime.fromisoformat(text) for text in expiries if text), default=datetime.min.replace(tzinfo=UTC)
-        )
+        """Return when the first of the files that are held expires; long ago, where that cannot be read."""
+        return min((_expiry_of(data) for _, data in self.held()), default=_LONG_AGO)
 
     def _files(self) -> dict[str, bytes]:
         if not self._disk.exists(self._folder):
@@ -222,6 +221,13 @@ def _signed_part(data: bytes | None) -> Mapping[str, Any]:
     except (ValueError, TypeError, KeyError):
         return {}
     return signed if isinstance(signed, dict) else {}
+
+
+def _expiry_of(data: bytes) -> datetime:
+    try:
+        return datetime.fromisoformat(_signed_part(data)["expires"]).astimezone(UTC)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return _LONG_AGO
 
 
 @contextmanager
