@@ -77,11 +77,11 @@ class OneDevice:
         holdout: samples that release 1 has right.
     """
 
-    def __init__(self, folder: Path, server: DeviceServer, url: str) -> None:
+    def __init__(self, folder: Path, server: DeviceServer, url: str, profile: str | None = None) -> None:
         self.server, self.folder = server, folder / "device"
         self.holdout = folder / "holdout.npz"
         np.savez(self.holdout, inputs=INPUTS, labels=LABELS)
-        enrol(self.folder, PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="gate-7")
+        enrol(self.folder, PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="gate-7", profile=profile)
         if not server.models:
             server.add_release(MODEL, tiny_onnx.weights(1))
         self.take(1)
@@ -104,8 +104,8 @@ class OneDevice:
 
 
 @contextmanager
-def one_device(folder: Path) -> Iterator[OneDevice]:
+def one_device(folder: Path, profile: str | None = None) -> Iterator[OneDevice]:
     """Run a server and enrol one device."""
     server = DeviceServer()
     with server.running() as url:
-        yield OneDevice(folder, server, url)
+        yield OneDevice(folder, server, url, profile)

@@ -46,6 +46,11 @@ class OneTrust:
         self.asked: list[str] = []
 
     @property
+    def keeper(self) -> Journal:
+        """What survives apart from the files."""
+        return Journal(self.folder / "journal.json", self.disk)
+
+    @property
     def store(self) -> TrustStore:
         """Open the store on what the folder holds now, as a start of the agent does."""
         return self.on(self.folder, self.disk)

@@ -1,8 +1,8 @@
 """HTTP that nobody can hold up or flood: bytes capped while they are read, a total deadline, a minimum rate.
 
-Every read from the socket, those of heads and handshakes too, passes a `Pace`: at most 4 KiB at a time, none after
-the deadline, and a server that only drips is given up. Connections are kept. Requests carry no header that HTTP can
-do without.
+Every read of an answer, of its head too, passes a `Pace`: at most 4 KiB at a time, none after the deadline, and a
+server that only drips is given up. (A TLS handshake must be done within the timeout for connecting, as a whole.)
+Connections are kept. Requests carry no header that HTTP can do without.
 """
 
 import ssl

@@ -201,6 +201,7 @@ class Agent:
         """Ask the server once, and take what both repositories agree on."""
         try:
             agreed = self._poller.poll()
+            self._unsettled_poll = agreed is not None and self._take(agreed)
         except (SpratError, OSError) as bad:
             wait_s = self._backoff.next_s(bad)
             _log.warning(
@@ -212,7 +213,6 @@ class Agent:
             return
         if self._settings.poll_interval_s is None and self._poller.interval_s is not None:
             self._poll_interval_s = self._poller.interval_s
-        self._unsettled_poll = agreed is not None and self._take(agreed)
         self._backoff.reset()
         self._next_poll = time.monotonic() + self._poll_interval_s * random.uniform(0.9, 1.1)  # noqa: S311  # jitter
 

@@ -9,7 +9,7 @@ from sprat_client.agent.journal import Trouble, TrustRecord
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.trust.store import Agreed
 from sprat_client.agent.version import VERSION
-from sprat_shared.errors import InvalidInput, SpratError, TryLater, UpdateRejected
+from sprat_shared.errors import InvalidInput, SpratError, TryLater, UntrustedUpdate, UpdateRejected
 from sprat_shared.protocol.report import TrustReport
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class Poller:
         try:
             agreed = self._ask_once_more_for_the_time()
         except (SpratError, OSError) as bad:
-            self._note(bad if isinstance(bad, SpratError) and _is_trouble(bad) else self._trouble)
+            if isinstance(bad, SpratError) and _is_trouble(bad):
+                self._note(bad)
             raise
         if agreed is None:
             self._note(self._standing)
@@ -82,8 +83,15 @@ class Poller:
             raise
         self._name_held = True
         if answer is None:
-            fresh = self._taken and shop.clock.now() < shop.trust.fresh_until()
-            agreed = None if fresh else shop.trust.take()
+            if self._taken and shop.clock.now() < shop.trust.fresh_until():
+                return None
+            try:
+                agreed = shop.trust.take({}, shop.link)
+            except UntrustedUpdate:  # nobody offered anything: files that are held here have rotted
+                if not held:
+                    raise
+                self._name_held = False
+                return self._ask()
         else:
             self.interval_s = min(86400.0, max(1.0, answer.poll_interval_s))
             shop.blobs = {part.name: part.data for part in answer.parts if part.kind == "blob"}

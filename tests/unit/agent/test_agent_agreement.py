@@ -46,6 +46,19 @@ def trust(server: DeviceServer, tmp_path: Path) -> OneTrust:
 # agreement ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_role_of_a_model_that_is_no_longer_assigned_is_let_go_and_its_mark_stays(
+    trust: OneTrust, server: DeviceServer
+) -> None:
+    server.add_release("other", tiny_onnx.weights(3))
+    server.assign("other", 1, trust.device)
+    assert {wish.model for wish in trust.take().desired} == {MODEL, "other"}
+    del trust.device.wishes["other"]
+    trust.take()
+    assert "image/m.other" not in trust.versions()
+    assert trust.poll() == {}, "nothing is new"
+    assert trust.keeper.marks("image").versions["m.other"] == 1
+
+
 def foreign(said: Assigned) -> Assigned:
     return replace(said, device=new_id())
 

@@ -84,6 +84,18 @@ def test_rollback_to_an_older_state_of_the_image_repository(device: OneDevice) -
     assert_goes_on(device)
 
 
+def test_a_refusal_is_still_shown_after_a_restart_without_a_link(device: OneDevice) -> None:
+    device.server.repository.require_two("timestamp")
+    device.server.repository.signers["timestamp"].pop()
+    device.server.repository.publish()
+    run(device)
+    device.server.unavailable = 10**6
+    run(device)
+    device.server.unavailable = 0
+    assert_refused(device, "trust.signature")
+    assert [refusal.error_code for refusal in known(device).refusals] == ["trust.signature"], "said once"
+
+
 def test_freeze_at_metadata_that_expire(device: OneDevice) -> None:
     """Somebody answers every poll with `304`, or serves the last state for ever."""
     device.server.repository.timestamp.expires = in_days(-1)
@@ -148,6 +160,19 @@ def test_metadata_with_fewer_signatures_than_the_threshold(device: OneDevice) ->
     repository.signers["timestamp"].append(second)
     repository.publish()
     assert_goes_on(device)
+
+
+@pytest.mark.parametrize("name", ["image", "director"])
+def test_files_that_rotted_on_the_disk_are_no_attack_and_are_fetched_again(device: OneDevice, name: str) -> None:
+    run(device)
+    files = sorted((device.folder / "trust" / name).glob("*.json"))
+    kept = [path.read_bytes() for path in files]
+    for path, data in zip(files, kept, strict=True):
+        path.write_bytes(data.replace(b'"expires":"2', b'"expires":"x', 1))
+        assert run(device) == 0
+        assert read_status(device.folder)["refused"] is None
+    assert [path.read_bytes() for path in files] == kept
+    assert known(device).refusals == []
 
 
 # the link ----------------------------------------------------------------------------------------------------------
@@ -247,6 +272,12 @@ def test_an_assignment_for_another_profile(device: OneDevice) -> None:
     assert_refused(device, "trust.other-profile")
     device.server.says = lambda said: said
     assert_goes_on(device)
+
+
+def test_an_assignment_for_the_profile_of_the_device_is_taken(tmp_path: Path) -> None:
+    with one_device(tmp_path, profile="camera-s") as device:
+        add(device)
+        assert_goes_on(device)
 
 
 def test_an_older_assignment_replayed_under_newer_metadata(device: OneDevice) -> None:

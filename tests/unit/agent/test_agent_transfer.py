@@ -16,7 +16,7 @@ from sprat_client.agent.settings import LinkSettings
 from sprat_client.agent.transfer import Backoff, Blob, Link
 from sprat_client.agent.trust.clock import Clock
 from sprat_client.agent.trust.store import TrustStore
-from sprat_shared.errors import AccessDenied, Conflict, DigestMismatch, InvalidInput, NotFound
+from sprat_shared.errors import AccessDenied, Conflict, DigestMismatch, InvalidInput, NotFound, UntrustedUpdate
 from sprat_shared.protocol.poll import PollAnswer
 
 PAYLOAD = bytes(range(256)) * 800  # 204,800 bytes
@@ -192,6 +192,28 @@ def test_a_wrong_enrolment_token_is_refused_and_the_folder_stays_free(url: str, 
     enrol(tmp_path / "d", PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="gate-7")
     with pytest.raises(Conflict, match="already enrolled"):
         enrol(tmp_path / "d", PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="gate-7")
+
+
+def test_the_profile_is_told_at_enrolment_and_kept(server: DeviceServer, url: str, tmp_path: Path) -> None:
+    for name, profile in (("gate-8", "camera-s"), ("gate-9", None)):
+        folder = tmp_path / name
+        enrol(folder, PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name=name, profile=profile)
+        assert Identity.load(folder).profile == server.devices[f"token-of-{name}"].profile == profile
+
+
+def test_the_roots_of_enrolment_are_kept_apart_from_the_metadata(device: Identity, server: DeviceServer) -> None:
+    assert device.image_root == server.repository.signed["root", 1]
+    assert device.director_root == server.director.signed["root", 1]
+
+
+def test_roots_that_do_not_sign_themselves_enrol_nobody(server: DeviceServer, url: str, tmp_path: Path) -> None:
+    for repository in (server.repository, server.director):
+        good = repository.signed["root", 1]
+        repository.signed["root", 1] = good.replace(b'"threshold":1', b'"threshold":2', 1)
+        with pytest.raises(UntrustedUpdate, match="repository"):
+            enrol(tmp_path / "d", PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="gate-7")
+        repository.signed["root", 1] = good
+    assert not (tmp_path / "d" / "agent.json").exists()
 
 
 def test_secrets_are_readable_by_their_owner_only(device: Identity, tmp_path: Path) -> None:

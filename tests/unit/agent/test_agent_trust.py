@@ -247,6 +247,17 @@ def test_lost_metadata_are_fetched_again_from_the_root_of_enrolment(
     assert trust.versions() == kept
 
 
+def test_good_roots_before_a_bad_one_are_kept_and_marked(trust: OneTrust, server: DeviceServer) -> None:
+    trust.take()
+    server.repository.rotate("targets")
+    server.repository.rotate("targets")
+    bad = server.repository.files["3.root.json"].replace(b'"expires":"2', b'"expires":"3', 1)
+    with pytest.raises(UntrustedUpdate) as refused:
+        trust.store.take({**trust.poll(), "image/3.root.json": bad}, trust)
+    assert refused.value.code == "trust.signature"
+    assert (trust.versions()["image/root"], trust.keeper.marks("image").versions["root"]) == (2, 2)
+
+
 @pytest.mark.parametrize("how", ["lost", "zeroed"])
 @pytest.mark.parametrize("name", ["image", "director"])
 def test_lost_metadata_do_not_let_anything_older_in(trust: OneTrust, server: DeviceServer, how: str, name: str) -> None:

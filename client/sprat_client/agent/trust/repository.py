@@ -6,13 +6,13 @@ marks, which are then fetched again: never a mark that is older than a file, so 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import unquote
+from typing import Any, Final, Protocol
+from urllib.parse import quote, unquote
 
 from tuf.api.exceptions import (
     BadVersionNumberError,
@@ -31,6 +31,8 @@ from sprat_client.agent.trust.marks import Marks
 from sprat_client.agent.trust.workflow import HISTORY, TIMESTAMP_FILE, Offer, OfferFetcher, Workflow
 from sprat_shared.errors import TryLater, UntrustedUpdate
 from sprat_shared.protocol.poll import TOP_ROLES, HeldMetadata
+
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class MarksKeeper(Protocol):
@@ -122,11 +124,8 @@ class TrustedRepository:
         return found
 
     def fresh_until(self) -> datetime:
-        """Return when the first of the files that are held expires; long ago, where none is held."""
-        expiries = [_signed_part(data).get("expires", "") for _, data in self.held()]
-        return min(
-            (datetime.fromisoformat(text) for text in expiries if text), default=datetime.min.replace(tzinfo=UTC)
-        )
+        """Return when the first of the files that are held expires; long ago, where that cannot be read."""
+        return min((_expiry_of(data) for _, data in self.held()), default=_LONG_AGO)
 
     def _files(self) -> dict[str, bytes]:
         if not self._disk.exists(self._folder):
@@ -169,6 +168,12 @@ class TrustedRepository:
             finally:
                 self._keep(marks, workflow)
         return {path: TrustedTarget.of(target) for path, target in found.items() if target is not None}
+
+    def let_go(self, wanted: Collection[str]) -> None:
+        """Remove the files of delegated roles that are not wanted any more; their marks stay."""
+        for role in self._files():
+            if role not in wanted and role not in TOP_ROLES:
+                remove(self._disk, self._folder / f"{quote(role, '')}.json")
 
     def _unchanged(self, offer: Offer) -> bytes | None:
         """Return the timestamp that is held, where no newer one is to be had: the poll brought none, or nobody can."""
@@ -216,6 +221,13 @@ def _signed_part(data: bytes | None) -> Mapping[str, Any]:
     except (ValueError, TypeError, KeyError):
         return {}
     return signed if isinstance(signed, dict) else {}
+
+
+def _expiry_of(data: bytes) -> datetime:
+    try:
+        return datetime.fromisoformat(_signed_part(data)["expires"]).astimezone(UTC)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return _LONG_AGO
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from sprat_shared.errors import (
 from sprat_shared.ids import parse_digest
 from sprat_shared.protocol.poll import HeldMetadata
 from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY, Assigned
-from sprat_shared.trust.targets import IMAGE_REPOSITORY, WIRE_VERSION, UpdateTarget, graph_path
+from sprat_shared.trust.targets import IMAGE_REPOSITORY, WIRE_VERSION, UpdateTarget, graph_path, role_of_model
 
 _SEAL: Final = object()
 
@@ -124,6 +124,7 @@ class TrustStore:
                 foreign.append(bad)
         paths = [path for one in assigned for path in (one.full, *one.path)]
         signed = self.image.look_up(paths, _offer(IMAGE_REPOSITORY, parts, source))
+        self.image.let_go({role_of_model(one.model) for one in assigned})  # else every poll would name them
         desired: list[Desired] = []
         refused: list[Refused] = []
         for one in assigned:

@@ -127,9 +127,13 @@ class Workflow(Updater):
 
     def refresh(self) -> None:
         """Run the workflow of the four top roles."""
-        self._load_root()
-        root = self._trusted_set.root
-        self.marks = self.marks.seen("root", root.version)
+        try:
+            self._load_root()
+        finally:  # the last root of a chain may be bad, and those before it good
+            root = self._trusted_set.root
+            if root.version > self.marks.versions.get(Root.type, 0):
+                self.marks = self.marks.seen(Root.type, root.version)
+        self.marks.seen(Root.type, root.version)
         keys = {name: RoleKeys(frozenset(role.keyids), role.threshold) for name, role in root.roles.items()}
         self._void = self.marks.replaced_by(keys)
         self.marks = self.marks.under(keys)
