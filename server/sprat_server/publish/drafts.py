@@ -85,16 +85,28 @@ def of_role(session: Session, role: str, number: int | None = None) -> Draft | N
 
 
 def store(session: Session, role: str, signed: Any, *, number: int | None, reason: str, by: str) -> Draft:
-    """Keep a draft without signatures in place of the one there was."""
-    same = delete(DraftMetadata).where(DraftMetadata.role == role, DraftMetadata.number.is_not_distinct_from(number))
-    session.execute(same)
+    """Keep a draft in place of the one there was; the very same bytes are one draft, with the signatures it has.
+
+    Expiries are whole days, so a draft for a release and one for what devices need may say the same.
+    """
     metadata: Metadata[Any] = Metadata(signed)
+    digest = sha256_digest(metadata.signed_bytes)
+    replaced = delete(DraftMetadata).where(
+        DraftMetadata.role == role, DraftMetadata.number.is_not_distinct_from(number), DraftMetadata.digest != digest
+    )
+    session.execute(replaced)
+    same = next((draft for draft in all_drafts(session) if draft.row.digest == digest), None)
+    if same is not None:
+        if number is not None and same.row.number is None:
+            same.row.number, same.row.reason, same.row.created_by = number, reason[:400], by
+            session.flush()
+        return same
     row = DraftMetadata(
         role=role,
         version=signed.version,
         number=number,
         body=metadata.to_bytes(JSONSerializer(compact=True)),
-        digest=sha256_digest(metadata.signed_bytes),
+        digest=digest,
         reason=reason[:400],
         created_by=by,
     )

@@ -285,7 +285,8 @@ class ImageRepository(Repository):
         self._next(role, signed)
         draft = drafts.store(self._session, role, signed, number=number, reason=reason, by=by)
         for signer in self._may_sign(draft):
-            drafts.add_signature(self._session, draft, signer.sign(draft.metadata.signed_bytes), _BY_SERVER)
+            if signer.public_key.keyid not in draft.metadata.signatures:
+                drafts.add_signature(self._session, draft, signer.sign(draft.metadata.signed_bytes), _BY_SERVER)
         return draft
 
     def _may_sign(self, draft: Draft) -> list[CryptoSigner]:
