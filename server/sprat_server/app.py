@@ -8,6 +8,8 @@ from importlib.metadata import version
 from anyio import to_thread
 from fastapi import FastAPI
 
+from sprat_server.access.limits import Lockout
+from sprat_server.access.oidc import OidcVerifier
 from sprat_server.api import blobs as blob_routes
 from sprat_server.api import problems, routers
 from sprat_server.api.limits import BodyLimit
@@ -36,12 +38,17 @@ def create_app(settings: Settings) -> FastAPI:
     )
 
     blobs = Blobs.open(settings.blobs)
-    poll = Poll(database, blobs, settings)
+    lockout = Lockout(settings.auth_failures_per_minute)
+    poll = Poll(database, blobs, settings, lockout)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(check, app)
-        chores = [upkeep.keep_signed(database, settings), upkeep.keep_direct(database)]
+        chores = [
+            upkeep.keep_signed(database, settings),
+            upkeep.keep_direct(database),
+            upkeep.keep_small(database),
+        ]
         kept = [asyncio.create_task(chore) for chore in chores]
         try:
             async with poll.running():
@@ -61,6 +68,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.database = database
     app.state.blobs = blobs
+    app.state.lockout = lockout
+    app.state.oidc = _oidc_verifier(settings)
     problems.install(app)
     for router in routers.OPERATORS:
         app.include_router(router, prefix="/api/v1")
@@ -72,6 +81,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(PollApp, poll=poll)
     app.add_middleware(ObservedRequests, failed=problems.bug)
     return app
+
+
+def _oidc_verifier(settings: Settings) -> OidcVerifier | None:
+    if settings.oidc_issuer is None:
+        return None
+    return OidcVerifier(
+        issuer=settings.oidc_issuer,
+        audience=settings.oidc_audience or "",
+        claim=settings.oidc_claim,
+        scopes=settings.oidc_scopes,
+    )
 
 
 def check(app: FastAPI) -> None:

@@ -164,7 +164,7 @@ def while_running(app: FastAPI, device: TestDevice, body: Callable[[Ask], Awaita
     async def run() -> None:
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app)
-            headers = {"Authorization": f"Bearer {device.answer.token}"}
+            headers = {"Authorization": f"Bearer {device.api.token}"}
             async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers) as client:
 
                 async def ask(etag: str = "") -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Who this device is: server, token, name, and the ed25519 key that was made here and never leaves.
+"""Who this device is: server, name, and the ed25519 key that was made here and never leaves.
 
 agent.json and device.key are written once, by `enrol`, mode 0600. agent.json comes last: a folder with it is enrolled.
 """
@@ -32,7 +32,6 @@ class Identity:
     Attributes:
         server_url: without a slash at its end.
         device: id of the device.
-        token: its bearer token.
         name: what people call it.
         poll_interval_s: as the server wishes.
         ca_file: certificates to trust instead of the system's.
@@ -41,7 +40,6 @@ class Identity:
 
     server_url: str
     device: UUID
-    token: str
     name: str
     poll_interval_s: float
     ca_file: str | None = None
@@ -49,7 +47,7 @@ class Identity:
 
     def save(self, folder: Path, disk: Disk) -> None:
         """Write agent.json, durably."""
-        write_json(disk, folder / "agent.json", {**asdict(self), "device": str(self.device), "format": 1})
+        write_json(disk, folder / "agent.json", {**asdict(self), "device": str(self.device), "format": 2})
 
     @classmethod
     def load(cls, folder: Path) -> "Identity":
@@ -72,7 +70,6 @@ class Identity:
         return cls(
             server_url=fields.text("server_url"),
             device=UUID(fields.text("device")),
-            token=fields.text("token"),
             name=fields.text("name"),
             poll_interval_s=fields.number("poll_interval_s"),
             ca_file=fields.text("ca_file") if fields.has("ca_file") else None,
@@ -91,7 +88,7 @@ def check_server_url(url: str, *, insecure: bool) -> str:
         raise InvalidInput(f"--server {url!r}: write https://host[:port]")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not insecure:
         raise InvalidInput(
-            f"--server {url!r}: plain HTTP shows the device's token to everyone on the way; use https://, "
+            f"--server {url!r}: plain HTTP shows the device's tokens to everyone on the way; use https://, "
             "or --insecure if the link is protected otherwise"
         )
     return url.rstrip("/")

@@ -81,15 +81,16 @@ class Agent:
 
     def _open(self, rebuilder: Rebuilder | None, estimator: Estimator | None, runtime: Runtime | None) -> Workshop:
         folder, settings = self._settings.folder, self._settings
+        key = load_key(folder)
         return Workshop(
             settings=settings,
             device=self._identity.device,
             disk=self._disk,
             journal=Journal(folder / "journal.json", self._disk),
-            outbox=Outbox(folder / "outbox", self._disk, load_key(folder)),
+            outbox=Outbox(folder / "outbox", self._disk, key),
             trust=TrustStore(folder / "trust" / "image", self._disk),
             store=TensorStore(folder / "store", self._disk),
-            link=Link.of(self._identity, settings.link),
+            link=Link.of(self._identity, key, settings.link),
             rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
             estimator=estimator or SubprocessEstimator(),
             runtime=runtime if runtime is not None else OnnxRuntime(),

@@ -61,7 +61,7 @@ class MadeToken(TokenView):
 
 
 class AuditView(BaseModel):
-    """One audit record."""
+    """One audit record; `digest` is SHA-256 over the bytes of `previous` and the text `sealed`, which says the rest."""
 
     seq: int
     at: datetime
@@ -72,8 +72,10 @@ class AuditView(BaseModel):
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     request_id: str | None
+    address: str | None
     previous: str
     digest: str
+    sealed: str
 
     @classmethod
     def of(cls, record: AuditRecord) -> Self:
@@ -88,6 +90,8 @@ class AuditView(BaseModel):
             before=record.before,
             after=record.after,
             request_id=record.request_id,
+            address=record.address,
             previous=record.previous.hex(),
             digest=record.digest.hex(),
+            sealed=record.sealed,
         )

@@ -1,9 +1,9 @@
 """`GET /device/v1/poll`: a bare ASGI app in front of FastAPI. A poll that finds nothing new touches no table.
 
-What answers 304 is kept in memory: the hash of each device's token with the counter of its newest assignment, and
-the version of the newest timestamp. It is filled by the first poll of a device and forgotten when PostgreSQL notifies
-of a change (LISTEN/NOTIFY, by triggers, with the commit), so every replica of the server may keep its own. While the
-listening connection is away nothing is remembered and every poll asks the database.
+What answers 304 is kept in memory: the hash of each device's token, until it expires, with the counter of its newest
+assignment, and the version of the newest timestamp. It is filled by the first poll of a device and forgotten when
+PostgreSQL notifies of a change (LISTEN/NOTIFY, by triggers, with the commit), so every replica of the server may keep
+its own. While the listening connection is away nothing is remembered and every poll asks the database.
 """
 
 import asyncio
@@ -22,7 +22,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sprat_server.api.problems import problem, status_of
+from sprat_server.access.limits import Lockout
+from sprat_server.api.auth import address_of
+from sprat_server.api.problems import answer_of, problem
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
@@ -113,10 +115,11 @@ class Poll:
         database: where to read what is not remembered.
         blobs: where payloads are.
         settings: of the server.
+        lockout: counts failed authentications; what is remembered needs none.
     """
 
-    def __init__(self, database: Database, blobs: Blobs, settings: Settings) -> None:
-        self._database, self._blobs, self._settings = database, blobs, settings
+    def __init__(self, database: Database, blobs: Blobs, settings: Settings, lockout: Lockout) -> None:
+        self._database, self._blobs, self._settings, self._lockout = database, blobs, settings, lockout
         self.memory = PollMemory()
 
     @asynccontextmanager
@@ -138,9 +141,7 @@ class Poll:
         try:
             return await self._answer(scope, headers)
         except SpratError as error:
-            status = status_of(error)
-            more = {"WWW-Authenticate": 'Bearer realm="sprat"'} if isinstance(error, Unauthenticated) else {}
-            return problem(status, str(error), error.code, headers=more)
+            return answer_of(error)
         except SQLAlchemyError as error:
             _log.error("database.away", exc_info=error)
             wait = {"Retry-After": str(_RETRY_AFTER_S)}
@@ -155,13 +156,15 @@ class Poll:
         poller = memory.get(hash_token(shown))
         if (
             poller is not None
+            and not poller.expired(datetime.now(UTC))
             and memory.timestamp is not None
             and asked == flow.etag_of(poller.counter, memory.timestamp)
         ):
             self._seen(scope, poller)
             return _not_modified(asked)
         generation = memory.generation
-        read = await to_thread.run_sync(self._read, shown, asked, held, inline_bytes)
+        with self._lockout.watching(address_of(scope)):
+            read = await to_thread.run_sync(self._read, shown, asked, held, inline_bytes)
         memory.remember(hash_token(shown), read.poller, read.timestamp, generation)
         self._seen(scope, read.poller)
         if read.body is None:

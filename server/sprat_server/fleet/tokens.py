@@ -1,6 +1,6 @@
 """Secrets of devices: made once in clear, kept as a hash.
 
-Both read `<kind>_<43 characters>`: 256 random bits, so a plain SHA-256 cannot be searched and finds the row.
+All read `<kind>_<random characters>`: so many random bits that a plain SHA-256 cannot be searched, and finds the row.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ ENROLMENT_PREFIX: Final = "sprate_"
 DEVICE_PREFIX: Final = "spratd_"
 
 
-def make_token(prefix: str) -> tuple[str, bytes]:
+def make_token(prefix: str, *, random_bytes: int = 32) -> tuple[str, bytes]:
     """Return a new token and the hash that is kept of it."""
-    text = prefix + secrets.token_urlsafe(32)
+    text = prefix + secrets.token_urlsafe(random_bytes)
     return text, hash_token(text)
 
 

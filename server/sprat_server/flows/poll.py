@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import select
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
+from sprat_server.fleet.authentication import authenticate_device
 from sprat_server.fleet.models import DeviceSlots
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import repository
@@ -30,11 +32,17 @@ class Poller:
         device: its id.
         name: what people call it.
         counter: of its newest assignment.
+        token_expires_at: when the token that it shows ends.
     """
 
     device: UUID
     name: str
     counter: int
+    token_expires_at: datetime
+
+    def expired(self, now: datetime) -> bool:
+        """Return whether its token has ended."""
+        return self.token_expires_at <= now
 
     @property
     def actor(self) -> Actor:
@@ -79,9 +87,10 @@ def etag_of(counter: int, timestamp_version: int) -> str:
 
 
 def identify(session: Session, shown: str) -> Poller:
-    """Return who polls with this token; Unauthenticated as `fleet.service.authenticate_device`."""
-    device = fleet.authenticate_device(session, shown)
-    return Poller(device.id, device.name, device.assignment_counter)
+    """Return who polls with this token; Unauthenticated as `fleet.authentication.authenticate_device`."""
+    device = authenticate_device(session, shown)
+    assert device.token_expires_at is not None  # noqa: S101 - it has the token (CHECK tokens_expire)
+    return Poller(device.id, device.name, device.assignment_counter, device.token_expires_at)
 
 
 def timestamp_version(session: Session) -> int:
