@@ -1,4 +1,4 @@
-"""Devices prove who they are and hold short-lived tokens; a queue to join by; keys replaced; from where, in the audit."""
+"""Devices prove who they are, for tokens that end; a queue to join by; keys replaced; from where, in the audit."""
 
 import sqlalchemy as sa
 from alembic import op
