@@ -69,6 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.database = database
     app.state.blobs = blobs
     app.state.lockout = lockout
+    app.state.poll = poll
     app.state.oidc = _oidc_verifier(settings)
     problems.install(app)
     for router in routers.OPERATORS:

@@ -2,20 +2,24 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from fleet_calls import TestDevice, held_after, join, published
+from fleet_calls import TestDevice, enrol, held_after, join, published
 from http_calls import Api
-from sqlalchemy import event, select
+from sqlalchemy import event, select, update
 
+from sprat_server.app import create_app
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet_service
 from sprat_server.fleet.models import Device
+from sprat_server.fleet.tokens import hash_token
 from sprat_server.flows import rollout as rollout_flow
 from sprat_server.registry import service as registry
+from sprat_server.settings import Settings
 from sprat_shared.protocol.poll import HeldMetadata, PollAnswer
 from sprat_shared.protocol.report import Outcome
 
@@ -250,6 +254,58 @@ def test_a_revoked_device_is_refused_though_it_was_remembered(app: FastAPI, devi
         assert (await changed_within(ask, etag)).json()["code"] == "device.revoked"
 
     while_running(app, device, body)
+
+
+def test_a_revocation_is_heard_of_by_every_replica_at_once(
+    app: FastAPI, settings: Settings, operator: Api, device: TestDevice
+) -> None:
+    replica = create_app(settings)
+
+    async def body(ask: Ask) -> None:
+        async with replica.router.lifespan_context(replica):
+            headers = {"Authorization": f"Bearer {device.api.token}"}
+            transport = httpx.ASGITransport(replica)
+            async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers) as client:
+
+                async def ask_replica(etag: str = "") -> httpx.Response:
+                    return await client.get("/device/v1/poll", headers={"If-None-Match": etag})
+
+                etag = await settled(ask_replica)
+                assert replica.state.poll.memory.get(hash_token(device.api.token or "")) is not None
+                await asyncio.to_thread(operator.post, f"/api/v1/devices/{device.id}/revoke", json={"reason": "stolen"})
+                for each in (ask, ask_replica):
+                    assert (await changed_within(each, etag, 1.0)).json()["code"] == "device.revoked"
+
+    while_running(app, device, body)
+
+
+def test_a_remembered_device_is_refused_when_its_token_ends_or_another_takes_its_place(
+    app: FastAPI, operator: Api, device: TestDevice
+) -> None:
+    def expire(database: Database) -> None:
+        with database.transaction() as session:
+            soon = datetime.now(UTC) + timedelta(seconds=1)
+            session.execute(update(Device).values(token_expires_at=soon, token_hash=Device.token_hash))
+
+    async def body(ask: Ask) -> None:
+        await asyncio.to_thread(expire, app.state.database)
+        etag = await settled(ask)
+        statements = Statements(app.state.database)
+        assert (await ask(etag)).status_code == 304
+        assert statements.count == 0, "it is remembered"
+        await asyncio.sleep(1.1)
+        assert (await ask(etag)).json()["code"] == "device.token-expired"
+
+    while_running(app, device, body)
+    (other,) = join(app, operator, 1)
+
+    async def replaced(ask: Ask) -> None:
+        etag = await settled(ask)
+        token = await asyncio.to_thread(operator.post, f"/api/v1/devices/{other.id}/replace", json={})
+        await asyncio.to_thread(enrol, app, token.json()["token"], other.name)
+        assert (await changed_within(ask, etag, 1.0)).status_code == 401
+
+    while_running(app, other, replaced)
 
 
 def test_nothing_is_remembered_while_nobody_listens(app: FastAPI, device: TestDevice) -> None:
