@@ -12,7 +12,7 @@ from sprat_server.access.limits import Lockout
 from sprat_server.access.oidc import OidcVerifier
 from sprat_server.api import blobs as blob_routes
 from sprat_server.api import problems, routers
-from sprat_server.api.limits import BodyLimit
+from sprat_server.api.limits import BodyLimit, CredentialsFirst
 from sprat_server.api.poll import Poll, PollApp
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.migrate import require_newest
@@ -79,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in routers.ROOT:
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, unlimited=frozenset({blob_routes.UPLOAD_PATH}))
+    app.add_middleware(CredentialsFirst, prefix="/api/v1/")
     app.add_middleware(PollApp, poll=poll)
     app.add_middleware(ObservedRequests, failed=problems.bug)
     return app

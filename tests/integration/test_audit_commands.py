@@ -1,38 +1,20 @@
 """`sprat audit` against the real application: from where, the chain recomputed outside, and what an export says."""
 
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from fleet_calls import join, published
-from http_calls import Api
+from http_calls import Api, served
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from sprat_client.cli.app import app as sprat
 from sprat_server.app import create_app
 from sprat_server.settings import Settings
-
-
-@contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """Serve the application on a free port of loopback."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, proxy_headers=False))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            thread.join(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
