@@ -18,7 +18,7 @@ class NewToken(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,63}$")]
     scopes: Annotated[list[Literal["viewer", "operator", "releaser", "admin"]], Field(min_length=1)]
     """Each scope includes those below it, so the highest decides."""
-    expires_s: Annotated[float | None, Field(gt=0, le=10 * 365 * 86400)] = None
+    expires_s: Annotated[float | None, Field(ge=1, le=10 * 365 * 86400)] = None
 
     @property
     def scope(self) -> Scope:

@@ -27,7 +27,7 @@ class NewEnrolmentToken(BaseModel):
     )
 
     uses: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    expires_s: Annotated[float, Field(gt=0, le=366 * 86400)] = 3600
+    expires_s: Annotated[float, Field(ge=1, le=366 * 86400)] = 3600
     group: Annotated[str | None, Field(min_length=1, max_length=100)] = None
 
 
@@ -88,7 +88,7 @@ class ReplaceDevice(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"expires_s": 3600}]})
 
-    expires_s: Annotated[float, Field(gt=0, le=366 * 86400)] = 3600
+    expires_s: Annotated[float, Field(ge=1, le=366 * 86400)] = 3600
 
 
 class LeaveReason(BaseModel):
