@@ -21,6 +21,7 @@ from sprat_shared.protocol.token import ASSERTION_TYPE, AUDIENCE, GRANT_TYPE
 
 pytestmark = pytest.mark.e2e
 MODEL = "joiners"
+OPTIONS = ("--trial-s", "0.3")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def model(house: House) -> str:
     """A model that the whole fleet is brought to, so that who joins gets it."""
     house.register(MODEL)
     token = house.shell.one("enrolment-token", "create")["token"]
-    device = Device("founder", house.folder / "founder", house.server.url, options=("--trial-s", "0.3"), link="")
+    device = Device("founder", house.folder / "founder", house.server.url, options=OPTIONS, link="")
     device.enrol(token)
     with device:
         house.shell.one("rollout", "create", f"{MODEL}@1", "--waves", "100%", "--start", "--watch")
@@ -57,7 +58,7 @@ def test_a_device_waits_is_compared_by_its_fingerprint_and_is_accepted(house: Ho
     assert joined["group"] == "line-b"
     code, out, err = ended(waiting)
     assert (code, json.loads(out)["device"]) == (0, joined["id"]), err
-    device = Device("waiter", folder, house.server.url, options=("--trial-s", "0.3"), link="")
+    device = Device("waiter", folder, house.server.url, options=OPTIONS, link="")
     with device:
         device.wait_for(model, 1, 60)
 
@@ -72,20 +73,21 @@ def test_a_rejected_device_ends_with_77(house: House) -> None:
 
 
 def test_a_device_whose_folder_was_lost_takes_its_own_place_and_reports_on(house: House, model: str) -> None:
-    device = Device("phoenix", house.folder / "phoenix", house.server.url, options=("--trial-s", "0.3"), link="")
+    device = Device("phoenix", house.folder / "phoenix", house.server.url, options=OPTIONS, link="")
     device.enrol(house.shell.one("enrolment-token", "create")["token"])
     with device:
         device.wait_for(model, 1, 60)
         wait_for_reports(house, device, 1)
     shutil.rmtree(device.folder)
     code, out, _ = ended(enrol(house.server, device.folder, "--name", "phoenix", "--token", token_of(house)))
-    assert (code, json.loads(out)["error"]["code"]) == (73, "link.status-409"), "its name is taken"
+    assert (code, "sprat device replace" in json.loads(out)["error"]["detail"]) == (1, True), "its name is taken"
     shutil.rmtree(device.folder)
     replacing = house.shell.one("device", "replace", "phoenix")["token"]
     assert ended(enrol(house.server, device.folder, "--name", "phoenix", "--token", replacing))[0] == 0
-    with device:
-        device.wait_for(model, 1, 60)
-        assert [report["sequence"] for report in wait_for_reports(house, device, 2)] == [2, 1]
+    again = Device("phoenix", device.folder, house.server.url, options=OPTIONS, link="")
+    with again:
+        again.wait_for(model, 1, 60)
+        assert [report["sequence"] for report in wait_for_reports(house, again, 2)] == [2, 1]
 
 
 def token_of(house: House) -> str:
