@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Final
 
 from anyio import to_thread
 from fastapi import FastAPI
 
-from sprat_server.access.limits import Lockout
+from sprat_server.access.limits import Lockout, RateLimit
 from sprat_server.access.oidc import OidcVerifier
 from sprat_server.api import blobs as blob_routes
 from sprat_server.api import problems, routers
@@ -21,6 +22,8 @@ from sprat_server.flows import upkeep
 from sprat_server.observe.requests import ObservedRequests
 from sprat_server.settings import Settings
 from sprat_shared.errors import InvalidInput
+
+_ASKS_A_MINUTE: Final = 10  # of one device that waits to be accepted; told to ask every ten seconds, it needs six
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -69,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.database = database
     app.state.blobs = blobs
     app.state.lockout = lockout
+    app.state.queue_rate = RateLimit(_ASKS_A_MINUTE * settings.enrolment_queue_per_address)
     app.state.poll = poll
     app.state.oidc = _oidc_verifier(settings)
     problems.install(app)

@@ -27,7 +27,7 @@ from sprat_server.settings import Settings
 
 pytestmark = pytest.mark.crash
 MANY = int(os.environ.get("SPRAT_CRASH_TIMES", "1"))  # `make crash` has it higher
-SEED = 4
+SEED = int(os.environ.get("SPRAT_FUZZ_SEED", "4"))
 REFUSED = {400, 401, 403, 404, 405, 422}  # a path may be broken so that it is another route's, or none's
 WHO = ("nobody", *OPERATORS, DEVICE)
 
@@ -47,7 +47,8 @@ class Place:
 @pytest.fixture
 def place(settings: Settings, app: FastAPI) -> Iterator[Place]:
     """Devices, a release, a rollout, a job, a device that waits."""
-    patient = create_app(settings.model_copy(update={"auth_failures_per_minute": 10**9}))
+    unlimited = {"auth_failures_per_minute": 10**9, "enrolment_queue_per_address": 10**9}
+    patient = create_app(settings.model_copy(update=unlimited))
     admin = as_scope(app, Scope.ADMIN)
     published(app)
     caller, victim = join(app, admin, 2)

@@ -18,7 +18,9 @@ from sqlalchemy import func, select, update
 
 from sprat_server.fleet.models import Device, SpentAssertion
 from sprat_server.flows import upkeep
-from sprat_shared.protocol.token import AUDIENCE
+from sprat_shared.protocol.token import ASSERTION_TYPE, AUDIENCE, GRANT_TYPE
+
+LONG = f"grant_type={GRANT_TYPE}&client_assertion_type={ASSERTION_TYPE}&client_assertion={'x' * 5000}".encode()
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def test_the_time_is_told_to_nobody_who_did_not_sign(app: FastAPI, device: TestD
     assert "server_time" not in answer.json()
 
 
-@pytest.mark.parametrize("body", [b"", b"grant_type=client_credentials", b"\xff", b"{}", b"a=b&" * 500])
+@pytest.mark.parametrize("body", [b"", b"grant_type=client_credentials", b"\xff", b"{}", b"a=b&" * 500, LONG])
 def test_a_token_request_that_is_no_form_says_what_to_send(app: FastAPI, body: bytes) -> None:
     answer = Api(app, None).post("/device/v1/token", content=body)
     assert (answer.status_code, "client_assertion" in answer.json()["detail"]) == (422, True)

@@ -80,6 +80,15 @@ def test_the_queue_is_bounded_for_an_address_and_in_all(app: FastAPI, viewer: Ap
     assert len(waiting(viewer)) == 5
 
 
+def test_an_address_may_ask_so_often(app: FastAPI, operator: Api, key: Ed25519PrivateKey) -> None:
+    answers = [enrol(app, None, "press-7", key) for _ in range(31)]
+    assert [answer.status_code for answer in answers] == [*[202] * 30, 429]
+    assert answers[-1].json()["code"] == "access.too-many-requests"
+    assert 0 < int(answers[-1].headers["retry-after"]) <= 60
+    token = made(operator.post("/api/v1/enrolment-tokens", json={}))["token"]
+    assert enrol(app, token, "press-7", key).status_code == 201, "a token is not asked to wait"
+
+
 def test_whom_nobody_answers_is_forgotten(app: FastAPI, operator: Api, viewer: Api, key: Ed25519PrivateKey) -> None:
     enrol(app, None, "press-7", key)
     (row,) = waiting(viewer)

@@ -1,4 +1,4 @@
-"""Lockout: an address, or a token's id shown from it, that failed too often is not looked at for a while.
+"""Lockout: an address, or a token's id shown from it, that failed too often is not looked at for a while. And a rate.
 
 Secrets have 128 random bits or more, so no rate of guesses finds one: the lock protects the database, the log and the
 processor from a flood. That is each replica's own, so it is counted in its memory, bounded, and costs a flood nothing
@@ -21,18 +21,24 @@ _WINDOW_S: Final = 60.0
 _IPV6_NETWORK_BITS: Final = 64  # what one subscriber has; it may change the rest as it likes
 
 
-class TooManyFailures(TryLater):
-    """So many authentications failed that none is looked at for a while.
+class TooManyRequests(TryLater):
+    """An address asked so often for what anybody may ask that it must wait.
 
     Attributes:
         retry_after_s: until then.
     """
 
-    code = "access.too-many-failures"
+    code = "access.too-many-requests"
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class TooManyFailures(TooManyRequests):
+    """So many authentications failed that none is looked at for a while."""
+
+    code = "access.too-many-failures"
 
 
 class Counts:
@@ -64,6 +70,29 @@ class Counts:
             self._windows[key] = (began_s, count + 1) if now_s < began_s + _WINDOW_S else (now_s, 1)
             if len(self._windows) > self._keys:
                 self._windows.popitem(last=False)
+
+
+class RateLimit:
+    """Lets an address ask for what anybody may ask so often in a minute.
+
+    Args:
+        most: requests of one address.
+        now_s: a monotonic clock.
+    """
+
+    def __init__(self, most: int, *, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._asked = Counts(most, now_s=now_s)
+
+    def spend(self, address: str) -> None:
+        """Count a request.
+
+        Raises:
+            TooManyRequests: not now.
+        """
+        key = _network(address)
+        if (wait_s := self._asked.wait_s(key)) > 0:
+            raise TooManyRequests(f"{address} asks too often; ask again in {wait_s:.0f} s", retry_after_s=wait_s)
+        self._asked.add(key)
 
 
 class Lockout:

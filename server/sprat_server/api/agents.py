@@ -24,6 +24,7 @@ devices = APIRouter(tags=["agents"])
 everyone = APIRouter(tags=["agents"])
 
 _METADATA: Final = re.compile(r"(?:([1-9][0-9]{0,8})\.)?([a-z0-9.-]{1,80})\.json")
+_LONGEST_ASSERTION: Final = 4096
 _TOKEN_BODY: Final = {
     "requestBody": {
         "required": True,
@@ -35,7 +36,7 @@ _TOKEN_BODY: Final = {
                     "properties": {
                         "grant_type": {"const": GRANT_TYPE},
                         "client_assertion_type": {"const": ASSERTION_TYPE},
-                        "client_assertion": {"type": "string"},
+                        "client_assertion": {"type": "string", "maxLength": _LONGEST_ASSERTION},
                     },
                 }
             }
@@ -62,9 +63,12 @@ def enrol(
     """Let a device join: with an enrolment token, or without one after an operator's word (202 until then)."""
     asked = EnrolRequest.from_json(body)
     answer: EnrolAnswer | EnrolPending
+    has_token = "authorization" in request.headers
+    if not has_token:
+        request.app.state.queue_rate.spend(address_of(request.scope))
     with watched(request):
         fleet_enrolment.check_proof(asked, body, parse_signature(signature))
-        if "authorization" in request.headers:
+        if has_token:
             answer = enrolment.enrol(session, settings, asked, bearer(request))
         else:
             answer = enrolment.ask(session, settings, asked, address_of(request.scope))
@@ -96,11 +100,12 @@ def _assertion(body: bytes) -> str:
     except ValueError:
         form = {}
     said = (form.get("grant_type"), form.get("client_assertion_type"))
-    if said != (GRANT_TYPE, ASSERTION_TYPE) or "client_assertion" not in form:
+    assertion = form.get("client_assertion", "")
+    if said != (GRANT_TYPE, ASSERTION_TYPE) or not 0 < len(assertion) <= _LONGEST_ASSERTION:
         raise InvalidInput(
             f"write a form with grant_type={GRANT_TYPE}, client_assertion_type={ASSERTION_TYPE} and client_assertion"
         )
-    return form["client_assertion"]
+    return assertion
 
 
 @everyone.get("/tuf/image/{file}", response_class=Response)

@@ -27,6 +27,7 @@ from sprat_shared.errors import (
 
 STATUS_OF_CODE: Final[Mapping[str, HTTPStatus]] = {
     "access.too-many-failures": HTTPStatus.TOO_MANY_REQUESTS,
+    "access.too-many-requests": HTTPStatus.TOO_MANY_REQUESTS,
     "blob.too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "request.too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
 }
