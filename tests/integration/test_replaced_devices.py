@@ -40,6 +40,8 @@ def test_a_new_key_takes_the_old_ones_place_with_history_group_and_counters(
     after = made(viewer.get(f"/api/v1/devices/{device.id}"))
     assert (after["group"], after["enrolled_at"]) == (before["group"], before["enrolled_at"])
     assert after["fingerprint"] != before["fingerprint"]
+    joined = made(viewer.get("/api/v1/audit", params={"action": "device.enrol", "limit": 1}))["items"][0]
+    assert (joined["before"]["key"], joined["after"]["key"]) == (before["fingerprint"], after["fingerprint"])
     assert len(made(viewer.get(f"/api/v1/devices/{device.id}/reports"))["items"]) == 1
     wish = again.wish()
     assert wish is not None

@@ -130,6 +130,13 @@ def join_by_token(session: Session, request: EnrolRequest, shown: str) -> Device
     return _add(session, request, group=token.device_group, token_id=token.id)
 
 
+def retired_key(session: Session, device: Device) -> bytes | None:
+    """Return the key that the device's own took the place of, if it did."""
+    newest = select(RetiredKey.public_key).where(RetiredKey.device_id == device.id)
+    key: bytes | None = session.scalar(newest.order_by(RetiredKey.retired_at.desc()).limit(1))
+    return key
+
+
 def queue_up(
     session: Session, request: EnrolRequest, *, address: str, lives_s: float, most: int, most_of_address: int
 ) -> tuple[EnrolmentRequest, bool]:

@@ -29,7 +29,9 @@ def enrol(session: Session, settings: Settings, request: EnrolRequest, shown: st
     device = fleet.join_by_token(session, request, shown)
     _welcome(session, device)
     after = {"name": device.name, "group": device.device_group, "agent": device.agent, "key": _key_of(device)}
-    audit.record(session, _actor(device), "device.enrol", f"device:{device.id}", after=after)
+    replaced = fleet.retired_key(session, device)
+    before = None if replaced is None else {"key": fingerprint(replaced)}
+    audit.record(session, _actor(device), "device.enrol", f"device:{device.id}", before, after)
     return _answer(session, settings, device)
 
 
