@@ -62,6 +62,26 @@ def test_the_old_key_is_dead(app: FastAPI, operator: Api, device: TestDevice, to
         assert (answer.status_code, answer.json()["code"]) == (409, "enrolment.key-retired")
 
 
+@pytest.mark.parametrize("outcome", [Outcome.COMMITTED, Outcome.FAILED])
+def test_a_device_replaced_in_the_middle_of_a_rollout_answers_for_its_part_again(
+    app: FastAPI, operator: Api, releaser: Api, device: TestDevice, outcome: Outcome
+) -> None:
+    join(app, operator, 1)
+    published(app, base=1)
+    plan = {"model": "mnist", "release": 2, "waves": ["100%"], "devices": [str(device.id)]}
+    rollout = made(releaser.post("/api/v1/rollouts", json=plan))
+    made(operator.post(f"/api/v1/rollouts/{rollout['id']}/start", json={}))
+    text = made(operator.post(f"/api/v1/devices/{device.id}/replace", json={}))["token"]
+    key = Ed25519PrivateKey.generate()
+    again = device_of(app, enrol(app, text, device.name, key), device.name, key)
+    wish = again.wish()
+    assert wish is not None
+    assert (wish.release, wish.path) == (2, ("mnist/2/full",))
+    again.tell(outcome)
+    state = made(operator.get(f"/api/v1/rollouts/{rollout['id']}"))["state"]
+    assert state == {Outcome.COMMITTED: "succeeded", Outcome.FAILED: "halted"}[outcome]
+
+
 def test_the_token_is_for_one_device_once(app: FastAPI, device: TestDevice, token: str) -> None:
     other = enrol(app, token, "press-9")
     assert (other.status_code, other.json()["code"]) == (409, "enrolment.other-name")
