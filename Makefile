@@ -59,7 +59,7 @@ test: $(READY) ## Run every test, with a seeded sample of the long kinds
 check: lint test ## lint, then test
 
 .PHONY: crash
-crash: $(READY) ## Kill agents, cut power, mutate updates, ten times as often as `make test` does (SPRAT_CRASH_TIMES=10)
+crash: $(READY) ## Kill agents, cut power, mutate updates, call the API at random, ten times as often as `make test` does (SPRAT_CRASH_TIMES=10)
 	SPRAT_CRASH_TIMES=$${SPRAT_CRASH_TIMES:-10} $(BIN)/python -m pytest -m crash -n $(TEST_PROCESSES) --timeout 7200
 
 .PHONY: soak

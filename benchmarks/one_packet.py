@@ -31,7 +31,7 @@ from digits_demo.train_base import train  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from sprat_client.agent.durable import PosixDisk  # noqa: E402
-from sprat_client.agent.identity import Identity  # noqa: E402
+from sprat_client.agent.identity import Identity, load_key  # noqa: E402
 from sprat_client.agent.journal import Journal  # noqa: E402
 from sprat_client.agent.settings import LinkSettings  # noqa: E402
 from sprat_client.agent.transfer import Link  # noqa: E402
@@ -108,7 +108,7 @@ def poll_of(folder: Path) -> dict[str, Any]:
     identity, overheard, disk = Identity.load(folder), Overheard(), PosixDisk()
     keeper = Journal(folder / "journal.json", disk)
     held = TrustStore(folder / "trust", disk, identity=identity, keeper=keeper, clock=Clock()).held()
-    with Link(identity.server_url, identity.token, LinkSettings(), transport=overheard) as link:
+    with Link.of(identity, load_key(folder), LinkSettings(), transport=overheard) as link:
         answer = link.poll(held)
     if answer is None or not any(part.kind == "blob" for part in answer.parts):
         raise SystemExit("the answer brings no payload: nothing to measure")

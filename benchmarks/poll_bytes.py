@@ -36,6 +36,7 @@ from sprat_server.db import migrate
 from sprat_server.db.embedded import EmbeddedPostgres
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
+from sprat_server.fleet.enrolment import create_enrolment_token
 from sprat_server.fleet.models import DeviceSlots
 from sprat_server.flows.poll import wishes_of
 from sprat_server.flows.publishing import publish_release
@@ -83,7 +84,7 @@ def enrolled(app: FastAPI, link: TlsConnection, release: int) -> tuple[Device, U
     database: Database = app.state.database
     with database.transaction() as session:
         model = publish(session, app, release)
-        _, token = fleet.create_enrolment_token(session, uses=1, expires_s=3600, group="default", by=SYSTEM)
+        _, token = create_enrolment_token(session, uses=1, expires_s=3600, group="default", by=SYSTEM)
     device = Device(link, token)
     with database.transaction() as session:
         fleet.assign(session, model, {device.id: release}, "rollout")

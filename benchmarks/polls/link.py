@@ -3,13 +3,16 @@
 import json
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
-from uuid import UUID
+from urllib.parse import urlencode
+from uuid import UUID, uuid4
 
+import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -17,6 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
 from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag, parse_tag
+from sprat_shared.protocol.report import format_signature
+from sprat_shared.protocol.token import ALGORITHM, ASSERTION_TYPE, AUDIENCE, GRANT_TYPE, TOKEN_PATH, TokenAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +109,24 @@ class Device:
     """
 
     def __init__(self, link: TlsConnection, enrolment_token: str) -> None:
+        key = Ed25519PrivateKey.generate()
         request = EnrolRequest(
-            name="gate-1",
-            public_key=Ed25519PrivateKey.generate().public_key().public_bytes_raw(),
-            agent="0.1.0",
-            attributes={},
-        )
-        headers = {"Authorization": f"Bearer {enrolment_token}"}
-        answer = EnrolAnswer.from_json(link.ask("POST", "/device/v1/enrol", headers, request.to_json()).body)
-        self.id: UUID = answer.device
-        self._link, self._token = link, answer.token
+            name="gate-1", public_key=key.public_key().public_bytes_raw(), agent="0.1.0", attributes={}
+        ).to_json()
+        headers = {
+            "Authorization": f"Bearer {enrolment_token}",
+            "Sprat-Signature": format_signature(key.sign(request)),
+        }
+        self.id: UUID = EnrolAnswer.from_json(link.ask("POST", "/device/v1/enrol", headers, request).body).device
+        now_s = int(time.time())
+        claims = {"iss": str(self.id), "sub": str(self.id), "aud": AUDIENCE, "iat": now_s, "exp": now_s + 60}
+        signed = jwt.encode({**claims, "jti": uuid4().hex}, key, algorithm=ALGORITHM)
+        form = urlencode(
+            {"grant_type": GRANT_TYPE, "client_assertion_type": ASSERTION_TYPE, "client_assertion": signed}
+        ).encode()
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        self._token = TokenAnswer.from_json(link.ask("POST", TOKEN_PATH, headers, form).body).access_token
+        self._link = link
         self.held: dict[HeldMetadata, bytes] = {}
 
     def poll(self, *, knowing: bool = True, inline_bytes: int | None = None) -> Exchange:

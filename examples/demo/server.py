@@ -1,6 +1,7 @@
 """`sprat-server up` as a process: embedded PostgreSQL, API and one worker on a free loopback port."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
@@ -31,7 +32,7 @@ class Server:
         more: Mapping[str, str] | None = None,
     ) -> None:
         self.data = folder / "server"
-        path = ":".join(map(str, (*paths, ROOT / "examples")))
+        path = ":".join(filter(None, (*map(str, paths), str(ROOT / "examples"), os.environ.get("PYTHONPATH"))))
         env = environment(PYTHONPATH=path, SPRAT_RECIPE_PACKAGES=recipe_packages, **(more or {}))
         words = ["up", "--data-dir", str(self.data), "--port", str(port), "--json"]
         self.process = Program("sprat-server", [program("sprat-server"), *words], log=folder / "server.log", env=env)

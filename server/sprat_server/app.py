@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Final
 
 from anyio import to_thread
 from fastapi import FastAPI
 
+from sprat_server.access.limits import Lockout, RateLimit
+from sprat_server.access.oidc import OidcVerifier
 from sprat_server.api import blobs as blob_routes
 from sprat_server.api import problems, routers
-from sprat_server.api.limits import BodyLimit
+from sprat_server.api.limits import BodyLimit, CredentialsFirst
 from sprat_server.api.poll import Poll, PollApp
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.migrate import require_newest
@@ -19,6 +22,8 @@ from sprat_server.flows import upkeep
 from sprat_server.observe.requests import ObservedRequests
 from sprat_server.settings import Settings
 from sprat_shared.errors import InvalidInput
+
+_ASKS_A_MINUTE: Final = 10  # of one device that waits to be accepted; told to ask every ten seconds, it needs six
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -36,12 +41,17 @@ def create_app(settings: Settings) -> FastAPI:
     )
 
     blobs = Blobs.open(settings.blobs)
-    poll = Poll(database, blobs, settings)
+    lockout = Lockout(settings.auth_failures_per_minute)
+    poll = Poll(database, blobs, settings, lockout)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(check, app)
-        chores = [upkeep.keep_signed(database, settings), upkeep.keep_direct(database)]
+        chores = [
+            upkeep.keep_signed(database, settings),
+            upkeep.keep_direct(database),
+            upkeep.keep_small(database),
+        ]
         kept = [asyncio.create_task(chore) for chore in chores]
         try:
             async with poll.running():
@@ -61,6 +71,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.database = database
     app.state.blobs = blobs
+    app.state.lockout = lockout
+    app.state.queue_rate = RateLimit(_ASKS_A_MINUTE * settings.enrolment_queue_per_address)
+    app.state.poll = poll
+    app.state.oidc = _oidc_verifier(settings)
     problems.install(app)
     for router in routers.OPERATORS:
         app.include_router(router, prefix="/api/v1")
@@ -69,9 +83,21 @@ def create_app(settings: Settings) -> FastAPI:
     for router in routers.ROOT:
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, unlimited=frozenset({blob_routes.UPLOAD_PATH}))
+    app.add_middleware(CredentialsFirst, prefix="/api/v1/")
     app.add_middleware(PollApp, poll=poll)
     app.add_middleware(ObservedRequests, failed=problems.bug)
     return app
+
+
+def _oidc_verifier(settings: Settings) -> OidcVerifier | None:
+    if settings.oidc_issuer is None:
+        return None
+    return OidcVerifier(
+        issuer=settings.oidc_issuer,
+        audience=settings.oidc_audience or "",
+        claim=settings.oidc_claim,
+        scopes=settings.oidc_scopes,
+    )
 
 
 def check(app: FastAPI) -> None:

@@ -1,11 +1,14 @@
 """Settings of the server: read once, frozen, units in names. Each is an environment variable `SPRAT_<NAME>`."""
 
 import difflib
+import ipaddress
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sprat_shared.errors import InvalidInput
@@ -33,7 +36,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default_factory=default_data_dir)
     """Keys, the embedded PostgreSQL and, unless blob_url says otherwise, the blobs."""
-    database_url: str | None = None
+    database_url: str | None = Field(default=None, repr=False)  # it may hold a password
     """postgresql://…; None: `up` starts a private PostgreSQL in the data folder."""
     postgres_user: str | None = None
     """The system user that the private PostgreSQL runs as when sprat-server is run by root."""
@@ -45,12 +48,37 @@ class Settings(BaseSettings):
     """0 takes a free port, which is printed."""
     insecure: bool = False
     """Allows plain HTTP on an address that is not loopback (behind a proxy that ends TLS)."""
+    tls_cert: Path | None = None
+    """Certificate and chain (PEM) to serve HTTPS with; needs tls_key."""
+    tls_key: Path | None = None
+    """The certificate's private key (PEM)."""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses or networks, separated by commas, whose X-Forwarded-For and -Proto are believed; else nobody's are."""
+
+    auth_failures_per_minute: int = Field(default=300, ge=1)
+    """So many failures of one address, and a tenth of them with one token's id, lock it out for a minute."""
+    oidc_issuer: str | None = None
+    """URL of an OpenID Connect issuer whose tokens operators may show; https, or http on loopback."""
+    oidc_audience: str | None = None
+    """What the tokens' `aud` must name."""
+    oidc_claim: str = "groups"
+    """The claim that gives scopes: a list of texts, or one text of words."""
+    oidc_scopes: Annotated[Mapping[str, Literal["viewer", "operator", "releaser", "admin"]], NoDecode] = {}
+    """What the claim's values give, as in `sprat-admins=admin,line-3=operator`; the highest holds."""
 
     auto_sign: str | None = Field(default=None, pattern=r"^(?:none|\*|[a-z0-9-]{1,63}\*)$")
     """Models whose releases the server signs by itself: `*`, or a prefix of names as in `lab-*`, or `none`.
     Unset: all with the private PostgreSQL of `up`, none with another database."""
     poll_interval_s: float = Field(default=60.0, gt=0)
     """How often a device asks; told to it at enrolment."""
+    device_token_s: float = Field(default=3600.0, gt=0, le=86400.0)
+    """How long the token lives that a device gets for proving that it holds its key."""
+    enrolment_queue: int = Field(default=100, ge=0)
+    """So many devices without a token may wait for an operator's word; 0: none."""
+    enrolment_queue_per_address: int = Field(default=20, ge=1)
+    """Of them, from one address."""
+    enrolment_queue_s: float = Field(default=86400.0, gt=0)
+    """How long a device waits, or stays rejected."""
     recipe_packages: Annotated[tuple[str, ...], NoDecode] = ()
     """Packages, separated by commas, that recipes may come from. Their code runs in the worker."""
     max_blob_bytes: int = Field(default=2 << 30, gt=0)
@@ -74,12 +102,44 @@ class Settings(BaseSettings):
     """auto: console on a terminal, else one JSON object a line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("recipe_packages", mode="before")
+    @field_validator("recipe_packages", "trusted_proxies", mode="before")
     @classmethod
-    def _split_packages(cls, value: Any) -> Any:
+    def _split(cls, value: Any) -> Any:
+        return _parts(value) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            ipaddress.ip_network(each)
+        return value
+
+    @field_validator("oidc_scopes", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        pairs = [part.rpartition("=") for part in _parts(value)]
+        if not all(name and equals for name, equals, _ in pairs):
+            raise ValueError("write value=scope, separated by commas")
+        return {name: scope for name, _, scope in pairs}
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _safe_issuer(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+                raise ValueError("keys that come over plain HTTP can be anybody's; write https://")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("SPRAT_TLS_CERT and SPRAT_TLS_KEY go together")
+        if self.oidc_issuer is not None and not (self.oidc_audience and self.oidc_scopes):
+            raise ValueError("SPRAT_OIDC_ISSUER needs SPRAT_OIDC_AUDIENCE and SPRAT_OIDC_SCOPES")
+        return self
 
     @field_validator("data_dir")
     @classmethod
@@ -100,6 +160,18 @@ class Settings(BaseSettings):
     def keys_dir(self) -> Path:
         """Where the signing keys lie (files 0600)."""
         return self.data_dir / "keys"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address never leaves this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -124,6 +196,8 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as e:
         problems = "; ".join(
             f"{PREFIX}{'.'.join(map(str, item['loc'])).upper()}: {item['msg']} (got {item['input']!r})"
+            if item["loc"]
+            else item["msg"].removeprefix("Value error, ")  # of several settings: all of them would be shown
             for item in e.errors(include_url=False)
         )
         raise InvalidInput(f"settings cannot be used: {problems}") from None

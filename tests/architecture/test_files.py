@@ -26,6 +26,7 @@ PYTHON_OF = {
     "prometheus-client": "prometheus_client",
     "protobuf": "google",
     "pydantic-settings": "pydantic_settings",
+    "pyjwt": "jwt",
     "pytest-randomly": "pytest_randomly",
     "pytest-timeout": "pytest_timeout",
     "pytest-xdist": "xdist",

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
+import jwt
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
@@ -23,6 +25,7 @@ from sprat_server.settings import Settings
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
 from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag, parse_tag
 from sprat_shared.protocol.report import Outcome, Report, TrustReport, format_signature
+from sprat_shared.protocol.token import ASSERTION_TYPE, AUDIENCE, GRANT_TYPE
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.targets import UpdateTarget, role_of_model
 from sprat_shared.wire.tensors import TensorSpec, TensorTable, weights_digest
@@ -165,18 +168,49 @@ class TestDevice:
 
 
 def enrol(
-    app: FastAPI, token: str, name: str, key: Ed25519PrivateKey | None = None, profile: str | None = None
+    app: FastAPI, token: str | None, name: str, key: Ed25519PrivateKey | None = None, profile: str | None = None
 ) -> httpx.Response:
-    """Ask to join."""
+    """Ask to join, signed with the key."""
     key = key or Ed25519PrivateKey.generate()
-    request = EnrolRequest(
-        name=name,
-        public_key=key.public_key().public_bytes_raw(),
-        agent="0.1.0",
-        profile=profile,
-        attributes={"machine": "x86_64"},
+    body = enrol_request(name, key, profile).to_json()
+    headers = {"Sprat-Signature": format_signature(key.sign(body))}
+    return Api(app, token).post("/device/v1/enrol", content=body, headers=headers)
+
+
+def enrol_request(name: str, key: Ed25519PrivateKey, profile: str | None = None) -> EnrolRequest:
+    """Return what a device says of itself."""
+    public_key = key.public_key().public_bytes_raw()
+    return EnrolRequest(
+        name=name, public_key=public_key, agent="0.1.0", profile=profile, attributes={"machine": "x86_64"}
     )
-    return Api(app, token).post("/device/v1/enrol", content=request.to_json())
+
+
+def assertion(device: UUID, key: Ed25519PrivateKey, **changes: object) -> str:
+    """Return what a device signs to get a token; a claim that is changed to None is left out."""
+    now_s = int(time.time())
+    claims: dict[str, object] = {
+        "iss": str(device),
+        "sub": str(device),
+        "aud": AUDIENCE,
+        "iat": now_s,
+        "exp": now_s + 60,
+        "jti": uuid4().hex,
+    }
+    claims = {name: value for name, value in (claims | changes).items() if value is not None}
+    return jwt.encode(claims, key, algorithm="EdDSA")
+
+
+def ask_for_token(app: FastAPI, signed: str) -> httpx.Response:
+    """Exchange an assertion for a token."""
+    form = {"grant_type": GRANT_TYPE, "client_assertion_type": ASSERTION_TYPE, "client_assertion": signed}
+    return Api(app, None).post("/device/v1/token", data=form)
+
+
+def device_of(app: FastAPI, answer: httpx.Response, name: str, key: Ed25519PrivateKey) -> "TestDevice":
+    """Return the device that an answer to its enrolment lets in, with a token."""
+    read = EnrolAnswer.from_json(answer.content)
+    token: str = made(ask_for_token(app, assertion(read.device, key)))["access_token"]
+    return TestDevice(Api(app, token), read.device, name, key, read, read.report_sequence)
 
 
 def join(app: FastAPI, operator: Api, count: int) -> list[TestDevice]:
@@ -189,8 +223,7 @@ def join(app: FastAPI, operator: Api, count: int) -> list[TestDevice]:
         key, name = Ed25519PrivateKey.generate(), f"device-{next(MADE)}"
         answer = enrol(app, token, name, key)
         assert answer.status_code == 201, answer.text
-        read = EnrolAnswer.from_json(answer.content)
-        devices.append(TestDevice(Api(app, read.token), read.device, name, key, read))
+        devices.append(device_of(app, answer, name, key))
     return devices
 
 

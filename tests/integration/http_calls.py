@@ -1,10 +1,14 @@
-"""Calls to the application in this process, as an operator of a given scope."""
+"""Calls to the application in this process, as an operator of a given scope; or over a real socket."""
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 
 from sprat_server.access import tokens
@@ -52,3 +56,18 @@ def as_scope(app: FastAPI, scope: Scope) -> Api:
     with app.state.database.transaction() as session:
         _, token = tokens.create(session, name=f"test-{next(MADE)}", scope=scope, expires_s=None, by=None)
     return Api(app, token)
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """Serve the application on a free port of loopback."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, proxy_headers=False))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            thread.join(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

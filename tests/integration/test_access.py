@@ -17,19 +17,6 @@ from sprat_server.observe.actors import SYSTEM
 from sprat_shared.errors import Conflict
 
 
-def test_every_route_but_healthz_refuses_a_caller_without_a_token(app: FastAPI, anonymous: Api) -> None:
-    asked = 0
-    for path, operations in app.openapi()["paths"].items():
-        for method in operations:
-            if path == "/healthz":
-                continue
-            answer = anonymous.request(method.upper(), path.replace("{", "").replace("}", ""))
-            assert answer.status_code == 401, (method, path, answer.text)
-            assert answer.headers["www-authenticate"].startswith("Bearer")
-            asked += 1
-    assert asked > 10
-
-
 def test_healthz_needs_no_token_and_tells_no_detail(anonymous: Api) -> None:
     answer = anonymous.get("/healthz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
@@ -77,29 +64,6 @@ def test_a_revoked_token_and_an_expired_one_are_refused_by_name(admin: Api, app:
         values = {"created_at": past - timedelta(seconds=5), "expires_at": past}
         session.execute(update(OperatorToken).where(OperatorToken.name == "late").values(values))
     assert "expired" in Api(app, expired["token"]).get("/api/v1/jobs").json()["detail"]
-
-
-@pytest.mark.parametrize(
-    ("who", "method", "path", "status"),
-    [
-        ("viewer", "POST", "/api/v1/blobs", 403),
-        ("viewer", "POST", "/api/v1/jobs/00000000-0000-7000-8000-000000000000/cancel", 403),
-        ("operator", "POST", "/api/v1/jobs/00000000-0000-7000-8000-000000000000/cancel", 404),
-        ("operator", "GET", "/api/v1/tokens", 403),
-        ("releaser", "GET", "/api/v1/tokens", 403),
-        ("admin", "GET", "/api/v1/tokens", 200),
-        ("viewer", "GET", "/api/v1/audit", 200),
-        ("viewer", "GET", "/metrics", 200),
-    ],
-)
-def test_a_scope_allows_what_it_names_and_no_more(
-    request: pytest.FixtureRequest, who: str, method: str, path: str, status: int
-) -> None:
-    api: Api = request.getfixturevalue(who)
-    answer = api.request(method, path)
-    assert answer.status_code == status, answer.text
-    if status == 403:
-        assert answer.json()["code"] == "access.scope"
 
 
 def test_the_last_admin_token_cannot_be_revoked(admin: Api, database: Database) -> None:

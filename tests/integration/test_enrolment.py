@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
-from fleet_calls import enrol, join, made, published
+from fleet_calls import ask_for_token, assertion, enrol, enrol_request, join, made, published
 from http_calls import Api
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
@@ -13,7 +13,7 @@ from tuf.api.metadata import Metadata, Root
 
 from sprat_server.fleet.models import Device, EnrolmentToken
 from sprat_shared.protocol.enrol import EnrolAnswer
-from sprat_shared.protocol.report import Outcome
+from sprat_shared.protocol.report import Outcome, format_signature
 
 
 @pytest.fixture
@@ -32,12 +32,22 @@ def test_a_device_gets_an_identity_and_the_root_of_trust(app: FastAPI, viewer: A
     assert made(viewer.get("/api/v1/audit"))["items"][0]["action"] == "device.enrol"
 
 
-def test_secrets_are_kept_as_hashes_only(app: FastAPI, token: str) -> None:
-    device_token = EnrolAnswer.from_json(enrol(app, token, "press-7").content).token
+def test_no_secret_is_given_and_the_token_is_kept_as_a_hash_only(app: FastAPI, token: str) -> None:
+    answer = enrol(app, token, "press-7")
+    assert set(answer.json()) == {"device", "image_root", "poll_interval_s", "report_sequence"}
     with app.state.database.transaction() as session:
-        kept = [*session.scalars(select(Device.token_hash)), *session.scalars(select(EnrolmentToken.token_hash))]
-    assert all(len(one) == 32 for one in kept)
-    assert not {token.encode(), device_token.encode()} & set(kept)
+        kept = session.scalars(select(EnrolmentToken.token_hash)).all()
+    assert all(len(one) == 32 and one != token.encode() for one in kept)
+
+
+@pytest.mark.parametrize("signed_by", ["another", "nobody"])
+def test_a_key_that_did_not_sign_the_request_does_not_join(app: FastAPI, token: str, signed_by: str) -> None:
+    body = enrol_request("press-7", Ed25519PrivateKey.generate()).to_json()
+    signature = Ed25519PrivateKey.generate().sign(body)
+    headers = {"Sprat-Signature": format_signature(signature)} if signed_by == "another" else {}
+    answer = Api(app, token).post("/device/v1/enrol", content=body, headers=headers)
+    assert answer.status_code == {"another": 403, "nobody": 422}[signed_by]
+    assert enrol(app, token, "press-7").status_code == 201
 
 
 def test_a_token_lets_in_as_many_devices_as_it_says(app: FastAPI, token: str) -> None:
@@ -75,24 +85,31 @@ def test_two_devices_cannot_have_one_name(app: FastAPI, token: str) -> None:
 
 def test_a_device_whose_answer_was_lost_asks_again_and_counts_once(app: FastAPI, token: str) -> None:
     key = Ed25519PrivateKey.generate()
-    first = EnrolAnswer.from_json(enrol(app, token, "press-7", key).content)
-    second = EnrolAnswer.from_json(enrol(app, token, "press-7", key).content)
-    assert first.device == second.device
-    assert first.token != second.token
-    assert Api(app, first.token).get("/device/v1/poll").status_code == 401
-    assert Api(app, second.token).get("/device/v1/poll").status_code == 200
+    first = enrol(app, token, "press-7", key)
+    second = enrol(app, token, "press-7", key)
+    assert first.content == second.content
     assert enrol(app, token, "press-8").status_code == 201
 
 
-def test_a_key_that_is_at_work_is_not_enrolled_again(app: FastAPI, operator: Api, releaser: Api) -> None:
+def test_a_device_that_lost_its_identity_but_not_its_key_is_itself_again(
+    app: FastAPI, operator: Api, releaser: Api
+) -> None:
     published(app)
     (device,) = join(app, operator, 1)
     whole = {"model": "mnist", "release": 1, "waves": ["100%"]}
     rollout = made(releaser.post("/api/v1/rollouts", json=whole))
     made(operator.post(f"/api/v1/rollouts/{rollout['id']}/start", json={}))
     device.tell(Outcome.COMMITTED)
-    token = made(operator.post("/api/v1/enrolment-tokens", json={"uses": 2}))["token"]
-    answer = enrol(app, token, device.name, device.key)
+    token = made(operator.post("/api/v1/enrolment-tokens", json={"uses": 1}))["token"]
+    again = EnrolAnswer.from_json(enrol(app, token, device.name, device.key).content)
+    assert (again.device, again.report_sequence) == (device.id, 1)
+    assert enrol(app, token, "press-9").status_code == 201, "it did not use the token up"
+
+
+def test_a_key_does_not_join_under_a_second_name(app: FastAPI, token: str) -> None:
+    key = Ed25519PrivateKey.generate()
+    assert enrol(app, token, "press-7", key).status_code == 201
+    answer = enrol(app, token, "press-8", key)
     assert (answer.status_code, answer.json()["code"]) == (409, "enrolment.key-known")
 
 
@@ -106,7 +123,8 @@ def test_a_key_that_is_at_work_is_not_enrolled_again(app: FastAPI, operator: Api
     ],
 )
 def test_a_request_that_cannot_be_read_says_what_is_wrong(app: FastAPI, token: str, body: bytes, words: str) -> None:
-    answer = Api(app, token).post("/device/v1/enrol", content=body)
+    headers = {"Sprat-Signature": format_signature(bytes(64))}
+    answer = Api(app, token).post("/device/v1/enrol", content=body, headers=headers)
     assert answer.status_code == 422
     assert words in answer.json()["detail"]
 
@@ -123,8 +141,10 @@ def test_a_revoked_device_is_refused_and_its_name_is_free_again(app: FastAPI, op
     device, other = join(app, operator, 2)
     revoked = made(operator.post(f"/api/v1/devices/{device.id}/revoke", json={"reason": "stolen"}))
     assert revoked["revoked_at"] is not None
-    for path in ("/device/v1/poll", "/tuf/image/timestamp.json"):
-        answer = device.api.get(path)
+    refusals = [device.api.get(path) for path in ("/device/v1/poll", "/tuf/image/timestamp.json")]
+    refusals.append(ask_for_token(app, assertion(device.id, device.key)))
+    refusals.append(enrol(app, None, device.name, device.key))
+    for answer in refusals:
         assert (answer.status_code, answer.json()["code"]) == (401, "device.revoked")
     assert other.poll().status_code == 200
     token = made(operator.post("/api/v1/enrolment-tokens", json={}))["token"]

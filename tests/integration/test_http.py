@@ -106,6 +106,13 @@ def test_a_body_that_is_too_large_is_refused_whatever_its_header_says(admin: Api
     assert (answer.status_code, answer.json()["code"]) == (413, "request.too-large")
 
 
+@pytest.mark.parametrize("body", [b"{", b"[1]", b'{"name": 7}', b"x" * (2 << 20)])
+def test_nothing_is_read_of_a_call_without_credentials(anonymous: Api, body: bytes) -> None:
+    answer = anonymous.post("/api/v1/tokens", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (401, "access.unauthenticated")
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
 def test_healthz_says_503_while_the_database_does_not_answer(tmp_path: Path) -> None:
     settings = Settings(database_url=f"postgresql://sprat@/sprat?host={tmp_path}", data_dir=tmp_path)
     app = create_app(settings)

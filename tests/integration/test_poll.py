@@ -9,11 +9,12 @@ from uuid import UUID
 import httpx
 import pytest
 from fastapi import FastAPI
-from fleet_calls import TestDevice, held_after, join, published, wished
+from fleet_calls import TestDevice, enrol, held_after, join, published, wished
 from http_calls import Api
 from sqlalchemy import event, select, update
 
 from sprat_server.api.poll import PollMemory, Remembered
+from sprat_server.app import create_app
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet_service
 from sprat_server.fleet.models import Device, DeviceSlots
@@ -21,6 +22,7 @@ from sprat_server.flows import rollout as rollout_flow
 from sprat_server.flows.poll import Poller
 from sprat_server.publish import director_root
 from sprat_server.registry import service as registry
+from sprat_server.settings import Settings
 from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag
 from sprat_shared.protocol.report import Outcome
 
@@ -255,7 +257,7 @@ def while_running(app: FastAPI, device: TestDevice, body: Callable[[Asking], Awa
     async def run() -> None:
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app)
-            headers = {"Authorization": f"Bearer {device.answer.token}"}
+            headers = {"Authorization": f"Bearer {device.api.token}"}
             async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers) as client:
                 asking = Asking(client)
                 await asking.settled()
@@ -365,6 +367,56 @@ def test_a_revoked_device_is_refused_though_it_was_remembered(app: FastAPI, devi
         assert (answer.status_code, answer.json()["code"]) == (401, "device.revoked")
 
     while_running(app, device, body)
+
+
+def test_a_revocation_is_heard_of_by_every_replica_at_once(
+    app: FastAPI, settings: Settings, operator: Api, device: TestDevice
+) -> None:
+    replica = create_app(settings)
+
+    async def body(asking: Asking) -> None:
+        async with replica.router.lifespan_context(replica):
+            headers = {"Authorization": f"Bearer {device.api.token}"}
+            transport = httpx.ASGITransport(replica)
+            async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers) as client:
+                elsewhere = Asking(client)
+                await elsewhere.settled()
+                statements = Statements(replica.state.database)
+                await elsewhere.ask()
+                assert statements.count == 0, "it is remembered"
+                await asyncio.to_thread(operator.post, f"/api/v1/devices/{device.id}/revoke", json={"reason": "stolen"})
+                for each in (asking, elsewhere):
+                    assert (await each.changed_within(1.0)).json()["code"] == "device.revoked"
+
+    while_running(app, device, body)
+
+
+def test_a_remembered_device_is_refused_when_its_token_ends_or_another_takes_its_place(
+    app: FastAPI, operator: Api, device: TestDevice
+) -> None:
+    def expire(database: Database) -> None:
+        with database.transaction() as session:
+            soon = datetime.now(UTC) + timedelta(seconds=1)
+            session.execute(update(Device).values(token_expires_at=soon, token_hash=Device.token_hash))
+
+    async def body(asking: Asking) -> None:
+        await asyncio.to_thread(expire, app.state.database)
+        await asking.settled()
+        statements = Statements(app.state.database)
+        assert (await asking.ask()).status_code == 304
+        assert statements.count == 0, "it is remembered"
+        await asyncio.sleep(1.1)
+        assert (await asking.ask()).json()["code"] == "device.token-expired"
+
+    while_running(app, device, body)
+    (other,) = join(app, operator, 1)
+
+    async def replaced(asking: Asking) -> None:
+        token = await asyncio.to_thread(operator.post, f"/api/v1/devices/{other.id}/replace", json={})
+        await asyncio.to_thread(enrol, app, token.json()["token"], other.name)
+        assert (await asking.changed_within(1.0)).status_code == 401
+
+    while_running(app, other, replaced)
 
 
 def test_nothing_is_remembered_while_nobody_listens(app: FastAPI, device: TestDevice) -> None:

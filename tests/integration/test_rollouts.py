@@ -386,3 +386,22 @@ def test_the_database_refuses_states_that_cannot_be(app: FastAPI, releaser: Api)
         started_at=rollout.started_at,
     )
     refused(lambda session: session.add(twin), "one_at_a_time")
+
+
+def test_the_audit_log_says_what_a_rollout_was_before_and_is_after(
+    app: FastAPI, operator: Api, releaser: Api, viewer: Api
+) -> None:
+    published(app)
+    join(app, operator, 2)
+    rollout = made(releaser.post("/api/v1/rollouts", json={"model": "mnist", "release": 1, "waves": ["1", "100%"]}))
+    for verb in ("start", "pause", "resume", "abort"):
+        made(operator.post(f"/api/v1/rollouts/{rollout['id']}/{verb}", json={"reason": "to see"}))
+    asked = {"subject": f"rollout:{rollout['id']}", "oldest_first": True}
+    moves = made(viewer.get("/api/v1/audit", params=asked))["items"][1:]
+    assert [(move["before"]["state"], move["after"]["state"]) for move in moves] == [
+        ("draft", "running"),
+        ("running", "paused"),
+        ("paused", "running"),
+        ("running", "aborted"),
+    ]
+    assert {move["address"] for move in moves} == {"127.0.0.1"}

@@ -5,6 +5,7 @@ after so many bytes, answers of 503, bytes that are not what was signed.
 """
 
 import itertools
+import json
 import re
 import threading
 import time
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 from uuid import UUID
 
+import jwt
 import numpy as np
 import tiny_onnx
 from cryptography.exceptions import InvalidSignature
@@ -26,7 +29,7 @@ from tuf.api.metadata import TargetFile
 from sprat_shared.apply import apply_update
 from sprat_shared.encode import encode_delta, encode_full
 from sprat_shared.ids import digest_text, new_id
-from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
+from sprat_shared.protocol.enrol import EnrolAnswer, EnrolPending, EnrolRequest, fingerprint
 from sprat_shared.protocol.poll import (
     CONTENT_TYPE,
     DEFAULT_INLINE_BYTES,
@@ -38,6 +41,7 @@ from sprat_shared.protocol.poll import (
     parse_tag,
 )
 from sprat_shared.protocol.report import SIGNATURE_HEADER, Report, TrustReport, parse_signature, read_report
+from sprat_shared.protocol.token import AUDIENCE, SERVER_TIME, TOKEN_PATH, TokenAnswer
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.signed_time import NONCE_HEADER
 from sprat_shared.trust.targets import LocalStatistics, UpdateTarget, graph_path, role_of_model, update_path
@@ -100,7 +104,8 @@ class Device:
 
     id: UUID
     key: Ed25519PublicKey
-    token: str
+    name: str
+    token: str = ""  # none until it asks for one
     profile: str | None = None
     wishes: dict[str, tuple[int, int]] = field(default_factory=dict)  # model to (release, assignment)
     assigned: dict[tuple[str, int, int], Assigned] = field(default_factory=dict)  # what the director made of them
@@ -121,13 +126,18 @@ class DeviceServer:
         self.repository, self.director = SignedRepository(), SignedDirector()
         self.blobs: dict[str, bytes] = {}
         self.models: dict[str, dict[int, Release]] = {}
-        self.devices: dict[str, Device] = {}
+        self.devices: dict[str, Device] = {}  # by name
         self.lock = threading.RLock()
         self.reported = threading.Condition(self.lock)
         self.requests: list[tuple[str, str, Mapping[str, str]]] = []
         self.inline = True
         self.poll_interval_s = 0.05
         self.offered: dict[int, tuple[str, ...]] = {}  # the path to a release, whatever a device holds
+        # who may join, and how they prove themselves
+        self.accepted = True  # a device without a token, by an operator
+        self.clock_ahead_s = 0.0
+        self.token_lives_s = 3600.0
+        self.spent: set[str] = set()
         # faults and attacks
         self.tamper: Callable[[list[Part]], list[Part]] = lambda parts: parts  # what a poll's answer brings
         self.says: Callable[[Assigned], Assigned] = lambda assigned: assigned  # what the director signs
@@ -324,21 +334,47 @@ class DeviceServer:
         with self.lock:
             return self.repository.files.get(name) if repository == "image" else self.director.file(device.id, name)
 
-    def enrol(self, body: bytes) -> bytes:
-        """Add a device."""
+    def enrol(self, body: bytes, signature: str, token: str) -> tuple[int, bytes]:
+        """Add a device; return the status and the body."""
         asked = EnrolRequest.from_json(body)
         key = Ed25519PublicKey.from_public_bytes(asked.public_key)
-        device = Device(new_id(), key, f"token-of-{asked.name}", asked.profile)
+        try:
+            key.verify(parse_signature(signature), body)
+        except InvalidSignature:
+            return 403, b'{"detail": "not signed by its key"}'
+        if token not in {"", ENROLMENT_TOKEN}:
+            return 401, b'{"detail": "this enrolment token is not known"}'
+        if not token and not self.accepted:
+            return 202, EnrolPending(fingerprint=fingerprint(asked.public_key), ask_again_s=0.01).to_json()
         with self.lock:
-            self.devices[device.token] = device
+            device = self.devices.get(asked.name)
+            if device is None or device.key != key:
+                device = self.devices[asked.name] = Device(new_id(), key, asked.name, profile=asked.profile)
         answer = EnrolAnswer(
             device=device.id,
-            token=device.token,
             image_root=self.repository.signed["root", 1],
             director_root=self.director.signed["root", 1],
             poll_interval_s=self.poll_interval_s,
         )
-        return answer.to_json()
+        return 201, answer.to_json()
+
+    def issue_token(self, body: bytes) -> tuple[int, bytes]:
+        """Exchange an assertion for a token; return the status and the body."""
+        signed = parse_qs(body.decode())["client_assertion"][0]
+        issuer = jwt.decode(signed, options={"verify_signature": False})["iss"]
+        device = next((one for one in self.devices.values() if str(one.id) == issuer), None)
+        if device is None:
+            return 401, b'{"detail": "this device is not known"}'
+        now_s = time.time() + self.clock_ahead_s
+        leave = {"verify_exp": False, "verify_iat": False}
+        claims = jwt.decode(signed, device.key, algorithms=["EdDSA"], audience=AUDIENCE, options=leave)
+        if not claims["iat"] - 30 <= now_s < claims["exp"] + 30:
+            return 401, json.dumps({"detail": "of another time", SERVER_TIME: now_s}).encode()
+        with self.lock:
+            assert claims["jti"] not in self.spent
+            self.spent.add(claims["jti"])
+            device.token = f"token-{len(self.spent)}"
+        return 200, TokenAnswer(access_token=device.token, expires_in=self.token_lives_s).to_json()
 
     def report(self, device: Device, body: bytes, signature: str) -> int:
         """Take a report; return the status."""
@@ -401,10 +437,10 @@ class _Handler(BaseHTTPRequestHandler):
             after = {} if server.retry_after is None else {"Retry-After": server.retry_after}
             return self._send(503, b'{"detail": "busy"}', after)
         if path == "/device/v1/enrol":
-            if token != ENROLMENT_TOKEN:
-                return self._send(401, b'{"detail": "this enrolment token is not known"}')
-            return self._send(200, server.enrol(body))
-        device = server.devices.get(token)
+            return self._send(*server.enrol(body, self.headers.get(SIGNATURE_HEADER, ""), token))
+        if path == TOKEN_PATH:
+            return self._send(*server.issue_token(body))
+        device = next((one for one in server.devices.values() if token and one.token == token), None)
         if device is None:
             return self._send(401, b'{"detail": "this device is not known"}')
         if path == "/device/v1/poll":

@@ -53,13 +53,19 @@ def _parser() -> argparse.ArgumentParser:
 
     enrol = command(
         "enrol",
-        "Exchange an enrolment token for an identity.",
+        "Join the fleet, with an enrolment token or by waiting until an operator accepts the device.",
         "sprat-agent enrol --server https://sprat.example --token TOKEN --dir /var/lib/sprat --name gate-7",
     )
     enrol.add_argument(
         "--server", required=True, metavar="URL", help="https://host[:port]; plain http to loopback only"
     )
-    enrol.add_argument("--token", required=True, metavar="T", help="enrolment token; - reads it from stdin")
+    how = enrol.add_mutually_exclusive_group(required=True)
+    how.add_argument("--token", metavar="T", help="enrolment token; - reads it from stdin")
+    how.add_argument(
+        "--wait",
+        action="store_true",
+        help="without a token: print the key's fingerprint and wait for `sprat device accept`",
+    )
     enrol.add_argument("--name", metavar="N", help="what people call the device (default: the host's name)")
     enrol.add_argument(
         "--profile", metavar="P", help="the class of devices that it is of; assignments for another one are refused"
@@ -233,10 +239,19 @@ def _enrol(asked: argparse.Namespace) -> int:
         profile=None if asked.profile is None else check_model_name(asked.profile),
         ca_file=asked.ca,
         insecure=asked.insecure,
+        waiting=lambda answer: _say_waiting(answer.fingerprint),
     )
     said = {"device": str(identity.device), "name": identity.name, "server": identity.server_url, "dir": str(asked.dir)}
     _emit(said, as_json=asked.json)
     return 0
+
+
+def _say_waiting(fingerprint: str) -> None:
+    sys.stderr.write(
+        f"waiting to be accepted; this device's key is {fingerprint}\n"
+        "compare it with what `sprat device pending` shows, then: sprat device accept ID\n"
+    )
+    sys.stderr.flush()
 
 
 def _run(asked: argparse.Namespace) -> int:

@@ -149,6 +149,7 @@ class Fetcher:
         base_url: what paths are appended to, without a slash at its end.
         settings: timeouts, and what counts as a drip.
         headers: sent with every request.
+        auth: shows who asks; what it sends and reads for that keeps the pace too.
         ca_file: certificates to trust instead of the system's.
         transport: the seam for tests.
     """
@@ -159,6 +160,7 @@ class Fetcher:
         settings: LinkSettings,
         *,
         headers: dict[str, str] | None = None,
+        auth: httpx.Auth | None = None,
         ca_file: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -166,12 +168,13 @@ class Fetcher:
         self._pace = Pace(settings)
         timeout = httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s)
         self._timeouts = {"timeout": timeout.as_dict()}
-        secure = base_url.startswith(
-            "https"
-        )  # elsewhere loading the system's certificates would take 30 ms for nothing
+        secure = base_url.startswith("https")  # else loading the system's certificates would take 30 ms for nothing
         context = ssl.create_default_context(cafile=ca_file) if secure else None
         self._client = httpx.Client(
-            transport=transport or _PacedTransport(self._pace, context), follow_redirects=False, trust_env=False
+            auth=auth,
+            transport=transport or _PacedTransport(self._pace, context),
+            follow_redirects=False,
+            trust_env=False,
         )
 
     def close(self) -> None:

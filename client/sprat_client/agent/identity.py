@@ -1,4 +1,4 @@
-"""Who this device is: server, token, name, and the ed25519 key that was made here and never leaves.
+"""Who this device is: server, name, and the ed25519 key that was made here and never leaves.
 
 agent.json and device.key are written once, by `enrol`, mode 0600. agent.json comes last: a folder with it is enrolled.
 """
@@ -34,7 +34,6 @@ class Identity:
     Attributes:
         server_url: without a slash at its end.
         device: id of the device.
-        token: its bearer token.
         name: what people call it.
         poll_interval_s: as the server wishes.
         image_root: signed root of the image repository, where all its trust starts, and
@@ -46,7 +45,6 @@ class Identity:
 
     server_url: str
     device: UUID
-    token: str
     name: str
     poll_interval_s: float
     image_root: bytes
@@ -85,7 +83,6 @@ class Identity:
         return cls(
             server_url=fields.text("server_url"),
             device=UUID(fields.text("device")),
-            token=fields.text("token"),
             name=fields.text("name"),
             poll_interval_s=fields.number("poll_interval_s"),
             **roots,
@@ -106,7 +103,7 @@ def check_server_url(url: str, *, insecure: bool) -> str:
         raise InvalidInput(f"--server {url!r}: write https://host[:port]")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not insecure:
         raise InvalidInput(
-            f"--server {url!r}: plain HTTP shows the device's token to everyone on the way; use https://, "
+            f"--server {url!r}: plain HTTP shows the device's tokens to everyone on the way; use https://, "
             "or --insecure if the link is protected otherwise"
         )
     return url.rstrip("/")

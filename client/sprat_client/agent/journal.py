@@ -244,6 +244,11 @@ class Journal:
         """The sequence number that the next report must carry."""
         return self._content.sequence + 1
 
+    def begin_after(self, sequence: int) -> None:
+        """Number reports above `sequence`: what a device before this folder reported is not repeated."""
+        if sequence > self._content.sequence:
+            self._write(replace(self._content, sequence=sequence))
+
     @property
     def unsent(self) -> tuple[bytes, ...]:
         """Reports that are decided and not in the outbox yet."""

@@ -86,6 +86,7 @@ class Agent:
         self, rebuilder: Rebuilder | None, estimator: Estimator | None, runtime: Runtime | None, clock: Clock | None
     ) -> Workshop:
         folder, settings = self._settings.folder, self._settings
+        key = load_key(folder)
         journal = Journal(folder / "journal.json", self._disk)
         clock = clock or Clock()
         if (latest := journal.marks(DIRECTOR_REPOSITORY).time) is not None:
@@ -95,11 +96,11 @@ class Agent:
             device=self._identity.device,
             disk=self._disk,
             journal=journal,
-            outbox=Outbox(folder / "outbox", self._disk, load_key(folder)),
+            outbox=Outbox(folder / "outbox", self._disk, key),
             trust=TrustStore(folder / "trust", self._disk, identity=self._identity, keeper=journal, clock=clock),
             clock=clock,
             store=TensorStore(folder / "store", self._disk),
-            link=Link.of(self._identity, settings.link),
+            link=Link.of(self._identity, key, settings.link),
             rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
             estimator=estimator or SubprocessEstimator(),
             runtime=runtime if runtime is not None else OnnxRuntime(),

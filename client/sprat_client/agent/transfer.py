@@ -13,14 +13,16 @@ from types import TracebackType
 from typing import Final, Self
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sprat_client.agent.auth import DeviceAuth
 from sprat_client.agent.durable import Disk, finish_appends, make_folder, remove
 from sprat_client.agent.fetcher import Fetcher, LinkDown
 from sprat_client.agent.identity import Identity
 from sprat_client.agent.settings import LinkSettings
 from sprat_client.agent.store import file_sha256
 from sprat_shared.errors import DigestMismatch
-from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
+from sprat_shared.protocol.enrol import EnrolAnswer, EnrolPending
 from sprat_shared.protocol.poll import (
     DEFAULT_INLINE_BYTES,
     INLINE_HEADER,
@@ -103,7 +105,7 @@ class Link:
 
     Args:
         server_url: without a slash at its end.
-        token: bearer token of the device, or an enrolment token.
+        auth: how the device shows who it is, or an enrolment token; None: nothing is shown.
         settings: timeouts.
         ca_file: certificates to trust instead of the system's.
         transport: the seam for tests.
@@ -112,7 +114,7 @@ class Link:
     def __init__(
         self,
         server_url: str,
-        token: str,
+        auth: httpx.Auth | str | None,
         settings: LinkSettings,
         *,
         ca_file: str | None = None,
@@ -122,15 +124,24 @@ class Link:
         self._fetcher = Fetcher(
             server_url,
             settings,
-            headers={"Authorization": f"Bearer {token}"},
+            headers={"Authorization": f"Bearer {auth}"} if isinstance(auth, str) else {},
+            auth=auth if isinstance(auth, httpx.Auth) else None,
             ca_file=ca_file,
             transport=transport,
         )
 
     @classmethod
-    def of(cls, identity: Identity, settings: LinkSettings) -> "Link":
-        """Return the link of an enrolled device."""
-        return cls(identity.server_url, identity.token, settings, ca_file=identity.ca_file)
+    def of(
+        cls,
+        identity: Identity,
+        key: Ed25519PrivateKey,
+        settings: LinkSettings,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> "Link":
+        """Return the link of an enrolled device, which proves itself with its key."""
+        auth = DeviceAuth(identity.server_url, identity.device, key)
+        return cls(identity.server_url, auth, settings, ca_file=identity.ca_file, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -144,15 +155,19 @@ class Link:
         """Close the connections."""
         self._fetcher.close()
 
-    def enrol(self, request: EnrolRequest) -> EnrolAnswer:
-        """Exchange an enrolment token for an identity.
+    def enrol(self, body: bytes, signature: bytes) -> EnrolAnswer | EnrolPending:
+        """Ask to join, with an enrolment token or an operator's word that may be yet to come.
 
         Raises:
-            AccessDenied: the token is wrong, used up or expired.
+            AccessDenied: the token is wrong, used up or expired, or an operator rejected the device.
             LinkDown: try again later.
         """
-        with self._fetcher.ask("POST", "/device/v1/enrol", content=request.to_json()) as response:
-            return EnrolAnswer.from_json(b"".join(self._fetcher.body(response, MAX_BODY_BYTES)))
+        headers = {SIGNATURE_HEADER: format_signature(signature), "Content-Type": "application/json"}
+        with self._fetcher.ask("POST", "/device/v1/enrol", content=body, headers=headers) as response:
+            answer = b"".join(self._fetcher.body(response, MAX_BODY_BYTES))
+        if response.status_code == HTTPStatus.ACCEPTED:
+            return EnrolPending.from_json(answer)
+        return EnrolAnswer.from_json(answer)
 
     def poll(self, held: Sequence[tuple[HeldMetadata, bytes]], nonce: str | None = None) -> PollAnswer | None:
         """Ask what changed; None where nothing did since the metadata that are held.

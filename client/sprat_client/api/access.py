@@ -1,6 +1,6 @@
 """Who may do what, and who did: enrolment tokens, operators' tokens, the audit log."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 from sprat_client.api.naming import is_full_id, unique_match
@@ -57,3 +57,7 @@ class Audit:
     def list(self, *, limit: int | None = None) -> list[AuditView]:
         """Return entries, newest first, at most `limit` of them."""
         return list(self._transport.pages("/audit", limit=limit))
+
+    def chain(self) -> Iterator[AuditView]:
+        """Iterate all entries, oldest first: what `audit_chain.check_chain` takes."""
+        return self._transport.pages("/audit", oldest_first=True)

@@ -6,7 +6,14 @@ from typing import Final, cast
 
 from sprat_client.api.naming import is_full_id, unique_match
 from sprat_client.api.transport import Transport
-from sprat_client.api.views import ROLLOUT_ENDS, DeviceView, ReportView, RolloutView
+from sprat_client.api.views import (
+    ROLLOUT_ENDS,
+    DeviceView,
+    EnrolmentRequestView,
+    EnrolmentTokenView,
+    ReportView,
+    RolloutView,
+)
 from sprat_shared.errors import TryLater
 
 _PATIENCE_S: Final = 60.0
@@ -31,12 +38,47 @@ class Devices:
         """Refuse a device at once and for good; rollouts wait for it no more."""
         return cast("DeviceView", self._transport.post(f"/devices/{device_id}/revoke", {"reason": reason}))
 
+    def decommission(self, device_id: str, *, reason: str) -> DeviceView:
+        """Let a device go for good: revoke it and forget what it holds."""
+        return cast("DeviceView", self._transport.post(f"/devices/{device_id}/decommission", {"reason": reason}))
+
+    def replace(self, device_id: str, *, expires_s: int = 3600) -> EnrolmentTokenView:
+        """Make a one-time token with which a device takes this one's place, with a new key."""
+        answer = self._transport.post(f"/devices/{device_id}/replace", {"expires_s": expires_s})
+        return cast("EnrolmentTokenView", answer)
+
+    def pending(self) -> list[EnrolmentRequestView]:
+        """Return the devices without a token that wait to be accepted, or were rejected lately."""
+        return list(self._transport.pages("/enrolment-requests"))
+
+    def accept(self, request_id: str, *, group: str = "default") -> DeviceView:
+        """Let a device that waits join."""
+        return cast("DeviceView", self._transport.post(f"/enrolment-requests/{request_id}/accept", {"group": group}))
+
+    def reject(self, request_id: str, *, reason: str) -> EnrolmentRequestView:
+        """Refuse a device that waits."""
+        answer = self._transport.post(f"/enrolment-requests/{request_id}/reject", {"reason": reason})
+        return cast("EnrolmentRequestView", answer)
+
+    def resolve_pending(self, wanted: str) -> str:
+        """Return the id of the waiting device that `wanted` names, is, or uniquely starts or ends.
+
+        A name is whatever a device calls itself: of two with one name, the id must be said.
+        """
+        if is_full_id(wanted):
+            return wanted
+        rows = [row for row in self.pending() if row["rejected_at"] is None]
+        named = [row["id"] for row in rows if row["name"] == wanted]
+        return named[0] if len(named) == 1 else unique_match("device", wanted, [row["id"] for row in rows])
+
     def resolve(self, wanted: str) -> str:
         """Return the id of the device that `wanted` names, is, or uniquely starts or ends."""
         if is_full_id(wanted):
             return wanted
         devices = self.list()
         named = [device["id"] for device in devices if device["name"] == wanted]
+        if len(named) > 1:  # those that had the name before are gone for good
+            named = [device["id"] for device in devices if device["id"] in named and device["revoked_at"] is None]
         return named[0] if len(named) == 1 else unique_match("device", wanted, [one["id"] for one in devices])
 
     def list(self) -> list[DeviceView]:

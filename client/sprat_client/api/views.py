@@ -177,18 +177,33 @@ class DeviceModelView(TypedDict):
 
 
 class DeviceView(TypedDict):
-    """One agent of the fleet."""
+    """One agent of the fleet; `fingerprint` is of its key."""
 
     id: str
     name: str
     group: str
     agent: str
     profile: str | None
+    fingerprint: str
     attributes: dict[str, str]
     enrolled_at: str
     last_seen_at: str | None
     revoked_at: str | None
     models: list[DeviceModelView]
+
+
+class EnrolmentRequestView(TypedDict):
+    """A device without a token that waits for an operator's word."""
+
+    id: str
+    name: str
+    fingerprint: str
+    agent: str
+    attributes: dict[str, str]
+    address: str
+    created_at: str
+    expires_at: str
+    rejected_at: str | None
 
 
 class ReportView(TypedDict):
@@ -312,5 +327,7 @@ class AuditView(TypedDict):
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     request_id: str | None
+    address: str | None
     previous: str
     digest: str
+    sealed: str

@@ -1,4 +1,4 @@
-"""`sprat token`, `sprat audit`, `sprat login`: who may do what, and who did."""
+"""`sprat token` and `sprat login`: who may do what."""
 
 import sys
 from typing import Annotated
@@ -10,7 +10,6 @@ from sprat_client.cli.output import emit, emit_table
 from sprat_shared.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Tokens of operators.")
-audit_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The append-only log of every change.")
 
 
 @app.command()
@@ -66,33 +65,6 @@ def revoke(
         token_id = client.tokens.resolve(token)
         client.tokens.revoke(token_id)
     emit({"id": token_id, "revoked": True}, as_json=json_, text=f"token {token_id} is revoked")
-
-
-@audit_app.command("list")
-def audit_list(
-    ctx: typer.Context,
-    *,
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many entries, the newest.")] = 50,
-    json_: JsonFlag = False,
-) -> None:
-    """List who changed what, newest first.
-
-    Example: sprat audit list --limit 100 --json
-    """
-    with connect(ctx) as client:
-        entries = client.audit.list(limit=limit)
-    columns = {
-        "at": lambda one: one["at"],
-        "actor": lambda one: one["actor"],
-        "action": lambda one: one["action"],
-        "subject": lambda one: one["subject"],
-    }
-    emit_table(entries, columns, as_json=json_, empty="nothing happened yet")
-
-
-@audit_app.callback()
-def audit() -> None:
-    """Read the append-only log of every change."""
 
 
 def login(

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sprat_client.cli import access, datasets, devices, doctor, jobs, keys, models, releases, rollouts
+from sprat_client.cli import access, audit, datasets, devices, doctor, jobs, keys, models, releases, rollouts
 from sprat_client.cli.invocation import Invocation
 from sprat_shared import errors
 
@@ -46,7 +46,7 @@ app.add_typer(rollouts.app, name="rollout")
 app.add_typer(devices.app, name="device")
 app.add_typer(devices.enrolment_app, name="enrolment-token")
 app.add_typer(access.app, name="token")
-app.add_typer(access.audit_app, name="audit")
+app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 app.command("doctor")(doctor.doctor)
 app.command("login")(access.login)
@@ -76,13 +76,21 @@ def root(
             show_default=False,
         ),
     ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            envvar="SPRAT_INSECURE",
+            help="Send the token over plain http to other machines, where the link is protected otherwise.",
+        ),
+    ] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     """Keep the neural networks of an edge fleet up to date, in kilobytes."""
     invocation = ctx.ensure_object(Invocation)
-    invocation.server, invocation.token = server, token
+    invocation.server, invocation.token, invocation.insecure = server, token, insecure
 
 
 def run() -> NoReturn:

@@ -69,6 +69,96 @@ def revoke(
     emit(revoked, as_json=json_, text=f"device {revoked['name']} ({revoked['id']}) is revoked")
 
 
+@app.command()
+def decommission(
+    ctx: typer.Context,
+    *,
+    device: Annotated[str, typer.Argument(help="Its name, id, or a unique start or end of the id.")],
+    reason: Annotated[str, typer.Option(help="Kept in the audit log.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Let a device go for good: revoke it, and forget what it holds, so that no release is kept for it.
+
+    Example: sprat device decommission press-3 --reason scrapped
+    """
+    with connect(ctx) as client:
+        gone = client.devices.decommission(client.devices.resolve(device), reason=reason)
+    emit(gone, as_json=json_, text=f"device {gone['name']} ({gone['id']}) is decommissioned")
+
+
+@app.command()
+def replace(
+    ctx: typer.Context,
+    *,
+    device: Annotated[str, typer.Argument(help="Its name, id, or a unique start or end of the id.")],
+    expires_s: Annotated[int, typer.Option(min=1, help="Seconds until the token ends.")] = 3600,
+    json_: JsonFlag = False,
+) -> None:
+    """Make a one-time token for a device whose folder was lost: with it, and the same name, it is itself again.
+
+    History and group stay, counters go on. Its old key is dead as soon as the new one has joined.
+
+    Example: sprat device replace press-3
+    """
+    with connect(ctx) as client:
+        made = client.devices.replace(client.devices.resolve(device), expires_s=expires_s)
+    emit(made, as_json=json_, text=made["token"])
+
+
+@app.command()
+def pending(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
+    """List the devices without a token that wait to be accepted. Each agent prints its fingerprint: compare them.
+
+    Example: sprat device pending
+    """
+    with connect(ctx) as client:
+        rows = client.devices.pending()
+    columns = {
+        "id": lambda one: one["id"],
+        "name": lambda one: one["name"],
+        "fingerprint": lambda one: one["fingerprint"],
+        "from": lambda one: one["address"],
+        "machine": lambda one: one["attributes"].get("machine"),
+        "since": lambda one: one["created_at"],
+        "state": lambda one: "waits" if one["rejected_at"] is None else "rejected",
+    }
+    emit_table(rows, columns, as_json=json_, empty="no device waits")
+
+
+@app.command()
+def accept(
+    ctx: typer.Context,
+    *,
+    device: Annotated[str, typer.Argument(help="Id in `sprat device pending`, its name, or a unique start or end.")],
+    group: Annotated[str, typer.Option(help="Group that it belongs to.")] = "default",
+    json_: JsonFlag = False,
+) -> None:
+    """Let a device that waits join the fleet.
+
+    Example: sprat device accept 01a22869 --group line-a
+    """
+    with connect(ctx) as client:
+        joined = client.devices.accept(client.devices.resolve_pending(device), group=group)
+    emit(joined, as_json=json_, text=f"device {joined['name']} ({joined['id']}) has joined: {joined['fingerprint']}")
+
+
+@app.command()
+def reject(
+    ctx: typer.Context,
+    *,
+    device: Annotated[str, typer.Argument(help="Id in `sprat device pending`, its name, or a unique start or end.")],
+    reason: Annotated[str, typer.Option(help="Kept in the audit log.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Refuse a device that waits.
+
+    Example: sprat device reject 01a22869 --reason "not ours"
+    """
+    with connect(ctx) as client:
+        gone = client.devices.reject(client.devices.resolve_pending(device), reason=reason)
+    emit(gone, as_json=json_, text=f"device {gone['name']} ({gone['fingerprint']}) is rejected")
+
+
 @enrolment_app.command("create")
 def create(
     ctx: typer.Context,

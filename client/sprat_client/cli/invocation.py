@@ -2,9 +2,10 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
+from urllib.parse import urlsplit
 
 import typer
 
@@ -14,13 +15,17 @@ if TYPE_CHECKING:
     from sprat_client.api import SpratClient
 
 
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
 @dataclass(slots=True)
 class Invocation:
     """The root options of this run."""
 
     server: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     as_json: bool = False
+    insecure: bool = False
 
 
 def _remember_json(ctx: typer.Context, value: bool) -> bool:  # noqa: FBT001 - the shape of typer's callbacks
@@ -37,7 +42,7 @@ def connect(ctx: typer.Context) -> "SpratClient":
     """Return a client of the server that options, environment or `sprat login` name.
 
     Raises:
-        InvalidInput: none of them names a server.
+        InvalidInput: none of them names a server, or plain HTTP to another machine.
         Unauthenticated: there is no token.
     """
     from sprat_client.api import SpratClient  # noqa: PLC0415 - httpx is not loaded for `sprat delta`
@@ -51,7 +56,18 @@ def connect(ctx: typer.Context) -> "SpratClient":
     token = invocation.token or (saved.get("token") if server == saved.get("server") else None)
     if token is None:
         raise Unauthenticated(f"there is no token for {server}; use SPRAT_TOKEN or sprat login")
+    _refuse_plain_http(server, insecure=invocation.insecure)
     return SpratClient(server, token)
+
+
+def _refuse_plain_http(server: str, *, insecure: bool) -> None:
+    parts = urlsplit(server)
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not insecure:
+        raise InvalidInput(
+            f"{server}: plain HTTP shows your token to everyone on the way; use https://, or --insecure if the link is "
+            "protected otherwise",
+            code="cli.plain-http",
+        )
 
 
 def config_path() -> Path:

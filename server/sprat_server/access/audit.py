@@ -47,6 +47,7 @@ def record(  # noqa: PLR0917 - reads as a sentence: who did what to what, before
         before: what mattered before, JSON values; never secrets.
         after: what matters now, JSON values; never secrets.
     """
+    request = structlog.contextvars.get_contextvars()  # bound by observe.requests
     entry = AuditRecord(
         actor=str(actor),
         actor_id=actor.id,
@@ -54,7 +55,8 @@ def record(  # noqa: PLR0917 - reads as a sentence: who did what to what, before
         subject=subject,
         before=None if before is None else dict(before),
         after=None if after is None else dict(after),
-        request_id=structlog.contextvars.get_contextvars().get("request_id"),
+        request_id=request.get("request_id"),
+        address=request.get("address"),
     )
     session.add(entry)
     session.flush()

@@ -4,8 +4,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, FetchedValue, ForeignKey, Index, func
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import CheckConstraint, FetchedValue, ForeignKey, Index, Text, func, literal_column
+from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from sprat_server.db.base import Base
 from sprat_shared.ids import new_id
@@ -54,5 +54,9 @@ class AuditRecord(Base):
     before: Mapped[dict[str, Any] | None]
     after: Mapped[dict[str, Any] | None]
     request_id: Mapped[str | None]
+    address: Mapped[str | None]  # from where; None: this server itself
     previous: Mapped[bytes] = mapped_column(server_default=FetchedValue())
-    digest: Mapped[bytes] = mapped_column(server_default=FetchedValue())
+    digest: Mapped[bytes] = mapped_column(server_default=FetchedValue())  # sha256(previous + sealed)
+
+    sealed: Mapped[str] = column_property(literal_column("audit_text(audit)", Text), deferred=True)
+    """The record as the one text that its digest covers (function of migration 0012)."""

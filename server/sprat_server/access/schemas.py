@@ -18,7 +18,7 @@ class NewToken(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,63}$")]
     scopes: Annotated[list[Literal["viewer", "operator", "releaser", "admin"]], Field(min_length=1)]
     """Each scope includes those below it, so the highest decides."""
-    expires_s: Annotated[float | None, Field(gt=0, le=10 * 365 * 86400)] = None
+    expires_s: Annotated[float | None, Field(ge=1, le=10 * 365 * 86400)] = None
 
     @property
     def scope(self) -> Scope:
@@ -61,7 +61,7 @@ class MadeToken(TokenView):
 
 
 class AuditView(BaseModel):
-    """One audit record."""
+    """One audit record; `digest` is SHA-256 over the bytes of `previous` and the text `sealed`, which says the rest."""
 
     seq: int
     at: datetime
@@ -72,8 +72,10 @@ class AuditView(BaseModel):
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     request_id: str | None
+    address: str | None
     previous: str
     digest: str
+    sealed: str
 
     @classmethod
     def of(cls, record: AuditRecord) -> Self:
@@ -88,6 +90,8 @@ class AuditView(BaseModel):
             before=record.before,
             after=record.after,
             request_id=record.request_id,
+            address=record.address,
             previous=record.previous.hex(),
             digest=record.digest.hex(),
+            sealed=record.sealed,
         )

@@ -58,14 +58,10 @@ class Scope(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity(Actor):
-    """An operator who showed a valid token."""
+    """An operator who showed a valid token: one of ours, or of the OpenID Connect issuer (no `token_id`)."""
 
     scope: Scope = Scope.VIEWER
-
-    @property
-    def token_id(self) -> UUID:
-        """The id of the token that was shown."""
-        return UUID(self.id)
+    token_id: UUID | None = None
 
     def require(self, scope: Scope) -> None:
         """Return if this token allows what needs `scope`.
@@ -159,7 +155,15 @@ def authenticate(session: Session, shown: str) -> Identity:
             .values(last_used_at=now)
             .execution_options(synchronize_session=False)
         )
-    return Identity(kind="operator", id=str(token.id), name=token.name, scope=Scope.of(token.scope))
+    return Identity(kind="operator", id=str(token.id), name=token.name, scope=Scope.of(token.scope), token_id=token.id)
+
+
+def claimed_id(shown: str) -> str:
+    """Return the id that a token names, unproven; empty where it names none: a key to count failures by."""
+    try:
+        return str(_split(shown)[0])
+    except Unauthenticated:
+        return ""
 
 
 def revoke(session: Session, token_id: UUID) -> OperatorToken:

@@ -6,6 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 from sqlalchemy import select
+from sqlalchemy.orm import undefer
 
 from sprat_server.access import audit, tokens
 from sprat_server.access.models import AuditRecord, OperatorToken
@@ -57,14 +58,23 @@ def list_audit(
     page: Paging,
     subject: Annotated[str | None, Query(description="Only records about this, e.g. rollout:<id>.")] = None,
     action: Annotated[str | None, Query(description="Only this action, e.g. token.create.")] = None,
+    oldest_first: Annotated[bool, Query(description="In the order of the chain.")] = False,  # noqa: FBT002
 ) -> Page[AuditView]:
-    """List the audit log, newest first."""
-    query = select(AuditRecord)
+    """List the audit log, newest first unless asked otherwise."""
+    query = select(AuditRecord).options(undefer(AuditRecord.sealed))
     if subject is not None:
         query = query.where(AuditRecord.subject == subject)
     if action is not None:
         query = query.where(AuditRecord.action == action)
-    rows, following = take_page(session, query, key=AuditRecord.seq, parse=int, cursor=page.cursor, limit=page.limit)
+    rows, following = take_page(
+        session,
+        query,
+        key=AuditRecord.seq,
+        parse=int,
+        cursor=page.cursor,
+        limit=page.limit,
+        newest_first=not oldest_first,
+    )
     return Page(items=[AuditView.of(record) for record in rows], next=following)
 
 

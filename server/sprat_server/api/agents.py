@@ -2,25 +2,47 @@
 
 import re
 from typing import Annotated, Final
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import Response
 
-from sprat_server.api.auth import Reader, bearer
+from sprat_server.api.auth import Caller, Reader, address_of, bearer, watched
 from sprat_server.api.ports import SettingsDep
 from sprat_server.db.session import SessionDep
-from sprat_server.fleet import service as fleet
+from sprat_server.fleet import authentication
+from sprat_server.fleet import enrolment as fleet_enrolment
 from sprat_server.flows import enrolment, poll, rollout
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import director, repository
-from sprat_shared.errors import NotFound
-from sprat_shared.protocol.enrol import EnrolRequest
+from sprat_shared.errors import InvalidInput, NotFound
+from sprat_shared.protocol.enrol import EnrolAnswer, EnrolPending, EnrolRequest
 from sprat_shared.protocol.report import SIGNATURE_HEADER, parse_signature
+from sprat_shared.protocol.token import ASSERTION_TYPE, GRANT_TYPE, TokenAnswer
 
 devices = APIRouter(tags=["agents"])
 everyone = APIRouter(tags=["agents"])
 
 _METADATA: Final = re.compile(r"(?:([1-9][0-9]{0,8})\.)?([a-z0-9.-]{1,80})\.json")
+_LONGEST_ASSERTION: Final = 4096
+_TOKEN_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-www-form-urlencoded": {
+                "schema": {
+                    "type": "object",
+                    "required": ["grant_type", "client_assertion_type", "client_assertion"],
+                    "properties": {
+                        "grant_type": {"const": GRANT_TYPE},
+                        "client_assertion_type": {"const": ASSERTION_TYPE},
+                        "client_assertion": {"type": "string", "maxLength": _LONGEST_ASSERTION},
+                    },
+                }
+            }
+        },
+    }
+}
 _JSON_BODY: Final = {"requestBody": {"required": True, "content": {"application/json": {}}}}
 
 
@@ -31,25 +53,59 @@ async def _body(request: Request) -> bytes:
 Body = Annotated[bytes, Depends(_body)]
 
 
-@devices.post("/enrol", openapi_extra=_JSON_BODY, response_class=Response)
-def enrol(request: Request, body: Body, session: SessionDep, settings: SettingsDep) -> Response:
-    """Let a device join; it shows an enrolment token and the public half of the key it made."""
-    shown = bearer(request)
-    answer = enrolment.enrol(session, settings, EnrolRequest.from_json(body), shown)
-    return Response(answer.to_json(), status_code=201, media_type="application/json")
+Signature = Annotated[str, Header(alias=SIGNATURE_HEADER, description="Base64 of ed25519 over the body.")]
+
+
+@devices.post("/enrol", openapi_extra=_JSON_BODY, response_class=Response, status_code=201, responses={202: {}})
+def enrol(
+    request: Request, body: Body, session: SessionDep, settings: SettingsDep, signature: Signature = ""
+) -> Response:
+    """Let a device join: with an enrolment token, or without one after an operator's word (202 until then)."""
+    asked = EnrolRequest.from_json(body)
+    answer: EnrolAnswer | EnrolPending
+    has_token = "authorization" in request.headers
+    if not has_token:
+        request.app.state.queue_rate.spend(address_of(request.scope))
+    with watched(request):
+        fleet_enrolment.check_proof(asked, body, parse_signature(signature))
+        if has_token:
+            answer = enrolment.enrol(session, settings, asked, bearer(request))
+        else:
+            answer = enrolment.ask(session, settings, asked, address_of(request.scope))
+    status = 201 if isinstance(answer, EnrolAnswer) else 202
+    return Response(answer.to_json(), status_code=status, media_type="application/json")
+
+
+@devices.post("/token", openapi_extra=_TOKEN_BODY, response_class=Response)
+def issue_token(request: Request, body: Body, session: SessionDep, settings: SettingsDep) -> Response:
+    """Give a device a bearer token for proving that it holds its key (private_key_jwt, RFC 7523)."""
+    assertion = _assertion(body)
+    with watched(request, authentication.claimed_device(assertion)):
+        device, text = authentication.issue_token(session, assertion, lives_s=settings.device_token_s)
+    request.state.actor = Actor(kind="device", id=str(device.id), name=device.name)
+    answer = TokenAnswer(access_token=text, expires_in=settings.device_token_s)
+    return Response(answer.to_json(), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 @devices.post("/reports", status_code=204, openapi_extra=_JSON_BODY, response_class=Response)
-def report(
-    request: Request,
-    body: Body,
-    session: SessionDep,
-    signature: Annotated[str, Header(alias=SIGNATURE_HEADER, description="Base64 of ed25519 over the body.")] = "",
-) -> None:
+def report(body: Body, session: SessionDep, device: Caller, signature: Signature = "") -> None:
     """Take a report, signed with the device's key."""
-    device = fleet.authenticate_device(session, bearer(request))
-    request.state.actor = Actor(kind="device", id=str(device.id), name=device.name)
     rollout.on_report(session, device, body, parse_signature(signature))
+
+
+def _assertion(body: bytes) -> str:
+    """Read the form of a token request (RFC 6749, section 4.4; RFC 7523, section 2.2)."""
+    try:
+        form = dict(parse_qsl(body.decode("ascii"), strict_parsing=True, max_num_fields=20))
+    except ValueError:
+        form = {}
+    said = (form.get("grant_type"), form.get("client_assertion_type"))
+    assertion = form.get("client_assertion", "")
+    if said != (GRANT_TYPE, ASSERTION_TYPE) or not 0 < len(assertion) <= _LONGEST_ASSERTION:
+        raise InvalidInput(
+            f"write a form with grant_type={GRANT_TYPE}, client_assertion_type={ASSERTION_TYPE} and client_assertion"
+        )
+    return assertion
 
 
 @everyone.get("/tuf/image/{file}", response_class=Response)

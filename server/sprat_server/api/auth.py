@@ -7,19 +7,26 @@ A call that may change something (not GET or HEAD) cannot commit without an audi
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Annotated, Final
 
 from fastapi import Depends, Request
+from sqlalchemy.orm import Session
+from starlette.types import Scope as AsgiScope
 
 from sprat_server.access import audit, tokens
+from sprat_server.access.limits import Lockout
+from sprat_server.access.oidc import OidcVerifier
 from sprat_server.access.tokens import Identity, Scope
 from sprat_server.db.session import SessionDep
-from sprat_server.fleet import service as fleet
+from sprat_server.fleet.authentication import ClockApart, authenticate_device
+from sprat_server.fleet.models import Device
 from sprat_server.fleet.tokens import DEVICE_PREFIX
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import Unauthenticated
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_JWT_DOTS: Final = 2  # header.claims.signature
 
 
 def bearer(request: Request) -> str:
@@ -34,12 +41,54 @@ def bearer(request: Request) -> str:
     return shown.strip()
 
 
+def address_of(scope: AsgiScope) -> str:
+    """Return from where a request comes; what a trusted proxy forwarded for stands there already."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def watched(request: Request, token_id: str = "") -> AbstractContextManager[None]:
+    """Return the block in which a caller is authenticated: locked out after too many failures (`access.limits`).
+
+    A device whose clock is wrong is told the time, and is not punished for it.
+    """
+    lockout: Lockout = request.app.state.lockout
+    return lockout.watching(address_of(request.scope), token_id, pardoned=ClockApart)
+
+
+def identify_operator(request: Request, session: Session, shown: str) -> Identity:
+    """Return the operator who shows this token: one of ours, or of the OpenID Connect issuer.
+
+    Raises:
+        Unauthenticated: it is not valid.
+    """
+    verifier: OidcVerifier | None = request.app.state.oidc
+    with watched(request, tokens.claimed_id(shown)):
+        if verifier is not None and shown.count(".") == _JWT_DOTS:
+            identity = verifier.identify(shown)
+        else:
+            identity = tokens.authenticate(session, shown)
+    request.state.actor = identity
+    return identity
+
+
+def identify_device(request: Request, session: Session, shown: str) -> Device:
+    """Return the device that shows this token.
+
+    Raises:
+        Unauthenticated: it is not valid.
+    """
+    with watched(request):
+        device = authenticate_device(session, shown)
+    request.state.actor = Actor(kind="device", id=str(device.id), name=device.name)
+    return device
+
+
 def needs(scope: Scope) -> Callable[[Request, SessionDep], Identity]:
     """Return the dependency that lets in tokens of at least this scope and says who it is."""
 
     def identify(request: Request, session: SessionDep) -> Identity:
-        identity = tokens.authenticate(session, bearer(request))
-        request.state.actor = identity
+        identity = identify_operator(request, session, bearer(request))
         identity.require(scope)
         if request.method not in _SAFE:
             audit.require_record(session, f"{request.method} {request.url.path}")
@@ -54,17 +103,21 @@ Releaser = Annotated[Identity, Depends(needs(Scope.RELEASER), scope="function")]
 Admin = Annotated[Identity, Depends(needs(Scope.ADMIN), scope="function")]
 
 
-def _identify_reader(request: Request, session: SessionDep) -> Actor:
+def _identify_caller(request: Request, session: SessionDep) -> Device:
+    return identify_device(request, session, bearer(request))
+
+
+Caller = Annotated[Device, Depends(_identify_caller, scope="function")]
+"""The device that calls."""
+
+
+def _identify_reader(request: Request, session: SessionDep) -> None:
     shown = bearer(request)
-    actor: Actor
     if shown.startswith(DEVICE_PREFIX):
-        device = fleet.authenticate_device(session, shown)
-        actor = Actor(kind="device", id=str(device.id), name=device.name)
+        identify_device(request, session, shown)
     else:
-        actor = tokens.authenticate(session, shown)
-    request.state.actor = actor
-    return actor
+        identify_operator(request, session, shown)
 
 
-Reader = Annotated[Actor, Depends(_identify_reader, scope="function")]
+Reader = Annotated[None, Depends(_identify_reader, scope="function")]
 """Whoever may read what is published: any operator, any device."""

@@ -9,9 +9,9 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from sprat_server.access import audit, tokens
+from sprat_server.access import audit
 from sprat_server.access.tokens import Identity, Scope
-from sprat_server.api.auth import Reader, bearer
+from sprat_server.api.auth import Reader, bearer, identify_operator
 from sprat_server.api.problems import problem
 from sprat_server.db.blobs import CHUNK_BYTES, Blob, Blobs, BlobTooLarge, Upload
 from sprat_server.db.session import Database
@@ -43,8 +43,7 @@ async def upload_blob(request: Request) -> BlobView | Response:
     state = request.app.state
     settings: Settings = state.settings
     blobs: Blobs = state.blobs
-    who = await to_thread.run_sync(_identify, state.database, bearer(request))
-    request.state.actor = who
+    who = await to_thread.run_sync(_identify, state.database, request)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > settings.max_blob_bytes:
         raise BlobTooLarge(f"the upload has {declared} bytes; this server takes {settings.max_blob_bytes}")
@@ -92,10 +91,10 @@ def get_blob(hex_digest: str, request: Request, _reader: Reader) -> Response:
     return StreamingResponse(body, status, headers, media_type="application/octet-stream")
 
 
-def _identify(database: Database, shown: str) -> Identity:
+def _identify(database: Database, request: Request) -> Identity:
     """Who uploads, in a transaction of its own: an upload may take long and must not keep a connection."""
     with database.transaction() as session:
-        who = tokens.authenticate(session, shown)
+        who = identify_operator(request, session, bearer(request))
         who.require(Scope.OPERATOR)
         return who
 

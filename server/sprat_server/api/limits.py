@@ -1,11 +1,36 @@
-"""No body larger than a route takes: counted while it arrives, whatever Content-Length says."""
+"""What is refused before a route is looked for: calls without credentials, and bodies larger than a route takes.
+
+Bodies are counted while they arrive, whatever Content-Length says.
+"""
 
 from typing import Final
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sprat_server.api.problems import answer_of
+from sprat_shared.errors import Unauthenticated
+
 TOO_LARGE: Final = 413
+
+
+class CredentialsFirst:
+    """Answers 401 below `prefix` where no credentials are shown at all: nothing of such a request is read."""
+
+    def __init__(self, app: ASGIApp, *, prefix: str) -> None:
+        self._app, self._prefix = app, prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request through, or refuse it."""
+        if (
+            scope["type"] == "http"
+            and scope["path"].startswith(self._prefix)
+            and not any(name == b"authorization" for name, _ in scope["headers"])
+        ):
+            missing = Unauthenticated("this needs a token: send the header `Authorization: Bearer <token>`")
+            await answer_of(missing)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class BodyLimit:

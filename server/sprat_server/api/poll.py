@@ -27,7 +27,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sprat_server.api.problems import problem, problem_of
+from sprat_server.access.limits import Lockout
+from sprat_server.api.auth import address_of
+from sprat_server.api.problems import answer_of, problem
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
@@ -75,7 +77,9 @@ class PollMemory:
     def who_is_current(self, token_hash: bytes, tag: str, now: datetime) -> Poller | None:
         """Return who polls with this token, if it is remembered that nothing is newer than what this tag names."""
         known = self._current.get(token_hash)
-        return known.poller if known is not None and known.tag == tag and now < known.until else None
+        if known is None or known.tag != tag or now >= known.until or known.poller.expired(now):
+            return None
+        return known.poller
 
     def remember(self, token_hash: bytes, current: Remembered, generation: int) -> None:
         """Keep what was read from the database when `generation` held."""
@@ -130,10 +134,11 @@ class Poll:
         database: where to read what is not remembered.
         blobs: where payloads are.
         settings: of the server.
+        lockout: counts failed authentications; what is remembered needs none.
     """
 
-    def __init__(self, database: Database, blobs: Blobs, settings: Settings) -> None:
-        self._database, self._blobs, self._settings = database, blobs, settings
+    def __init__(self, database: Database, blobs: Blobs, settings: Settings, lockout: Lockout) -> None:
+        self._database, self._blobs, self._settings, self._lockout = database, blobs, settings, lockout
         self.memory = PollMemory()
 
     @asynccontextmanager
@@ -155,7 +160,7 @@ class Poll:
         try:
             return await self._answer(scope, headers)
         except SpratError as error:
-            return problem_of(error)
+            return answer_of(error)
         except SQLAlchemyError as error:
             _log.error("database.away", exc_info=error)
             wait = {"Retry-After": str(_RETRY_AFTER_S)}
@@ -173,7 +178,8 @@ class Poll:
             return Response(status_code=304)
         held = parse_tag(tag) if tag else []
         generation = memory.generation
-        read = await to_thread.run_sync(self._read, shown, held, inline_bytes, nonce)
+        with self._lockout.watching(address_of(scope)):
+            read = await to_thread.run_sync(self._read, shown, held, inline_bytes, nonce)
         self._seen(scope, read.poller)
         if read.body is None:
             memory.remember(token_hash, Remembered(read.poller, tag, read.due_at), generation)

@@ -1,5 +1,6 @@
 """Errors as problem+json (RFC 9457): {type, title, status, detail, code}. One table from errors to HTTP statuses."""
 
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -25,6 +26,8 @@ from sprat_shared.errors import (
 )
 
 STATUS_OF_CODE: Final[Mapping[str, HTTPStatus]] = {
+    "access.too-many-failures": HTTPStatus.TOO_MANY_REQUESTS,
+    "access.too-many-requests": HTTPStatus.TOO_MANY_REQUESTS,
     "blob.too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "request.too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
 }
@@ -89,22 +92,22 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(UnicodeEncodeError, _not_storable)
 
 
-def problem_of(error: SpratError) -> JSONResponse:
-    """Return the answer for an error of ours; one that is our fault is logged."""
+def answer_of(error: SpratError) -> JSONResponse:
+    """Return the answer for an error; its `members` and `retry_after_s`, where it has them, go with it."""
     status = status_of(error)
     headers = {}
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="sprat"'
-    elif status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = str(_RETRY_AFTER_S)
+    elif status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
+        headers["Retry-After"] = str(math.ceil(getattr(error, "retry_after_s", _RETRY_AFTER_S)))
     elif status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request.failed", code=error.code, exc_info=error)
-    return problem(status, str(error), error.code, headers=headers)
+    return problem(status, str(error), error.code, headers=headers, **getattr(error, "members", {}))
 
 
 async def _sprat_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SpratError)  # noqa: S101 - registered for this class
-    return problem_of(error)
+    return answer_of(error)
 
 
 async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:

@@ -1,9 +1,12 @@
 """/api/v1/rollouts: bring devices to a release wave by wave."""
 
+from collections.abc import Callable
+from functools import partial
 from uuid import UUID
 
 from fastapi import APIRouter
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from sprat_server.access import audit
 from sprat_server.access.tokens import Identity
@@ -54,13 +57,13 @@ def start_rollout(
     body: MaybeReason | None = None,
 ) -> RolloutView:
     """Decide who is in which wave and open the first."""
-    return _moved(session, operator, "start", flow.start(session, settings, rollout_id), body)
+    return _moved(session, operator, "start", rollout_id, partial(flow.start, settings=settings), body)
 
 
 @router.post("/{rollout_id}/pause")
 def pause_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
     """Open no further wave until it is resumed; a failure still halts it."""
-    return _moved(session, operator, "pause", flow.pause(session, rollout_id, body.reason), body)
+    return _moved(session, operator, "pause", rollout_id, partial(flow.pause, reason=body.reason), body)
 
 
 @router.post("/{rollout_id}/resume")
@@ -68,18 +71,25 @@ def resume_rollout(
     rollout_id: UUID, session: SessionDep, operator: Operator, body: MaybeReason | None = None
 ) -> RolloutView:
     """Go on after a pause."""
-    return _moved(session, operator, "resume", flow.resume(session, rollout_id), body)
+    return _moved(session, operator, "resume", rollout_id, flow.resume, body)
 
 
 @router.post("/{rollout_id}/abort")
 def abort_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
     """End it; devices that were offered the release are assigned the one they had."""
-    return _moved(session, operator, "abort", flow.abort(session, rollout_id, body.reason), body)
+    return _moved(session, operator, "abort", rollout_id, partial(flow.abort, reason=body.reason), body)
 
 
-def _moved(
-    session: SessionDep, operator: Identity, verb: str, rollout: Rollout, body: Reason | MaybeReason | None
+def _moved(  # noqa: PLR0917 - who moves what how, and why
+    session: SessionDep,
+    operator: Identity,
+    verb: str,
+    rollout_id: UUID,
+    move: Callable[[Session, UUID], Rollout],
+    body: Reason | MaybeReason | None,
 ) -> RolloutView:
+    before = {"state": service.get(session, rollout_id).state}
+    rollout = move(session, rollout_id)
     after = {"state": rollout.state, "reason": None if body is None else body.reason}
-    audit.record(session, operator, f"rollout.{verb}", f"rollout:{rollout.id}", after=after)
+    audit.record(session, operator, f"rollout.{verb}", f"rollout:{rollout.id}", before, after)
     return flow.view(session, rollout)

@@ -72,6 +72,17 @@ Insecure = Annotated[
         "  [env: SPRAT_INSECURE]",
     ),
 ]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        help="Certificate and chain (PEM) to serve HTTPS with; needs --tls-key.  [env: SPRAT_TLS_CERT]",
+        show_default=False,
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(help="The certificate's private key (PEM).  [env: SPRAT_TLS_KEY]", show_default=False),
+]
 
 
 def _say_version(wanted: bool) -> None:  # noqa: FBT001 - the shape of typer's callbacks
@@ -96,6 +107,8 @@ def up(
     data_dir: DataDir = None,
     host: Host = None,
     port: Port = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     insecure: Insecure = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -106,7 +119,9 @@ def up(
 
     Example: sprat-server up --data-dir ./data --port 8470
     """
-    settings = _settings("up", data_dir=data_dir, host=host, port=port, insecure=insecure or None)
+    settings = _settings(
+        "up", data_dir=data_dir, host=host, port=port, insecure=insecure or None, tls_cert=tls_cert, tls_key=tls_key
+    )
     from sprat_server.cli import supervisor  # noqa: PLC0415 - see the top
 
     def say(url: str, admin_token: str | None) -> None:
@@ -122,12 +137,20 @@ def up(
 
 
 @app.command()
-def serve(*, host: Host = None, port: Port = None, insecure: Insecure = False, as_json: JsonFlag = False) -> None:
+def serve(
+    *,
+    host: Host = None,
+    port: Port = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    insecure: Insecure = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Serve the API alone, on the database and blobs that SPRAT_DATABASE_URL and SPRAT_BLOB_URL name.
 
     Example: SPRAT_DATABASE_URL=postgresql://sprat@db/sprat sprat-server serve --port 8470
     """
-    settings = _settings("api", host=host, port=port, insecure=insecure or None)
+    settings = _settings("api", host=host, port=port, insecure=insecure or None, tls_cert=tls_cert, tls_key=tls_key)
     from sprat_server.cli import supervisor  # noqa: PLC0415 - see the top
 
     def say(url: str, _admin_token: str | None) -> None:

@@ -7,10 +7,10 @@ is ended by the next start.
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -29,7 +29,7 @@ from sprat_server.db.embedded import EmbeddedPostgres
 from sprat_server.db.postgres_binaries import PostgresUnusable
 from sprat_server.db.session import Database
 from sprat_server.observe.actors import SYSTEM
-from sprat_server.settings import Settings
+from sprat_server.settings import Settings, is_loopback
 from sprat_shared.errors import Conflict, InvalidInput, SpratError
 
 Say = Callable[[str, str | None], None]
@@ -56,7 +56,7 @@ def run_serve(settings: Settings, say: Say) -> None:
         InvalidInput: the address cannot be listened on, or not without TLS; no database URL is set.
         SchemaMismatch: the database has another schema.
     """
-    _refuse_open_plain_http(settings)
+    check_address(settings)
     app = create_app(settings)
     with _stoppable(), _listening(settings) as listener:
         check(app)
@@ -71,7 +71,7 @@ def run_up(settings: Settings, say: Say) -> None:
         PostgresUnusable: PostgreSQL cannot be run here, or died again and again.
         InvalidInput, SchemaMismatch: as `run_serve`.
     """
-    _refuse_open_plain_http(settings)
+    check_address(settings)
     with _stoppable(), _listening(settings) as listener, contextlib.ExitStack() as stack:
         postgres = None
         if settings.database_url is None:
@@ -123,6 +123,10 @@ class _Parts:
                 access_log=False,
                 server_header=False,
                 date_header=False,  # ObservedRequests adds it where it is wanted
+                ssl_certfile=settings.tls_cert,
+                ssl_keyfile=settings.tls_key,
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=list(settings.trusted_proxies),
                 timeout_graceful_shutdown=_GRACEFUL_S,
                 timeout_keep_alive=75,
             )
@@ -143,7 +147,7 @@ class _Parts:
                     serving.result()
                     raise SpratError("the API did not start; the log above says why", code="server.not-started")
                 await asyncio.sleep(0.01)
-            self._say(url_of(self._listener), None)
+            self._say(url_of(self._listener, tls=self._settings.tls_cert is not None), None)
             watching.append(asyncio.create_task(self._wait_for_stop()))
             if self._with_worker:
                 watching.append(asyncio.create_task(self._keep_worker()))
@@ -206,10 +210,10 @@ class _Parts:
             self._worker.wait()
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, *, tls: bool = False) -> str:
     """Return the URL under which a listening socket is reached."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _prepare(settings: Settings) -> str | None:
@@ -251,17 +255,25 @@ def _start_worker(settings: Settings, lifeline: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _refuse_open_plain_http(settings: Settings) -> None:
-    if settings.insecure:
-        return
-    try:
-        loopback = ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        loopback = settings.host == "localhost"
-    if not loopback:
+def check_address(settings: Settings) -> None:
+    """Return if it is safe to listen as the settings say.
+
+    Raises:
+        InvalidInput: it would be plain HTTP to other machines, or the certificate cannot be used.
+    """
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")
+        except (OSError, ValueError) as bad:  # ssl.SSLError is an OSError
+            raise InvalidInput(
+                f"{settings.tls_cert}, {settings.tls_key}: no certificate with its key (PEM, no passphrase): {bad}",
+                code="settings.tls",
+            ) from None
+    elif not settings.insecure and not is_loopback(settings.host):
         raise InvalidInput(
-            f"plain HTTP on {settings.host} can be read and changed on its way; listen on 127.0.0.1 behind a proxy "
-            "that ends TLS, or say --insecure",
+            f"plain HTTP on {settings.host} can be read and changed on its way; give --tls-cert and --tls-key, listen "
+            "on 127.0.0.1 behind a proxy that ends TLS, or say --insecure",
             code="settings.plain-http",
         )
 

@@ -51,6 +51,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=True,
+            hide_parameters=True,  # values of a failed statement stay out of logs
             connect_args={"options": " ".join(options), "connect_timeout": 10},
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)

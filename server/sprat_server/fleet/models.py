@@ -1,4 +1,7 @@
-"""Tables of the fleet. Counters never fall, reports and assignments never change (triggers of migration 0005)."""
+"""Tables of the fleet. Counters never fall, reports and assignments never change (triggers of migration 0005).
+
+A device's key changes only by a replacement that an operator allowed, and the old one is dead (migration 0012).
+"""
 
 from datetime import datetime
 from uuid import UUID
@@ -43,6 +46,7 @@ class Device(Base):
         Index("uq_device_name", "name", unique=True, postgresql_where="revoked_at IS NULL"),
         CheckConstraint("octet_length(public_key) = 32", name="key_is_ed25519"),
         CheckConstraint("octet_length(token_hash) = 32", name="hash_is_sha256"),
+        CheckConstraint("(token_hash IS NULL) = (token_expires_at IS NULL)", name="tokens_expire"),
         CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name_is_short"),
         CheckConstraint("assignment_counter >= 0 AND report_sequence >= 0", name="counters_count"),
         CheckConstraint("profile ~ '^[a-z0-9-]{1,63}$'", name="profile_is_plain"),
@@ -52,16 +56,74 @@ class Device(Base):
     name: Mapped[str]  # unique among devices that are not revoked
     device_group: Mapped[str]
     public_key: Mapped[bytes]
-    token_hash: Mapped[bytes]
+    token_hash: Mapped[bytes | None]  # of its newest bearer token; none until it asks for one
+    token_expires_at: Mapped[datetime | None]
     agent: Mapped[str]
     profile: Mapped[str | None]  # the class of devices that it said it is of
     attributes: Mapped[dict[str, str]] = mapped_column(JSONB)
-    enrolment_token_id: Mapped[UUID] = mapped_column(ForeignKey("enrolment_token.id"))
+    enrolment_token_id: Mapped[UUID | None] = mapped_column(ForeignKey("enrolment_token.id"))  # None: by the queue
     enrolled_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_seen_at: Mapped[datetime | None]  # written in batches, seconds late
     revoked_at: Mapped[datetime | None]
     assignment_counter: Mapped[int] = mapped_column(default=0)  # of its newest assignment, over all models
     report_sequence: Mapped[int] = mapped_column(default=0)  # of its newest report
+
+
+class Replacement(Base):
+    """Binds an enrolment token to a device: whoever joins with it takes that device's place."""
+
+    __tablename__ = "replacement"
+
+    enrolment_token_id: Mapped[UUID] = mapped_column(ForeignKey("enrolment_token.id"), primary_key=True)
+    device_id: Mapped[UUID] = mapped_column(ForeignKey("device.id"))
+
+
+class RetiredKey(Base):
+    """A key that a device had before; nobody joins with it again."""
+
+    __tablename__ = "retired_key"
+    __table_args__ = (CheckConstraint("octet_length(public_key) = 32", name="key_is_ed25519"),)
+
+    public_key: Mapped[bytes] = mapped_column(primary_key=True)
+    device_id: Mapped[UUID] = mapped_column(ForeignKey("device.id"))
+    retired_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SpentAssertion(Base):
+    """An assertion that a device got a token for: it counts once. Kept until it would be too old anyway."""
+
+    __tablename__ = "spent_assertion"
+    __table_args__ = (
+        Index(None, "expires_at"),
+        CheckConstraint("char_length(jti) BETWEEN 1 AND 64", name="jti_is_short"),
+    )
+
+    device_id: Mapped[UUID] = mapped_column(ForeignKey("device.id"), primary_key=True)
+    jti: Mapped[str] = mapped_column(primary_key=True)
+    expires_at: Mapped[datetime]
+
+
+class EnrolmentRequest(Base):
+    """A device without a token that waits for an operator's word. Rejected, it is refused until its row expires."""
+
+    __tablename__ = "enrolment_request"
+    __table_args__ = (
+        UniqueConstraint("public_key"),
+        Index(None, "expires_at"),
+        CheckConstraint("octet_length(public_key) = 32", name="key_is_ed25519"),
+        CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name_is_short"),
+        CheckConstraint("expires_at > created_at", name="expires_after_it_was_made"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    public_key: Mapped[bytes]
+    agent: Mapped[str]
+    attributes: Mapped[dict[str, str]] = mapped_column(JSONB)
+    address: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    rejected_at: Mapped[datetime | None]
 
 
 class Assignment(Base):

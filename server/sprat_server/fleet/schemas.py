@@ -8,7 +8,15 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots, EnrolmentToken
+from sprat_server.fleet.models import (
+    Assignment,
+    Device,
+    DeviceReport,
+    DeviceSlots,
+    EnrolmentRequest,
+    EnrolmentToken,
+)
+from sprat_shared.protocol.enrol import fingerprint
 
 
 class NewEnrolmentToken(BaseModel):
@@ -19,7 +27,7 @@ class NewEnrolmentToken(BaseModel):
     )
 
     uses: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    expires_s: Annotated[float, Field(gt=0, le=366 * 86400)] = 3600
+    expires_s: Annotated[float, Field(ge=1, le=366 * 86400)] = 3600
     group: Annotated[str | None, Field(min_length=1, max_length=100)] = None
 
 
@@ -38,7 +46,52 @@ class MadeEnrolmentToken(BaseModel):
         return cls(id=row.id, token=text, group=row.device_group, uses=row.uses, expires_at=row.expires_at)
 
 
-class RevokeDevice(BaseModel):
+class EnrolmentRequestView(BaseModel):
+    """A device without a token that waits for an operator's word; its agent prints the same fingerprint."""
+
+    id: UUID
+    name: str
+    fingerprint: str
+    agent: str
+    attributes: dict[str, str]
+    address: str
+    created_at: datetime
+    expires_at: datetime
+    rejected_at: datetime | None
+
+    @classmethod
+    def of(cls, row: EnrolmentRequest) -> Self:
+        """Show this row."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            fingerprint=fingerprint(row.public_key),
+            agent=row.agent,
+            attributes=row.attributes,
+            address=row.address,
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            rejected_at=row.rejected_at,
+        )
+
+
+class AcceptDevice(BaseModel):
+    """Where a device that waited belongs."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"group": "line-3"}]})
+
+    group: Annotated[str, Field(min_length=1, max_length=100)] = "default"
+
+
+class ReplaceDevice(BaseModel):
+    """How long the token lives with which a device takes the place of another."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"expires_s": 3600}]})
+
+    expires_s: Annotated[float, Field(ge=1, le=366 * 86400)] = 3600
+
+
+class LeaveReason(BaseModel):
     """Why a device is refused from now on."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "stolen"}]})
@@ -76,13 +129,14 @@ class DeviceModelView(BaseModel):
 
 
 class DeviceView(BaseModel):
-    """One agent."""
+    """One agent; `fingerprint` is of its key."""
 
     id: UUID
     name: str
     group: str
     agent: str
     profile: str | None
+    fingerprint: str
     attributes: dict[str, str]
     enrolled_at: datetime
     last_seen_at: datetime | None
@@ -98,6 +152,7 @@ class DeviceView(BaseModel):
             group=device.device_group,
             agent=device.agent,
             profile=device.profile,
+            fingerprint=fingerprint(device.public_key),
             attributes=device.attributes,
             enrolled_at=device.enrolled_at,
             last_seen_at=device.last_seen_at,

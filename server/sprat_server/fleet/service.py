@@ -1,139 +1,18 @@
-"""Enrol devices, assign releases to them. Callers own the transaction."""
+"""Assign releases to devices, let devices go. Callers own the transaction."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import and_, bindparam, exists, func, insert, select, tuple_, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import and_, bindparam, delete, exists, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots, EnrolmentToken
-from sprat_server.fleet.tokens import DEVICE_PREFIX, ENROLMENT_PREFIX, hash_token, make_token
-from sprat_server.observe.actors import Actor
-from sprat_shared.errors import Conflict, NotFound, Unauthenticated
-from sprat_shared.protocol.enrol import EnrolRequest
+from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
+from sprat_shared.errors import NotFound
 
 Reason = Literal["rollout", "return", "enrolment"]
-
-
-def create_enrolment_token(
-    session: Session, *, uses: int, expires_s: float, group: str, by: Actor
-) -> tuple[EnrolmentToken, str]:
-    """Make an enrolment token; return its row and its text, which is nowhere else.
-
-    Args:
-        session: the caller's transaction.
-        uses: how many devices may join with it.
-        expires_s: seconds it lives.
-        group: the group of devices that join with it.
-        by: its maker.
-    """
-    text, token_hash = make_token(ENROLMENT_PREFIX)
-    now = datetime.now(UTC)
-    token = EnrolmentToken(
-        token_hash=token_hash,
-        device_group=group,
-        uses=uses,
-        created_by=str(by),
-        created_at=now,
-        expires_at=now + timedelta(seconds=expires_s),
-    )
-    session.add(token)
-    session.flush()
-    return token, text
-
-
-def enrol(session: Session, request: EnrolRequest, shown: str) -> tuple[Device, str]:
-    """Let a device join; return its row and its bearer token.
-
-    A device whose first answer was lost may ask again with the same key and name until it was seen for the first
-    time: it gets a new bearer token and does not count twice.
-
-    Raises:
-        Unauthenticated: the enrolment token is unknown, expired or used up.
-        Conflict: another device has this name or this key.
-        InvalidInput: the public key is no point of the curve.
-    """
-    token = session.scalar(
-        select(EnrolmentToken).where(EnrolmentToken.token_hash == hash_token(shown)).with_for_update()
-    )
-    if token is None:
-        raise Unauthenticated("the enrolment token is not valid here; ask an operator for one", code="enrolment.token")
-    if token.expires_at <= datetime.now(UTC):
-        raise Unauthenticated(
-            f"the enrolment token expired at {token.expires_at:%Y-%m-%d %H:%M} UTC; ask an operator for another",
-            code="enrolment.token",
-        )
-    Ed25519PublicKey.from_public_bytes(request.public_key)
-    secret, token_hash = make_token(DEVICE_PREFIX)
-    known = session.scalar(select(Device).where(Device.public_key == request.public_key).with_for_update())
-    if known is not None:
-        if (
-            known.enrolment_token_id != token.id
-            or known.name != request.name
-            or known.revoked_at is not None
-            or known.last_seen_at is not None
-            or known.report_sequence > 0
-        ):
-            raise Conflict(
-                f"this key belongs to device {known.id} already; let the agent make a new key in a fresh folder",
-                code="enrolment.key-known",
-            )
-        known.token_hash, known.agent, known.attributes = token_hash, request.agent, request.attributes
-        known.profile = request.profile
-        session.flush()
-        return known, secret
-    if token.used >= token.uses:
-        raise Unauthenticated(
-            f"the enrolment token was used {token.uses} times, as often as allowed; ask an operator for another",
-            code="enrolment.token",
-        )
-    token.used += 1
-    device = Device(
-        name=request.name,
-        device_group=token.device_group,
-        public_key=request.public_key,
-        token_hash=token_hash,
-        agent=request.agent,
-        profile=request.profile,
-        attributes=request.attributes,
-        enrolment_token_id=token.id,
-    )
-    try:
-        with session.begin_nested():
-            session.add(device)
-    except IntegrityError as clash:
-        raise Conflict(
-            f"a device called {request.name!r} exists; choose another name, or revoke that device first",
-            code="enrolment.name-taken",
-        ) from clash
-    session.refresh(device)
-    return device, secret
-
-
-def authenticate_device(session: Session, shown: str) -> Device:
-    """Return the device that shows this bearer token.
-
-    Raises:
-        Unauthenticated: the token is unknown or its device was revoked.
-    """
-    device = session.scalar(select(Device).where(Device.token_hash == hash_token(shown)))
-    if device is None:
-        raise Unauthenticated("the device token is not valid here; enrol the device again")
-    if device.revoked_at is not None:
-        raise revoked(device.id)
-    return device
-
-
-def revoked(device_id: UUID) -> Unauthenticated:
-    """Return the error for a device that was revoked."""
-    return Unauthenticated(
-        f"device {device_id} was revoked; ask an operator to let it join again", code="device.revoked"
-    )
 
 
 def get_device(session: Session, device_id: UUID) -> Device:
@@ -171,6 +50,11 @@ def revoke(session: Session, device_id: UUID) -> Device:
         device.revoked_at = datetime.now(UTC)
         session.flush()
     return device
+
+
+def forget_slots(session: Session, device_id: UUID) -> None:
+    """Believe no more that a device holds releases: they need not be kept for it."""
+    session.execute(delete(DeviceSlots).where(DeviceSlots.device_id == device_id))
 
 
 def assign(session: Session, model_id: UUID, wishes: Mapping[UUID, int | None], reason: Reason) -> dict[UUID, int]:

@@ -1,7 +1,7 @@
 """Secrets of devices: made once in clear, kept as a hash.
 
-Both read `<kind>_<22 characters>`: 128 random bits, so a plain SHA-256 cannot be searched and finds the row. More would
-be sent with every poll.
+All read `<kind>_<random characters>`: so many random bits that a plain SHA-256 cannot be searched, and finds the row.
+Those of devices have 128, for one is sent with every poll.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ ENROLMENT_PREFIX: Final = "sprate_"
 DEVICE_PREFIX: Final = "spratd_"
 
 
-def make_token(prefix: str) -> tuple[str, bytes]:
+def make_token(prefix: str, *, random_bytes: int = 32) -> tuple[str, bytes]:
     """Return a new token and the hash that is kept of it."""
-    text = prefix + secrets.token_urlsafe(16)
+    text = prefix + secrets.token_urlsafe(random_bytes)
     return text, hash_token(text)
 
 

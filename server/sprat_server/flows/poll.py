@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
+from sprat_server.fleet.authentication import authenticate_device
 from sprat_server.fleet.models import Assignment, Device, DeviceSlots
 from sprat_server.flows import live
 from sprat_server.observe.actors import Actor
@@ -29,10 +30,15 @@ from sprat_shared.trust.targets import IMAGE_REPOSITORY, role_of_model, update_p
 
 @dataclass(frozen=True, slots=True)
 class Poller:
-    """The device that polls: its id and what people call it."""
+    """The device that polls: its id, what people call it, and when the token that it shows ends."""
 
     device: UUID
     name: str
+    token_expires_at: datetime
+
+    def expired(self, now: datetime) -> bool:
+        """Return whether its token has ended."""
+        return self.token_expires_at <= now
 
     @property
     def actor(self) -> Actor:
@@ -77,9 +83,10 @@ class Reading:
 
 
 def identify(session: Session, shown: str) -> Poller:
-    """Return who polls with this token; Unauthenticated as `fleet.service.authenticate_device`."""
-    device = fleet.authenticate_device(session, shown)
-    return Poller(device.id, device.name)
+    """Return who polls with this token; Unauthenticated as `fleet.authentication.authenticate_device`."""
+    device = authenticate_device(session, shown)
+    assert device.token_expires_at is not None  # noqa: S101 - it has the token (CHECK tokens_expire)
+    return Poller(device.id, device.name, device.token_expires_at)
 
 
 def read(

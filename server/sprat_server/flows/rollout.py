@@ -244,8 +244,9 @@ def _advance(session: Session, rollout: Rollout, cause: str = "") -> None:
             case Step.HOLD:
                 return
             case Step.HALT:
+                before, after = {"state": rollout.state}, {"state": RolloutState.HALTED.value, "reason": cause}
                 _stop(session, rollout, RolloutState.HALTED, cause)
-                audit.record(session, SYSTEM, "rollout.halt", f"rollout:{rollout.id}", after={"reason": cause})
+                audit.record(session, SYSTEM, "rollout.halt", f"rollout:{rollout.id}", before, after)
                 return
             case Step.CLOSE_WAVE:
                 wave = next(wave for wave in waves if wave.state == WaveState.OPEN)

@@ -1,4 +1,4 @@
-"""What must be done although nobody asks: metadata are signed again before they expire, direct updates asked for."""
+"""What must be done although nobody asks: metadata signed again, direct updates asked for, what expired forgotten."""
 
 import asyncio
 from datetime import datetime
@@ -10,6 +10,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from sprat_server.db.session import Database
+from sprat_server.fleet.authentication import forget_spent_assertions
+from sprat_server.fleet.enrolment import forget_expired_requests
 from sprat_server.flows import direct, live
 from sprat_server.publish import director_root, drafts, repository
 from sprat_server.publish.image import open_repository
@@ -19,6 +21,7 @@ from sprat_shared.errors import SpratError
 from sprat_shared.trust.targets import role_of_model
 
 _SIGN_EVERY_S: Final = 300.0  # half-lives are days; but what devices reported may call for other targets
+_FORGET_EVERY_S: Final = 3600.0  # what matters is forgotten where it is asked for; this is for rows nobody asks for
 _LOOK_EVERY_S: Final = 300.0  # what a release, a rollout or a report sets off needs no look
 
 _log = structlog.get_logger(__name__)
@@ -54,6 +57,23 @@ async def keep_direct(database: Database) -> None:
             await to_thread.run_sync(ask_for_direct, database)
         except (SpratError, SQLAlchemyError) as error:
             _log.error("direct-updates.not-asked-for", error=str(error))
+
+
+async def keep_small(database: Database) -> None:
+    """Forget what has expired (assertions that counted once, devices that nobody accepted), for ever."""
+    while True:
+        await asyncio.sleep(_FORGET_EVERY_S)
+        try:
+            await to_thread.run_sync(forget_expired, database)
+        except SQLAlchemyError as error:
+            _log.error("access.not-forgotten", error=str(error))
+
+
+def forget_expired(database: Database) -> None:
+    """Drop the rows that nothing can ask for any more."""
+    with database.transaction() as session:
+        forget_spent_assertions(session)
+        forget_expired_requests(session)
 
 
 def ask_for_direct(database: Database) -> list[str]:

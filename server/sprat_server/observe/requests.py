@@ -50,7 +50,8 @@ class ObservedRequests:
                 seen["bytes"] += len(message.get("body", b""))
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        client = scope.get("client")
+        with structlog.contextvars.bound_contextvars(request_id=request_id, address=client[0] if client else None):
             try:
                 await self._app(scope, receive, observed_send)
             except Exception:

@@ -1,7 +1,11 @@
-"""Enrolment: a device shows a token and the public half of the key it made; it gets an identity and a root of trust."""
+"""Enrolment: a device shows a token, or waits in the queue, with the public half of the key it made and signs with.
+
+It gets an identity and a root of trust, and no secret: from then on it proves that it holds the key (`token`).
+"""
 
 import base64
 import binascii
+import hashlib
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -31,7 +35,9 @@ def _root(fields: Fields, name: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnrolRequest:
-    """Sent once, authorised by an enrolment token.
+    """Signed with the key that it names (`report.SIGNATURE_HEADER`); authorised by a token or by an operator's word.
+
+    Sent again it is answered again: a device that waits asks so, and so does one whose answer was lost.
 
     Attributes:
         name: what people call the device; unique in the fleet.
@@ -90,27 +96,27 @@ class EnrolAnswer:
 
     Attributes:
         device: its id.
-        token: its bearer token; shown once, kept hashed on the server.
         image_root: signed bytes of the image repository's root metadata, one start of all trust,
         director_root: and of the director repository's, the other.
         poll_interval_s: how often to ask, seconds.
+        report_sequence: of the newest report taken from this device, 0 for a new one; the next has a larger one.
     """
 
     device: UUID
-    token: str
     image_root: bytes
     director_root: bytes
     poll_interval_s: float
+    report_sequence: int = 0
 
     def to_json(self) -> bytes:
         """Return the answer's body."""
         return canonical_json(
             {
                 "device": str(self.device),
-                "token": self.token,
                 "image_root": base64.b64encode(self.image_root).decode(),
                 "director_root": base64.b64encode(self.director_root).decode(),
                 "poll_interval_s": self.poll_interval_s,
+                "report_sequence": self.report_sequence,
             }
         )
 
@@ -124,8 +130,40 @@ class EnrolAnswer:
         fields = Fields.parse(body, "enrolment answer")
         return cls(
             device=_uuid(fields.text("device"), "enrolment answer: field 'device'"),
-            token=fields.text("token"),
             image_root=_root(fields, "image_root"),
             director_root=_root(fields, "director_root"),
             poll_interval_s=fields.number("poll_interval_s"),
+            report_sequence=fields.integer("report_sequence"),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolPending:
+    """Status 202: the device waits for an operator's word.
+
+    Attributes:
+        fingerprint: of the key, as the operator sees it.
+        ask_again_s: ask again after so long, seconds.
+    """
+
+    fingerprint: str
+    ask_again_s: float
+
+    def to_json(self) -> bytes:
+        """Return the answer's body."""
+        return canonical_json({"fingerprint": self.fingerprint, "ask_again_s": self.ask_again_s})
+
+    @classmethod
+    def from_json(cls, body: bytes) -> "EnrolPending":
+        """Read an answer's body.
+
+        Raises:
+            InvalidInput: a field is missing or wrong.
+        """
+        fields = Fields.parse(body, "enrolment answer")
+        return cls(fingerprint=fields.text("fingerprint", max_length=100), ask_again_s=fields.number("ask_again_s"))
+
+
+def fingerprint(public_key: bytes) -> str:
+    """Return what people compare of a raw public key, in the form that ssh-keygen shows: `SHA256:<43 characters>`."""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(public_key).digest()).decode().rstrip("=")

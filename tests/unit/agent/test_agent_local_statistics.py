@@ -57,7 +57,7 @@ class Camera:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def take(self, release: int) -> tuple[int, Report]:
-        device = self.server.devices[f"token-of-{self.folder.name}"]
+        device = self.server.devices[self.folder.name]
         assignment = self.server.assign(MODEL, release, device)
         with self.agent() as agent:
             code = agent.run(once=True)
@@ -130,7 +130,7 @@ def test_two_devices_have_their_own_statistics_and_the_registrys_digest(
 def test_the_same_inputs_give_the_same_bits_also_in_a_process_of_its_own(gate: Camera) -> None:
     gate.take(LOCAL)
     ours = gate.weights(LOCAL)
-    device = gate.server.devices[f"token-of-{gate.folder.name}"]
+    device = gate.server.devices[gate.folder.name]
     gate.server.assign(MODEL, LATER, device)
     with gate.agent() as agent:
         assert agent.run(once=True) == 0

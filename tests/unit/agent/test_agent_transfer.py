@@ -5,12 +5,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_server import ENROLMENT_TOKEN, DeviceServer
 
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.enrol import enrol
 from sprat_client.agent.fetcher import LinkDown
-from sprat_client.agent.identity import Identity, check_server_url
+from sprat_client.agent.identity import Identity, check_server_url, load_key
 from sprat_client.agent.journal import Journal
 from sprat_client.agent.settings import LinkSettings
 from sprat_client.agent.transfer import Backoff, Blob, Link
@@ -42,8 +43,14 @@ def device(url: str, tmp_path: Path) -> Identity:
 
 
 @pytest.fixture
-def link(device: Identity) -> Iterator[Link]:
-    with Link.of(device, LinkSettings(idle_timeout_s=2.0)) as link:
+def key(device: Identity, tmp_path: Path) -> Ed25519PrivateKey:
+    assert device.name == "gate-7"
+    return load_key(tmp_path / "device")
+
+
+@pytest.fixture
+def link(device: Identity, key: Ed25519PrivateKey) -> Iterator[Link]:
+    with Link.of(device, key, LinkSettings(idle_timeout_s=2.0)) as link:
         yield link
 
 
@@ -80,13 +87,13 @@ def test_a_cut_download_goes_on_where_it_stopped(server: DeviceServer, link: Lin
 
 
 def test_a_download_goes_on_in_another_process(
-    server: DeviceServer, link: Link, device: Identity, tmp_path: Path
+    server: DeviceServer, link: Link, device: Identity, key: Ed25519PrivateKey, tmp_path: Path
 ) -> None:
     server.cut_after = [90_000]
     received, blob = Counter(), blob_in(tmp_path)
     with pytest.raises(LinkDown):
         link.download(blob, PosixDisk(), received)
-    with Link.of(device, LinkSettings()) as later:
+    with Link.of(device, key, LinkSettings()) as later:
         later.download(blob, PosixDisk(), received)
     assert blob.file.read_bytes() == PAYLOAD
     assert received.total == len(PAYLOAD)
@@ -181,8 +188,8 @@ def test_the_answer_to_a_poll_brings_only_metadata_that_are_new(
     assert not [path for _, path, _ in server.requests if path.startswith("/tuf/")]
 
 
-def test_a_server_that_is_not_there_is_tried_later(device: Identity) -> None:
-    with Link("http://127.0.0.1:9", device.token, LinkSettings()) as link, pytest.raises(LinkDown, match="no answer"):
+def test_a_server_that_is_not_there_is_tried_later() -> None:
+    with Link("http://127.0.0.1:9", None, LinkSettings()) as link, pytest.raises(LinkDown, match="no answer"):
         link.poll([])
 
 

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from sprat_client.cli.app import app
-from sprat_client.cli.invocation import config_path, read_config, write_config
+from sprat_client.cli.invocation import Invocation, _refuse_plain_http, config_path, read_config, write_config
 from sprat_client.cli.output import aligned, size
 from sprat_client.cli.quantities import parse_bytes, parse_points
 from sprat_shared.errors import InvalidInput
@@ -87,6 +87,19 @@ def test_nobody_at_the_server_exits_75_without_a_traceback() -> None:
     assert ended.returncode == 75
     assert "nothing answers at http://127.0.0.1:1" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_token_is_not_sent_in_plain_to_another_machine_unless_it_is_asked_for() -> None:
+    ended = sprat("model", "list", SPRAT_SERVER="http://192.0.2.1:8470", SPRAT_TOKEN="t")
+    assert ended.returncode == 65
+    assert "cli.plain-http" in ended.stderr
+    _refuse_plain_http("http://192.0.2.1:8470", insecure=True)
+    _refuse_plain_http("https://192.0.2.1", insecure=False)
+    _refuse_plain_http("http://[::1]:8470", insecure=False)
+
+
+def test_no_repr_of_an_invocation_shows_the_token() -> None:
+    assert "secret" not in repr(Invocation(server="http://127.0.0.1:1", token="secret"))
 
 
 def test_an_unknown_command_exits_2() -> None:

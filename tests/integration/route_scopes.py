@@ -1,0 +1,88 @@
+"""Who may call what: each route of the application, and the least scope that it asks for."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+
+from sprat_server.api.poll import PATH as POLL_PATH
+
+ANYONE: Final = "anyone"
+VIEWER: Final = "viewer"
+OPERATOR: Final = "operator"
+RELEASER: Final = "releaser"
+ADMIN: Final = "admin"
+DEVICE: Final = "device"  # and no operator
+READER: Final = "reader"  # a device, or any operator
+PROVEN: Final = "proven"  # whoever proves it in the request itself: by a signature, a token of its own, an assertion
+
+OPERATORS: Final = (VIEWER, OPERATOR, RELEASER, ADMIN)
+
+TABLE: Final[Mapping[tuple[str, str], str]] = {
+    ("GET", "/healthz"): ANYONE,
+    ("GET", "/metrics"): VIEWER,
+    ("GET", "/api/v1/openapi.json"): VIEWER,
+    # who may
+    ("GET", "/api/v1/tokens"): ADMIN,
+    ("POST", "/api/v1/tokens"): ADMIN,
+    ("DELETE", "/api/v1/tokens/{token_id}"): ADMIN,
+    ("GET", "/api/v1/audit"): VIEWER,
+    ("GET", "/api/v1/audit/chain"): VIEWER,
+    # what is released, and how it is made
+    ("POST", "/api/v1/blobs"): OPERATOR,
+    ("GET", "/api/v1/models"): VIEWER,
+    ("POST", "/api/v1/models"): RELEASER,
+    ("GET", "/api/v1/models/{name}"): VIEWER,
+    ("GET", "/api/v1/models/{name}/releases"): VIEWER,
+    ("POST", "/api/v1/models/{name}/releases"): RELEASER,
+    ("GET", "/api/v1/models/{name}/releases/{number}"): VIEWER,
+    ("GET", "/api/v1/models/{name}/updates"): VIEWER,
+    ("POST", "/api/v1/models/{name}/retrain"): OPERATOR,
+    ("GET", "/api/v1/datasets"): VIEWER,
+    ("POST", "/api/v1/datasets"): OPERATOR,
+    ("GET", "/api/v1/datasets/{digest}"): VIEWER,
+    ("GET", "/api/v1/jobs"): VIEWER,
+    ("GET", "/api/v1/jobs/{job_id}"): VIEWER,
+    ("POST", "/api/v1/jobs/{job_id}/cancel"): OPERATOR,
+    # who gets it
+    ("GET", "/api/v1/rollouts"): VIEWER,
+    ("POST", "/api/v1/rollouts"): RELEASER,
+    ("GET", "/api/v1/rollouts/{rollout_id}"): VIEWER,
+    ("POST", "/api/v1/rollouts/{rollout_id}/start"): OPERATOR,
+    ("POST", "/api/v1/rollouts/{rollout_id}/pause"): OPERATOR,
+    ("POST", "/api/v1/rollouts/{rollout_id}/resume"): OPERATOR,
+    ("POST", "/api/v1/rollouts/{rollout_id}/abort"): OPERATOR,
+    # the fleet
+    ("GET", "/api/v1/devices"): VIEWER,
+    ("GET", "/api/v1/devices/{device_id}"): VIEWER,
+    ("GET", "/api/v1/devices/{device_id}/reports"): VIEWER,
+    ("POST", "/api/v1/devices/{device_id}/revoke"): OPERATOR,
+    ("POST", "/api/v1/devices/{device_id}/decommission"): OPERATOR,
+    ("POST", "/api/v1/devices/{device_id}/replace"): OPERATOR,
+    ("POST", "/api/v1/enrolment-tokens"): OPERATOR,
+    ("GET", "/api/v1/enrolment-requests"): VIEWER,
+    ("POST", "/api/v1/enrolment-requests/{request_id}/accept"): OPERATOR,
+    ("POST", "/api/v1/enrolment-requests/{request_id}/reject"): OPERATOR,
+    # devices prove themselves
+    ("POST", "/device/v1/enrol"): PROVEN,
+    ("POST", "/device/v1/token"): PROVEN,
+    ("POST", "/device/v1/reports"): DEVICE,
+    ("GET", POLL_PATH): DEVICE,
+    ("GET", "/tuf/image/{file}"): READER,
+    ("GET", "/blobs/sha256/{hex_digest}"): READER,
+    ("HEAD", "/blobs/sha256/{hex_digest}"): READER,
+}
+
+
+def routes_of(app: FastAPI) -> set[tuple[str, str]]:
+    """Every method and path that the application answers, in front of FastAPI or behind."""
+    routed = {(method, route.path or "") for route in iter_route_contexts(app.routes) for method in route.methods or ()}
+    return routed | {("GET", POLL_PATH)}
+
+
+def callers(least: str) -> set[str]:
+    """Who may call a route of this least scope."""
+    if least in OPERATORS:
+        return set(OPERATORS[OPERATORS.index(least) :])
+    return {DEVICE: {DEVICE}, READER: {DEVICE, *OPERATORS}}[least]
