@@ -34,7 +34,7 @@ from sprat_shared.wire.tensors import ArrayTensors, TensorSource, digest_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "simulator"))
 
-from device_server import MemorySink
+from simulated_release import MemorySink
 
 VALUES = 3000
 

@@ -24,6 +24,7 @@ import tiny_onnx
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from signed_repository import SignedDirector, SignedRepository, file_name
+from simulated_release import MemorySink, Release
 from tuf.api.metadata import TargetFile
 
 from sprat_shared.apply import apply_update
@@ -44,58 +45,10 @@ from sprat_shared.protocol.report import SIGNATURE_HEADER, Report, TrustReport, 
 from sprat_shared.protocol.token import AUDIENCE, SERVER_TIME, TOKEN_PATH, TokenAnswer
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.signed_time import NONCE_HEADER
-from sprat_shared.trust.targets import LocalStatistics, UpdateTarget, graph_path, role_of_model, update_path
-from sprat_shared.wire.tensors import ArrayTensors, TensorSource, TensorTable, WithoutLocal, digest_of
+from sprat_shared.trust.targets import UpdateTarget, graph_path, role_of_model, update_path
+from sprat_shared.wire.tensors import ArrayTensors, WithoutLocal, digest_of
 
 ENROLMENT_TOKEN = "let-me-in"
-
-
-class MemorySink:
-    """Keeps rebuilt tensors in memory (`apply.TensorSink`)."""
-
-    def __init__(self, base: TensorSource | None) -> None:
-        self._base = base
-        self.arrays: dict[int, np.ndarray[Any, Any]] = {}
-
-    def begin(self, table: TensorTable) -> None:
-        self.table = table
-
-    def keep(self, index: int, _sha256: bytes) -> None:
-        assert self._base is not None
-        self.arrays[index] = self._base.read(self._base.table.index_of(self.table[index].name))
-
-    def put(self, index: int, array: np.ndarray[Any, Any], _sha256: bytes) -> None:
-        self.arrays[index] = array.copy()
-
-    def weights(self) -> dict[str, tuple[str, np.ndarray[Any, Any]]]:
-        return {spec.name: (spec.dtype, self.arrays[index]) for index, spec in enumerate(self.table)}
-
-
-@dataclass
-class Release:
-    """One release: exact weights, as decoding its update gives them."""
-
-    number: int
-    weights: Mapping[str, tuple[str, np.ndarray[Any, Any]]]
-    digest: str
-    graph: bytes
-    base: int | None
-    update: bytes | None
-    full: bytes
-    local: tuple[int, ...] = ()
-    statistics: bytes | None = None
-
-    @property
-    def source(self) -> WithoutLocal:
-        """The tensors as updates see them."""
-        return WithoutLocal(ArrayTensors(self.weights), self.local)
-
-    @property
-    def signed_local(self) -> LocalStatistics | None:
-        """What the signed metadata say of local tensors."""
-        if self.statistics is None:
-            return None
-        return LocalStatistics(graph=digest_text(sha256(self.statistics).digest()), tensors=self.local)
 
 
 @dataclass

@@ -32,12 +32,11 @@ class OneTrust:
         self.folder, self.server, self.disk = folder, server, disk or PosixDisk()
         self.clock = clock or Clock()
         key = Ed25519PrivateKey.generate().public_key()
-        self.device = Device(new_id(), key, f"token-{len(server.devices)}")
-        server.devices[self.device.token] = self.device
+        self.device = Device(new_id(), key, f"gate-{len(server.devices)}")
+        server.devices[self.device.name] = self.device
         self.identity = Identity(
             server_url="http://127.0.0.1",
             device=self.device.id,
-            token=self.device.token,
             name="gate-7",
             poll_interval_s=60.0,
             image_root=server.repository.signed["root", 1],

@@ -11,9 +11,10 @@ from uuid import UUID
 
 import pytest
 import tiny_onnx
-from device_server import Device, Release
+from device_server import Device
 from one_device import MODEL, OneDevice, one_device, release_of
 from signed_repository import SignedDirector, SignedRepository, in_days
+from simulated_release import Release
 from tuf.api.metadata import TargetFile
 
 from sprat_client.agent.settings import LinkSettings

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_norms
-from device_server import ENROLMENT_TOKEN, DeviceServer, Release
+from device_server import ENROLMENT_TOKEN, DeviceServer
 from one_device import agent_on
+from simulated_release import Release
 
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.enrol import enrol

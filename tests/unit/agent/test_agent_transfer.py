@@ -205,7 +205,7 @@ def test_the_profile_is_told_at_enrolment_and_kept(server: DeviceServer, url: st
     for name, profile in (("gate-8", "camera-s"), ("gate-9", None)):
         folder = tmp_path / name
         enrol(folder, PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name=name, profile=profile)
-        assert Identity.load(folder).profile == server.devices[f"token-of-{name}"].profile == profile
+        assert Identity.load(folder).profile == server.devices[name].profile == profile
 
 
 def test_the_roots_of_enrolment_are_kept_apart_from_the_metadata(device: Identity, server: DeviceServer) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_onnx
-from device_server import Release
 from one_device import INPUTS, MODEL, OneDevice, one_device, release_of
+from simulated_release import Release
 
 from sprat_client.agent import store
 from sprat_client.agent.loop import Agent
