@@ -99,7 +99,7 @@ def bring_to(app: FastAPI, release: int, devices: Sequence[TestDevice], *, commi
     with app.state.database.transaction() as session:
         cohort = [device.id for device in devices]
         one = rollout_flow.create(session, model="mnist", release=release, reaches=["100%"], devices=cohort, by="test")
-        rollout_flow.start(session, app.state.settings, one.id)
+        rollout_flow.start(session, one.id, app.state.settings)
     for device in devices if commit else ():
         device.tell(Outcome.COMMITTED)
 

@@ -38,6 +38,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("POST", "/api/v1/models/{name}/releases"): RELEASER,
     ("GET", "/api/v1/models/{name}/releases/{number}"): VIEWER,
     ("GET", "/api/v1/models/{name}/updates"): VIEWER,
+    ("POST", "/api/v1/models/{name}/releases/{number}/draft"): RELEASER,
     ("POST", "/api/v1/models/{name}/retrain"): OPERATOR,
     ("GET", "/api/v1/datasets"): VIEWER,
     ("POST", "/api/v1/datasets"): OPERATOR,
@@ -45,6 +46,11 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("GET", "/api/v1/jobs"): VIEWER,
     ("GET", "/api/v1/jobs/{job_id}"): VIEWER,
     ("POST", "/api/v1/jobs/{job_id}/cancel"): OPERATOR,
+    # who signs it
+    ("GET", "/api/v1/keys"): VIEWER,
+    ("POST", "/api/v1/keys/rotate"): ADMIN,
+    ("POST", "/api/v1/keys/drafts/{digest}/signatures"): RELEASER,
+    ("POST", "/api/v1/keys/drafts/{digest}/withdraw"): ADMIN,
     # who gets it
     ("GET", "/api/v1/rollouts"): VIEWER,
     ("POST", "/api/v1/rollouts"): RELEASER,
@@ -70,6 +76,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("POST", "/device/v1/reports"): DEVICE,
     ("GET", POLL_PATH): DEVICE,
     ("GET", "/tuf/image/{file}"): READER,
+    ("GET", "/tuf/director/{file}"): DEVICE,
     ("GET", "/blobs/sha256/{hex_digest}"): READER,
     ("HEAD", "/blobs/sha256/{hex_digest}"): READER,
 }

@@ -278,7 +278,7 @@ def test_a_device_that_joins_while_a_rollout_runs_is_assigned_when_it_ends(
 ) -> None:
     with app.state.database.transaction() as session:
         one = rollout_flow.create(session, model="mnist", release=1, reaches=["100%"], devices=None, by="test")
-        rollout_flow.start(session, app.state.settings, one.id)
+        rollout_flow.start(session, one.id, app.state.settings)
     (late,) = join(app, operator, 1)
     client = directed(late, tmp_path / "trust")
     client.refresh()

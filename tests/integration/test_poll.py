@@ -41,7 +41,7 @@ def bring_to(app: FastAPI, release: int) -> None:
         made_one = rollout_flow.create(
             session, model="mnist", release=release, reaches=["100%"], devices=None, by="test"
         )
-        rollout_flow.start(session, app.state.settings, made_one.id)
+        rollout_flow.start(session, made_one.id, app.state.settings)
 
 
 def names(answer: PollAnswer, kind: str) -> list[str]:

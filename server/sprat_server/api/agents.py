@@ -124,17 +124,15 @@ def get_metadata(file: str, session: SessionDep, _reader: Reader) -> Response:
 
 
 @everyone.get("/tuf/director/{file}", response_class=Response)
-def get_own_metadata(file: str, request: Request, session: SessionDep, settings: SettingsDep) -> Response:
+def get_own_metadata(file: str, session: SessionDep, settings: SettingsDep, device: Caller) -> Response:
     """Give a file of the director's metadata for the device that asks: what it should run, signed for it alone."""
-    poller = poll.identify(session, bearer(request))
-    request.state.actor = poller.actor
     asked = _asked(file)
     body: bytes | None = None
     if asked is not None:
         role, version = asked
         if version is None:
-            version = poll.directed(session, settings, poller.device).versions[role]
-        body = director.read_metadata(session, poller.device, [(role, version)]).get((role, version))
+            version = poll.directed(session, settings, device.id).versions[role]
+        body = director.read_metadata(session, device.id, [(role, version)]).get((role, version))
     return _metadata("director", file, body)
 
 

@@ -74,7 +74,7 @@ def create(
     return rollouts.create(session, model_id=lineage.id, number=release, reaches=reaches, devices=devices, by=by)
 
 
-def start(session: Session, settings: Settings, rollout_id: UUID) -> Rollout:
+def start(session: Session, rollout_id: UUID, settings: Settings) -> Rollout:
     """Decide who is in which wave and open the first. The release is signed back in first where it was pruned.
 
     Raises:
