@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
-from fleet_calls import TestDevice, enrol, held_after, join, made, published, signed_in
+from fleet_calls import TestDevice, device_of, enrol, held_after, join, made, published, signed_in
 from http_calls import Api
 from securesystemslib.signer import CryptoSigner
 from sqlalchemy import delete, func, insert, select, update
@@ -28,7 +29,6 @@ from sprat_server.publish.keys import KeysUnusable
 from sprat_server.publish.models import DirectorMetadata
 from sprat_server.registry import service as registry
 from sprat_server.settings import Settings
-from sprat_shared.protocol.enrol import EnrolAnswer
 from sprat_shared.protocol.poll import HeldMetadata, PollAnswer
 from sprat_shared.protocol.report import Outcome
 from sprat_shared.trust.assignments import Assigned
@@ -114,8 +114,8 @@ def test_the_profile_that_a_device_said_at_enrolment_is_signed_and_shown(
     app: FastAPI, operator: Api, viewer: Api, device: TestDevice
 ) -> None:
     token = made(operator.post("/api/v1/enrolment-tokens", json={}))["token"]
-    answer = EnrolAnswer.from_json(enrol(app, token, "press-7", profile="camera-s").content)
-    camera = replace(device, api=Api(app, answer.token), id=answer.device, answer=answer)
+    key = Ed25519PrivateKey.generate()
+    camera = device_of(app, enrol(app, token, "press-7", key, profile="camera-s"), "press-7", key)
     assign(app, 1, camera)
     wish = camera.wish()
     assert wish is not None

@@ -34,7 +34,7 @@ def test_a_device_gets_an_identity_and_the_root_of_trust(app: FastAPI, viewer: A
 
 def test_no_secret_is_given_and_the_token_is_kept_as_a_hash_only(app: FastAPI, token: str) -> None:
     answer = enrol(app, token, "press-7")
-    assert set(answer.json()) == {"device", "image_root", "poll_interval_s", "report_sequence"}
+    assert set(answer.json()) == {"device", "image_root", "director_root", "poll_interval_s", "report_sequence"}
     with app.state.database.transaction() as session:
         kept = session.scalars(select(EnrolmentToken.token_hash)).all()
     assert all(len(one) == 32 and one != token.encode() for one in kept)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -441,13 +442,16 @@ def test_nothing_is_remembered_while_nobody_listens(app: FastAPI, device: TestDe
 
 
 def test_what_is_remembered_holds_until_the_director_is_to_sign_again(device: TestDevice) -> None:
-    poller = Poller(device.id, device.name)
     memory, now = PollMemory(), datetime.now(UTC)
+    poller = Poller(device.id, device.name, token_expires_at=now + timedelta(days=2))
     memory.forget_all(listening=True)
     memory.remember(b"token", Remembered(poller, '"tag"', now + timedelta(days=1)), memory.generation)
     assert memory.who_is_current(b"token", '"tag"', now) == poller
     assert memory.who_is_current(b"token", '"tag"', now + timedelta(days=1)) is None
     assert memory.who_is_current(b"other", '"tag"', now) is None
+    ended = replace(poller, token_expires_at=now + timedelta(hours=1))
+    memory.remember(b"token", Remembered(ended, '"tag"', now + timedelta(days=1)), memory.generation)
+    assert memory.who_is_current(b"token", '"tag"', now + timedelta(hours=2)) is None, "its token has ended"
 
 
 def test_last_seen_times_are_written_together_at_the_latest_when_the_server_stops(
