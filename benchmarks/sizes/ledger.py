@@ -1,7 +1,8 @@
 """What was measured on one problem, a file of the repository: each point under the digest of the code that made it.
 
 A row is taken from here as long as neither the problem nor its own code has changed: an interrupted run goes on, on
-another machine too, and a run in a fresh checkout prints what was measured without measuring it again.
+another machine too, and a run in a fresh checkout prints what was measured without measuring it again. Where the code
+has changed, a row is believed again if its first and its last setting, made anew, give the very same points.
 """
 
 import ast
@@ -12,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ class Point:
     error: float
     test: float | None
     seconds: float
+
+    def same_as(self, other: "Point") -> bool:
+        """Say whether it is the same in all but the time that it took."""
+        return replace(self, seconds=other.seconds) == other
 
     def keeps(self, share: float) -> bool:
         """Say whether the validation split is proof enough of a share, by the rule of a retrain (`Share.keeps`)."""
@@ -124,6 +129,11 @@ class Ledger:
         """Return the points of a method by setting, those that code of this digest made."""
         made_by, points = self._points.get(method, (code, {}))
         return dict(points) if made_by == code else {}
+
+    def before(self, method: str, code: str) -> dict[str, Point]:
+        """Return the points of a method by setting that code of another digest made; nothing where there are none."""
+        made_by, points = self._points.get(method, (code, {}))
+        return {} if made_by == code else dict(points)
 
     def keep(self, method: str, code: str, points: Mapping[str, Point]) -> None:
         """Write the points of a method instead of those that were there."""

@@ -95,7 +95,7 @@ def test_a_digest_follows_what_code_does_and_not_how_it_is_told(tmp_path: Path) 
     assert digest('def f(x):\n    "Nothing else."\n') == digest("def f(x):\n    pass\n")
 
 
-def test_only_what_is_missing_is_measured_and_a_stopped_run_loses_nothing(path: Path, tmp_path: Path) -> None:
+def tiny_problem() -> Problem:
     torch.manual_seed(0)
     module = nn.Linear(4, 3).eval()
     base = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -103,7 +103,7 @@ def test_only_what_is_missing_is_measured_and_a_stopped_run_loses_nothing(path: 
     inputs = torch.randn(64, 4)
     labels = nn.functional.linear(inputs, teacher["weight"], teacher["bias"]).argmax(1)
     samples = Samples(inputs, labels)
-    problem = Problem(
+    return Problem(
         name="tiny",
         seed=0,
         trainable=Trainable(module, nn.functional.cross_entropy, accuracy, classifies=True),
@@ -114,6 +114,37 @@ def test_only_what_is_missing_is_measured_and_a_stopped_run_loses_nothing(path: 
         epochs=1,
         batch=16,
     )
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_row_of_changed_code_is_believed_again_if_both_its_ends_are_the_same(
+    path: Path, tmp_path: Path, *, changes: bool
+) -> None:
+    problem, store, code = tiny_problem(), Store(tmp_path / "store"), tmp_path / "code.py"
+    sizes, made = {"a": 10, "b": 20, "c": 30}, list[str]()
+
+    def sweep(_problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
+        for setting in settings:
+            made.append(setting)
+            yield Sent(setting, sizes[setting], problem.teacher)
+
+    row = Method(key="row", title="Row", ours=True, settings=("a", "b", "c"), sweep=sweep, code=(code,))
+    code.write_text("x = 1\n", encoding="utf-8")
+    first = row.points(Ledger(path, "problem"), lambda: (problem, store))
+    code.write_text("x = 2\n", encoding="utf-8")
+    assert row.missing(Ledger(path, "problem"))
+    made.clear()
+    if changes:
+        sizes["c"] = 31
+    points = row.points(Ledger(path, "problem"), lambda: (problem, store))
+    assert made == (["a", "c", "b"] if changes else ["a", "c"])
+    assert [point.bytes for point in points] == [10, 20, 31 if changes else 30]
+    assert (points == first) == (not changes)
+    assert not row.missing(Ledger(path, "problem"))
+
+
+def test_only_what_is_missing_is_measured_and_a_stopped_run_loses_nothing(path: Path, tmp_path: Path) -> None:
+    problem = tiny_problem()
     made: list[str] = []
 
     def sweep(_problem: Problem, settings: Sequence[str], _store: Store) -> Iterator[Sent]:
@@ -122,7 +153,7 @@ def test_only_what_is_missing_is_measured_and_a_stopped_run_loses_nothing(path: 
                 made.append("stopped")
                 raise KeyboardInterrupt
             made.append(setting)
-            yield Sent(setting, 10, teacher)
+            yield Sent(setting, 10, problem.teacher)
 
     row = Method(key="row", title="Row", ours=True, settings=("a", "b"), sweep=sweep, code=(Path(__file__),))
     store = Store(tmp_path / "store")
