@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import structlog
 from structlog.typing import Processor
@@ -10,6 +10,17 @@ from structlog.typing import Processor
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _TRACEBACKS: Final = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)  # locals may be secrets
 _NOISY: Final = ("alembic", "procrastinate", "httpx", "asyncio", "uvicorn", "securesystemslib", "tuf")
+
+
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the time: who captures it replaces it, and closes what was there."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # the standard library's lastResort does the same
+        return sys.stderr
 
 
 def configure(*, log_format: str, log_level: str, **context: Any) -> None:
@@ -42,7 +53,7 @@ def configure(*, log_format: str, log_level: str, **context: Any) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
