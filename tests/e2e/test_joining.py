@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import jwt
 import pytest
-from conftest import House
+from conftest import House, make_server
 from demo.device import Device
 from demo.processes import environment, program
 from demo.server import Server
@@ -22,6 +23,14 @@ from sprat_shared.protocol.token import ASSERTION_TYPE, AUDIENCE, GRANT_TYPE
 pytestmark = pytest.mark.e2e
 MODEL = "joiners"
 OPTIONS = ("--trial-s", "0.3")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A server of its own: what the whole fleet gets waits for every device that other tests left behind."""
+    folder = tmp_path_factory.mktemp("joining")
+    with make_server(folder) as server:
+        yield House(folder, server, Shell(server.url, server.admin_token))
 
 
 @pytest.fixture(scope="module")
