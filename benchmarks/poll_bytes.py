@@ -44,6 +44,7 @@ from sprat_server.observe import logs
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.publish import director
 from sprat_server.registry import service as registry
+from sprat_server.registry.models import Publication
 from sprat_server.registry.service import NewUpdate
 from sprat_server.settings import Settings
 from sprat_shared.wire.tensors import TensorSpec, TensorTable, weights_digest
@@ -69,7 +70,7 @@ def measure(past: int, folder: Path) -> dict[str, Any]:
         database = Database(postgres.url)
         migrate.upgrade(database.engine)
         database.close()
-        app = create_app(Settings(database_url=postgres.url, data_dir=folder / "data"))
+        app = create_app(Settings(database_url=postgres.url, data_dir=folder / "data", auto_sign="*"))
         with on_tls(app, folder) as link:
             device, model = enrolled(app, link, past)
             return {
@@ -215,6 +216,7 @@ def publish(session: Session, app: FastAPI, number: int) -> UUID:
         else:
             kept = registry.ensure_graph(session, digest=graph.digest, length=graph.length, probe=None)
             registry.add_release(session, graph=kept, **facts)
+            session.add(Publication(model_id=model.id, number=past))
     return model.id
 
 
