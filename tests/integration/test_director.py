@@ -390,6 +390,28 @@ def test_a_device_follows_rotations_of_the_online_key_and_versions_go_on(
     assert client.get_targetinfo("mnist/1/full") is not None
 
 
+def test_a_device_follows_a_new_root_key_which_then_replaces_the_online_key(
+    app: FastAPI, device: TestDevice, tmp_path: Path
+) -> None:
+    assign(app, 1, device)
+    directed(device, tmp_path / "trust").refresh()
+    held = held_after(everything(device))
+    for _ in range(2):
+        with app.state.database.transaction() as session:
+            old, new = director_root.rotate_root_key(session, app.state.settings)
+        assert stat.S_IMODE(new.stat().st_mode) == 0o600
+        old.unlink()
+    rotated(app).unlink()
+    answer = PollAnswer.from_bytes(device.poll(held=list(held)).content, b"".join(held.values()))
+    assert [part.name for part in answer.parts][:3] == [f"director/{n}.root.json" for n in (2, 3, 4)]
+    client = directed(device, tmp_path / "trust")
+    client.refresh()
+    assert client.get_targetinfo("mnist/1/full") is not None
+    new.unlink()
+    with app.state.database.transaction() as session, pytest.raises(KeysUnusable, match="not in the keys folder"):
+        director_root.rotate_root_key(session, app.state.settings)
+
+
 def test_a_rotation_that_is_not_committed_leaves_the_key_that_devices_trust(app: FastAPI, device: TestDevice) -> None:
     before = online_key(app.state.database, app.state.settings)
     with app.state.database.transaction() as session:

@@ -214,6 +214,9 @@ def test_the_directors_key_is_replaced_beside_a_running_server(shared_up: Up) ->
     away.rename(root_key)
     assert (refused.returncode, list(keys.glob("director-online-*.pem"))) == (78, [after])
     assert "bring it back" in refused.stderr
+    rooted = run("db", "rotate-director", "--root", "--data-dir", shared_up.data_dir, "--json")
+    (new_root,) = keys.glob("director-root*.pem")
+    assert json.loads(rooted.stdout) == {"old": str(root_key), "new": str(new_root)}, rooted.stderr
 
 
 @pytest.mark.parametrize(

@@ -232,8 +232,13 @@ def token(
 
 
 @database_app.command()
-def rotate_director(*, data_dir: DataDir = None, as_json: JsonFlag = False) -> None:
-    """Replace the director's online key; needs the director's root key in the keys folder.
+def rotate_director(
+    *,
+    root: Annotated[bool, typer.Option("--root", help="Replace the root key instead.")] = False,
+    data_dir: DataDir = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Replace the director's online key, or its root key; needs the director's root key in the keys folder.
 
     Devices follow with their next poll, and forget what whoever took the old key signed. Every server needs the new
     key's file in its keys folder; one without it answers polls with an error.
@@ -249,13 +254,15 @@ def rotate_director(*, data_dir: DataDir = None, as_json: JsonFlag = False) -> N
     with _database(settings) as database:
         require_newest(database.engine)
         with database.transaction() as session:
-            old, new = director_root.rotate_online_key(session, settings)
+            rotate = director_root.rotate_root_key if root else director_root.rotate_online_key
+            old, new = rotate(session, settings)
             audit.record(session, SYSTEM, "director.rotate", "director", {"key": old.name}, {"key": new.name})
     old.unlink(missing_ok=True)
     if as_json:
         _print_json(old=str(old), new=str(new))
     else:
-        typer.echo(f"the director signs with {new} now; {old} is of no use any more and was removed")
+        what = "the director's root is signed with" if root else "the director signs with"
+        typer.echo(f"{what} {new} now; {old} is of no use any more and was removed")
 
 
 def run() -> NoReturn:

@@ -5,6 +5,7 @@ it was: the new one counts from the commit of the root that names it.
 """
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -30,9 +31,9 @@ _LOCK_KEY: Final = 0x5350_5241_5445  # an arbitrary number that only this lock u
 _log = structlog.get_logger(__name__)
 
 
-def root_key_path(folder: Path) -> Path:
-    """Return the file of the root key."""
-    return folder / "director-root.pem"
+def root_key_path(folder: Path, keyid: str = "") -> Path:
+    """Return the file of the first root key, or of the one with this id that took its place."""
+    return folder / (f"director-root-{keyid[:16]}.pem" if keyid else "director-root.pem")
 
 
 def online_key_path(folder: Path, keyid: str) -> Path:
@@ -111,7 +112,7 @@ def ensure(session: Session, settings: Settings) -> None:
     root.add_key(root_key.public_key, "root")
     for role in ONLINE_ROLES:
         root.add_key(online.public_key, role)
-    _sign(session, root, root_key, datetime.now(UTC))
+    _sign(session, root, [root_key], datetime.now(UTC))
     _log.warning(
         "the director's keys were made; whoever holds them can say which signed release a device runs: back them up, "
         "and keep the root key where only you can read it",
@@ -129,13 +130,13 @@ def sign_again(session: Session, settings: Settings, now: datetime | None = None
     row = newest(session)
     if now < renewal(row.created_at, row.expires_at):
         return False
-    if not root_key_path(settings.keys_dir).exists():
+    root = Metadata[Root].from_bytes(row.body).signed
+    if _find_root_key(settings.keys_dir, root) is None:
         _log.warning("director.root-key-offline", expires_at=row.expires_at.isoformat(), advice="bring its key back")
         return False
     session.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
     if newest(session).version == row.version:
-        root = Metadata[Root].from_bytes(row.body).signed
-        _sign(session, root, _root_key(settings.keys_dir, root), now)
+        _sign(session, root, [_root_key(settings.keys_dir, root)[1]], now)
     return True
 
 
@@ -152,13 +153,33 @@ def rotate_online_key(session: Session, settings: Settings, now: datetime | None
     row = newest(session)
     old = online_keyid(row.body)
     root = Metadata[Root].from_bytes(row.body).signed
-    root_key = _root_key(settings.keys_dir, root)
+    _, root_key = _root_key(settings.keys_dir, root)
     online = _make_online_key(settings.keys_dir)
     for role in ONLINE_ROLES:
         root.revoke_key(old, role)
         root.add_key(online.public_key, role)
-    _sign(session, root, root_key, now or datetime.now(UTC))
+    _sign(session, root, [root_key], now or datetime.now(UTC))
     return online_key_path(settings.keys_dir, old), online_key_path(settings.keys_dir, online.public_key.keyid)
+
+
+def rotate_root_key(session: Session, settings: Settings, now: datetime | None = None) -> tuple[Path, Path]:
+    """Replace the root key; return the file of the old one, of no use after the commit, and of the new one.
+
+    The new root is signed by both keys, so devices follow from the old one (TUF specification, section 5.3.4).
+
+    Raises:
+        KeysUnusable: there is no root yet; the root key is not here, or not the one that devices trust.
+    """
+    session.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
+    root = Metadata[Root].from_bytes(newest(session).body).signed
+    path, old = _root_key(settings.keys_dir, root)
+    new = CryptoSigner.generate_ed25519()
+    new_path = root_key_path(settings.keys_dir, new.public_key.keyid)
+    write_key(new_path, new)
+    root.revoke_key(old.public_key.keyid, "root")
+    root.add_key(new.public_key, "root")
+    _sign(session, root, [old, new], now or datetime.now(UTC))
+    return path, new_path
 
 
 def _newest(session: Session) -> SignedMetadata | None:
@@ -176,20 +197,32 @@ def _make_online_key(folder: Path) -> CryptoSigner:
     return online
 
 
-def _root_key(folder: Path, root: Root) -> CryptoSigner:
-    path = root_key_path(folder)
-    signer = read_key(path)
-    if signer is None or signer.public_key.keyid not in root.roles["root"].keyids:
-        state = "is not in the keys folder" if signer is None else "is not the one that devices trust"
-        raise KeysUnusable(f"the director's root key {path} {state} and its root must be signed now; bring it back")
-    return signer
+def _find_root_key(folder: Path, root: Root) -> tuple[Path, CryptoSigner] | None:
+    """Return the file and the key that this root names, if it is here."""
+    for path in (root_key_path(folder), *(root_key_path(folder, keyid) for keyid in root.roles["root"].keyids)):
+        signer = read_key(path)
+        if signer is not None and signer.public_key.keyid in root.roles["root"].keyids:
+            return path, signer
+    return None
 
 
-def _sign(session: Session, root: Root, signer: CryptoSigner, now: datetime) -> None:
+def _root_key(folder: Path, root: Root) -> tuple[Path, CryptoSigner]:
+    found = _find_root_key(folder, root)
+    if found is None:
+        here = root_key_path(folder).exists()
+        state = "is not the one that devices trust" if here else "is not in the keys folder"
+        raise KeysUnusable(
+            f"the director's root key {root_key_path(folder)} {state} and its root must be signed now; bring it back"
+        )
+    return found
+
+
+def _sign(session: Session, root: Root, signers: Sequence[CryptoSigner], now: datetime) -> None:
     now = now.replace(microsecond=0)
     root.version, root.expires = root.version + 1, expiry(now, LIFE)
     metadata = Metadata(root)
-    metadata.sign(signer)
+    for signer in signers:
+        metadata.sign(signer, append=True)
     session.add(
         SignedMetadata(
             repository=DIRECTOR_REPOSITORY,
