@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import typer
 import uvicorn
 from fastapi import FastAPI
-from http_calls import Api, as_scope
-from tuf.api.exceptions import DownloadHTTPError
+from http_calls import as_scope
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+from tuf_calls import OverHttp
 from typer.testing import CliRunner
 
 from sprat_client.cli.app import app as sprat_app
@@ -24,20 +23,6 @@ from sprat_client.cli.invocation import Invocation
 from sprat_server.access.tokens import Scope
 from sprat_server.publish import repository
 from sprat_shared.errors import SpratError
-
-
-class OverHttp(FetcherInterface):
-    """python-tuf's fetcher port over the application's own routes."""
-
-    def __init__(self, api: Api) -> None:
-        super().__init__()
-        self.api = api
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        answer = self.api.get(urlsplit(url).path)
-        if answer.status_code != 200:
-            raise DownloadHTTPError(answer.text, answer.status_code)
-        yield answer.content
 
 
 def updater(app: FastAPI, folder: Path, fetcher: FetcherInterface | None = None) -> Updater:

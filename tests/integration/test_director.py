@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -189,6 +190,32 @@ def test_the_path_that_brought_a_device_stays_signed_only_while_the_image_reposi
         files = live.target_files(session, model, live.needed(session, model))
         image.set_targets("mnist", [one for one in files if one.path != "mnist/2/from-1"], reason="test")
     assert path() == ()
+
+
+def test_metadata_that_change_while_a_poll_is_answered_are_looked_at_once_more(
+    app: FastAPI, device: TestDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assign(app, 1, device)
+    device.tell(Outcome.COMMITTED)
+    assign(app, 2, device)
+    current, looks = flow.directed, []
+
+    def meanwhile(*given: Any, **named: Any) -> Any:
+        """Have the metadata pruned after the path was read, the first time."""
+        found = current(*given, **named)
+        looks.append([wish.assigned.path for wish in found.wishes])
+        if len(looks) == 1:
+            with app.state.database.transaction() as session:
+                image, model = open_repository(session, app.state.settings), registry.get_model(session, "mnist")
+                files = live.target_files(session, model, live.needed(session, model))
+                image.set_targets("mnist", [one for one in files if one.path != "mnist/2/from-1"], reason="test")
+        return found
+
+    monkeypatch.setattr(flow, "directed", meanwhile)
+    wish = device.wish()
+    assert looks == [[("mnist/2/from-1",)], [("mnist/2/full",)]]
+    assert wish is not None
+    assert wish.path == ("mnist/2/full",)
 
 
 def test_replicas_that_are_asked_at_the_same_time_sign_one_version(

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from fleet_calls import TestDevice, ask_for_token, assertion, enrol, join, published
 from http_calls import Api
+from sqlalchemy import update
 
 from sprat_server.app import create_app
+from sprat_server.fleet.models import Device
 from sprat_server.settings import Settings
 
 
@@ -76,6 +79,25 @@ def test_every_way_in_is_locked(app: FastAPI, device: TestDevice, way: str) -> N
     statuses = [ask().status_code for _ in range(21)]
     assert statuses[-1] == 429
     assert set(statuses) == {401, 429}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"token_expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, "device.token-expired"),
+        ({"revoked_at": datetime(2020, 1, 1, tzinfo=UTC)}, "device.revoked"),
+    ],
+)
+def test_a_device_that_is_known_locks_out_nobody_behind_its_address(
+    app: FastAPI, operator: Api, device: TestDevice, changes: dict[str, datetime], code: str
+) -> None:
+    (other,) = join(app, operator, 1)
+    with app.state.database.transaction() as session:
+        session.execute(update(Device).where(Device.id == device.id).values(token_hash=Device.token_hash, **changes))
+    for path in ("/device/v1/poll", "/blobs/sha256/" + "0" * 64):
+        for _ in range(25):
+            assert device.api.get(path).json()["code"] == code
+    assert other.poll().status_code == 200
 
 
 def test_a_device_whose_clock_is_wrong_is_not_punished(app: FastAPI, device: TestDevice) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import tiny_onnx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_server import Device, DeviceServer
 
@@ -95,3 +96,20 @@ class OneTrust:
         """Return the versions of what is trusted, by repository and role."""
         store = self.store if folder is None else self.on(folder)
         return {f"{item.repository}/{item.role}": item.version for item, _ in store.held()}
+
+
+def tiny_server() -> DeviceServer:
+    """Return a server with two releases of the model `tiny`, the second as an update from the first."""
+    server = DeviceServer()
+    server.add_release("tiny", tiny_onnx.weights(1))
+    server.add_release("tiny", tiny_onnx.nudged(tiny_onnx.weights(1), 2), base=1)
+    server.offered[2] = ("tiny/2/from-1",)
+    return server
+
+
+def assigned_trust(folder: Path, server: DeviceServer) -> OneTrust:
+    """Return the trust store of a device that should run the second release."""
+    folder.mkdir()
+    trust = OneTrust(folder, server)
+    server.assign("tiny", 2, trust.device)
+    return trust

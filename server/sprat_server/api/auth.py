@@ -19,7 +19,7 @@ from sprat_server.access.limits import Lockout
 from sprat_server.access.oidc import OidcVerifier
 from sprat_server.access.tokens import Identity, Scope
 from sprat_server.db.session import SessionDep
-from sprat_server.fleet.authentication import ClockApart, authenticate_device
+from sprat_server.fleet.authentication import Recognised, authenticate_device
 from sprat_server.fleet.models import Device
 from sprat_server.fleet.tokens import DEVICE_PREFIX
 from sprat_server.observe.actors import Actor
@@ -50,10 +50,11 @@ def address_of(scope: AsgiScope) -> str:
 def watched(request: Request, token_id: str = "") -> AbstractContextManager[None]:
     """Return the block in which a caller is authenticated: locked out after too many failures (`access.limits`).
 
-    A device whose clock is wrong is told the time, and is not punished for it.
+    A device that is known, and whose clock is wrong or whose token ended while it slept, locks out nobody behind its
+    address.
     """
     lockout: Lockout = request.app.state.lockout
-    return lockout.watching(address_of(request.scope), token_id, pardoned=ClockApart)
+    return lockout.watching(address_of(request.scope), token_id, pardoned=Recognised)
 
 
 def identify_operator(request: Request, session: Session, shown: str) -> Identity:

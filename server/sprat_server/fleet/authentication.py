@@ -26,7 +26,11 @@ _TOKEN_BYTES: Final = 16  # 128 random bits for a token of an hour: each poll ca
 _REQUIRED: Final = ("iss", "sub", "aud", "iat", "exp", "jti")
 
 
-class ClockApart(Unauthenticated):
+class Recognised(Unauthenticated):
+    """Who calls showed what only it can know, and is refused for another reason: no guess, so lockout counts it not."""
+
+
+class ClockApart(Recognised):
     """The assertion is of another time: the device's clock is wrong, or it waited too long; `server_time` says which.
 
     Attributes:
@@ -87,15 +91,13 @@ def authenticate_device(session: Session, shown: str) -> Device:
     if device.revoked_at is not None:
         raise revoked(device.id)
     if device.token_expires_at is None or device.token_expires_at <= datetime.now(UTC):
-        raise Unauthenticated("the device token has expired; ask for another", code="device.token-expired")
+        raise Recognised("the device token has expired; ask for another", code="device.token-expired")
     return device
 
 
-def revoked(device_id: UUID) -> Unauthenticated:
-    """Return the error for a device that was revoked."""
-    return Unauthenticated(
-        f"device {device_id} was revoked; ask an operator to let it join again", code="device.revoked"
-    )
+def revoked(device_id: UUID) -> Recognised:
+    """Return the error for a device that was revoked, and that proved to be it."""
+    return Recognised(f"device {device_id} was revoked; ask an operator to let it join again", code="device.revoked")
 
 
 def forget_spent_assertions(session: Session) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select
@@ -26,6 +27,10 @@ from sprat_shared.ids import parse_digest
 from sprat_shared.protocol.poll import TOP_ROLES, HeldMetadata, Part, PollAnswer
 from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY, Assigned
 from sprat_shared.trust.targets import IMAGE_REPOSITORY, role_of_model, update_path
+
+_LOOKS: Final = (
+    3  # at metadata that are published while they are read; what devices then get is put right by the next poll
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +106,9 @@ def read(
     """Return what the device lacks; the director signs first what it must.
 
     Assignments are read before the image repository's metadata: what an assignment names was signed before it, so the
-    body never assigns a release that its metadata do not vouch for. Payloads come with the assignment that needs them
-    and not again with later metadata: a trial may last for days.
+    body never assigns a release that its metadata do not vouch for. Where those changed meanwhile both are read again:
+    no path leads over an update that was pruned just then. Payloads come with the assignment that needs them, not with
+    later metadata: a trial may last for days.
 
     Args:
         session: the caller's transaction.
@@ -116,9 +122,14 @@ def read(
         KeysUnusable: something must be signed and the director's online key is not here.
     """
     own = {item.role: item.version for item in held if item.repository == DIRECTOR_REPOSITORY}
-    current = directed(session, settings, device_id, held=own, nonce=nonce)
-    models = [role_of_model(wish.assigned.model) for wish in current.wishes]
     published = repository.newest_versions(session)
+    for _ in range(_LOOKS):
+        before = published
+        current = directed(session, settings, device_id, held=own, nonce=nonce)
+        published = repository.newest_versions(session)
+        if published == before:
+            break
+    models = [role_of_model(wish.assigned.model) for wish in current.wishes]
     lacking = [
         *_lacking(IMAGE_REPOSITORY, {role: published[role] for role in (*TOP_ROLES, *models)}, held),
         *_lacking(DIRECTOR_REPOSITORY, {role: current.versions[role] for role in TOP_ROLES}, held),

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sprat_shared.errors import InvalidInput, UntrustedUpdate
 from sprat_shared.ids import check_model_name
-from sprat_shared.trust.targets import update_path
+from sprat_shared.trust.targets import positive, update_path
 
 DIRECTOR_REPOSITORY: Final = "director"
 _KEY: Final = "sprat"
@@ -73,8 +73,8 @@ class Assigned:
             assigned = cls(
                 device=UUID(said["device"]),
                 model=check_model_name(model),
-                release=_count(int(number)),
-                assignment=_count(said["assignment"]),
+                release=positive(int(number)),
+                assignment=positive(said["assignment"]),
                 path=tuple(steps),
                 profile=profile,
             )
@@ -83,9 +83,3 @@ class Assigned:
         if assigned.full != path:
             raise UntrustedUpdate(f"assignment {path} is not signed under the path {assigned.full}")
         return assigned
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{value!r} is not a positive number")
-    return value

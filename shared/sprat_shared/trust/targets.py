@@ -126,12 +126,12 @@ class UpdateTarget:
             base, local = said.get("base"), said.get("local")
             target = cls(
                 model=check_model_name(said["model"]),
-                release=_count(said["release"]),
+                release=positive(said["release"]),
                 weights=_digest(said["weights"]),
                 graph=_digest(said["graph"]),
-                base_release=None if base is None else _count(base["release"]),
+                base_release=None if base is None else positive(base["release"]),
                 base_weights=None if base is None else _digest(base["weights"]),
-                wire=_count(said["wire"]),
+                wire=positive(said["wire"]),
                 min_agent=str(said["min_agent"]),
                 local=None if local is None else LocalStatistics.of(local),
             )
@@ -142,7 +142,8 @@ class UpdateTarget:
         return target
 
 
-def _count(value: Any) -> int:
+def positive(value: Any) -> int:
+    """Return a number of a signed description, if it is a whole one above 0; ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{value!r} is not a positive number")
     return value

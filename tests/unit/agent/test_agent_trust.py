@@ -11,7 +11,7 @@ import pytest
 import tiny_onnx
 from crashing_disk import CrashingDisk, RecordingDisk
 from device_server import DeviceServer
-from one_trust import OneTrust
+from one_trust import OneTrust, assigned_trust, tiny_server
 from signed_repository import SignedDirector, SignedRepository, in_days
 from tuf.ngclient import Updater
 
@@ -29,19 +29,12 @@ PATH = "tiny/1/full"
 
 @pytest.fixture
 def server() -> DeviceServer:
-    server = DeviceServer()
-    server.add_release(MODEL, tiny_onnx.weights(1))
-    server.add_release(MODEL, tiny_onnx.nudged(tiny_onnx.weights(1), 2), base=1)
-    server.offered[2] = ("tiny/2/from-1",)
-    return server
+    return tiny_server()
 
 
 @pytest.fixture
 def trust(server: DeviceServer, tmp_path: Path) -> OneTrust:
-    trust = OneTrust(tmp_path / "device", server)
-    trust.folder.mkdir()
-    server.assign(MODEL, 2, trust.device)
-    return trust
+    return assigned_trust(tmp_path / "device", server)
 
 
 # refreshing --------------------------------------------------------------------------------------------------------
