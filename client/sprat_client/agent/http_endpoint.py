@@ -228,6 +228,7 @@ class HttpEndpoint:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", self._port))
+            listener.listen()  # whoever reads the address now waits in the queue and is not refused
         except OSError as bad:
             listener.close()
             raise InvalidInput(f"--port {self._port}: {bad.strerror}; choose another, or 0 for any free one") from bad

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any, Final, TextIO
 
 import structlog
@@ -21,6 +22,12 @@ class _ToStderr(logging.StreamHandler[TextIO]):
     @property
     def stream(self) -> TextIO:  # type: ignore[override]  # the standard library's lastResort does the same
         return sys.stderr
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        """Say what went wrong with a record, if anybody can be told: no request fails for want of a log."""
+        with suppress(ValueError, OSError):
+            if not self.stream.closed:
+                super().handleError(record)
 
 
 def configure(*, log_format: str, log_level: str, **context: Any) -> None:

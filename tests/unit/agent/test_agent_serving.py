@@ -1,5 +1,6 @@
 """What applications on the device see: answers over loopback, swapped without a dropped request, digests on request."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,13 @@ import httpx
 import numpy as np
 import pytest
 import tiny_onnx
+import uvicorn
 from one_device import INPUTS, MODEL, OneDevice, one_device, release_of
 
 from sprat_client.agent import Endpoint
-from sprat_client.agent.http_endpoint import SAFETENSORS, decode_tensors, encode_tensors
+from sprat_client.agent.http_endpoint import SAFETENSORS, HttpEndpoint, decode_tensors, encode_tensors
 from sprat_client.agent.loop import Agent
+from sprat_client.agent.serve import Servings
 from sprat_shared.errors import InvalidInput, NotFound
 
 
@@ -168,3 +171,24 @@ def test_a_port_that_is_taken_is_said_so_and_the_folder_is_free_again(agent: Age
         with pytest.raises(InvalidInput, match=f"--port {taken}"), other.agent(port=taken):
             pass
         assert other.serves() == 1
+
+
+def test_an_address_that_is_told_is_never_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = threading.Event()
+    run = uvicorn.Server.run
+
+    def late(self: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
+        begin.wait()
+        run(self, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "run", late)
+    endpoint = HttpEndpoint(Servings(), 0)
+    url = httpx.URL(endpoint.start())
+    try:
+        with socket.create_connection((url.host, url.port or 0), timeout=5) as early:
+            begin.set()
+            early.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert early.recv(100).startswith(b"HTTP/1.1 200")
+    finally:
+        begin.set()
+        endpoint.stop()

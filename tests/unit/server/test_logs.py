@@ -28,3 +28,12 @@ def test_a_stderr_that_was_closed_is_not_written_to(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stderr", now)
     logging.getLogger("sprat").info("it goes on")
     assert json.loads(now.getvalue())["event"] == "it goes on"
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_no_request_fails_because_its_log_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", gone)
+    logs.configure(log_format="json", log_level="info")
+    gone.close()
+    logging.getLogger("sprat").info("nobody hears it")
