@@ -1,10 +1,11 @@
 """What this device should run: the agent's own word for what both repositories agree on. No server ever sends it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sprat_shared.errors import InvalidInput
 from sprat_shared.protocol.fields import Fields
+from sprat_shared.trust.policy import DevicePolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,8 @@ class Desired:
         path: target paths of the updates that lead there from what the director believes the device holds, in
             order; empty where it should hold the release in a slot already.
         full: target path of the full update, for a device that holds something else.
+        prefetch: the release is fetched and rebuilt, and waits; a newer assignment says that it may serve.
+        policy: how to go about it.
     """
 
     model: str
@@ -29,10 +32,22 @@ class Desired:
     graph: str
     path: tuple[str, ...]
     full: str
+    prefetch: bool = False
+    policy: DevicePolicy = field(default_factory=DevicePolicy)
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
-        return {**asdict(self), "path": list(self.path)}
+        return {
+            "model": self.model,
+            "release": self.release,
+            "weights": self.weights,
+            "assignment": self.assignment,
+            "graph": self.graph,
+            "path": list(self.path),
+            "full": self.full,
+            "prefetch": self.prefetch,
+            "policy": self.policy.as_json(),
+        }
 
     @classmethod
     def of(cls, value: Any) -> "Desired":
@@ -53,4 +68,6 @@ class Desired:
             graph=fields.text("graph"),
             path=tuple(path),
             full=fields.text("full"),
+            prefetch=fields.flag("prefetch"),
+            policy=DevicePolicy.of(fields.mapping("policy")),
         )

@@ -4,7 +4,7 @@ A transition and the report it causes are one write: after a cut either both hap
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ from sprat_shared.errors import InvalidInput, SpratError
 from sprat_shared.protocol.fields import Fields
 from sprat_shared.protocol.report import Evidence, Report, TrustReport
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 REFUSALS_KEPT: Final = 16
 
 
@@ -43,6 +43,8 @@ class Work:
         evidence: of validation.
         validated: what VALIDATING could say: `paired`, `labelled` (no old release), `unvalidated`.
         received_bytes: body bytes read so far.
+        entered_at: when its present state was entered, likewise.
+        waiting: what it waits for, in words; None: for nothing.
     """
 
     wish: Desired
@@ -55,6 +57,8 @@ class Work:
     evidence: Evidence | None = None
     validated: str | None = None
     received_bytes: int = 0
+    entered_at: float = 0.0
+    waiting: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -69,6 +73,8 @@ class Work:
             "evidence": None if self.evidence is None else asdict(self.evidence),
             "validated": self.validated,
             "received_bytes": self.received_bytes,
+            "entered_at": self.entered_at,
+            "waiting": self.waiting,
         }
 
     @classmethod
@@ -87,6 +93,8 @@ class Work:
             evidence=Evidence.of(fields.mapping("evidence")) if fields.has("evidence") else None,
             validated=fields.text("validated") if fields.has("validated") else None,
             received_bytes=fields.integer("received_bytes"),
+            entered_at=fields.number("entered_at"),
+            waiting=fields.text("waiting") if fields.has("waiting") else None,
         )
 
 
@@ -111,6 +119,7 @@ class ModelRecord:
         resumes: restarts in the present state.
         trial_cuts: restarts during the present trial.
         refused: newest last.
+        failures: how often each release that fails here has failed, by its release id.
     """
 
     state: State = State.IDLE
@@ -120,6 +129,7 @@ class ModelRecord:
     resumes: int = 0
     trial_cuts: int = 0
     refused: tuple[Refusal, ...] = ()
+    failures: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -131,6 +141,7 @@ class ModelRecord:
             "resumes": self.resumes,
             "trial_cuts": self.trial_cuts,
             "refused": [asdict(refusal) for refusal in self.refused],
+            "failures": dict(self.failures),
         }
 
     @classmethod
@@ -145,6 +156,7 @@ class ModelRecord:
             resumes=fields.integer("resumes"),
             trial_cuts=fields.integer("trial_cuts"),
             refused=tuple(Refusal(**refusal) for refusal in fields.list_of("refused")),
+            failures={name: int(count) for name, count in fields.mapping("failures").items()},
         )
 
     def refuse(self, assignment: int, release: int, code: str) -> "ModelRecord":
@@ -213,6 +225,7 @@ class _Content:
     models: Mapping[str, ModelRecord] = field(default_factory=dict)
     trust: TrustRecord = field(default_factory=TrustRecord)
     unsent: tuple[str, ...] = ()  # canonical JSON of reports that are not in the outbox yet
+    paused_until: float | None = None  # seconds since 1970 on the device's clock; None: not paused
 
 
 class Journal:
@@ -259,6 +272,15 @@ class Journal:
         """What survives of trust."""
         return self._content.trust
 
+    @property
+    def paused_until(self) -> float | None:
+        """Until when no update is worked on, seconds since 1970 on the device's clock; None: there is no pause."""
+        return self._content.paused_until
+
+    def pause(self, until: float | None) -> None:
+        """Let no update be worked on until then; None: at once again."""
+        self._write(replace(self._content, paused_until=until))
+
     def marks(self, repository: str) -> Marks:
         """Return the marks of a repository (`trust.repository.MarksKeeper`)."""
         return self._content.trust.marks.get(repository, Marks())
@@ -295,6 +317,7 @@ class Journal:
                 "models": {name: record.as_json() for name, record in content.models.items()},
                 "trust": content.trust.as_json(),
                 "unsent": list(content.unsent),
+                "paused_until": content.paused_until,
             },
         )
         self._content = content
@@ -302,16 +325,48 @@ class Journal:
 
 def _read(path: Path, disk: Disk) -> _Content:
     try:
-        fields = Fields(json.loads(disk.read(path)), "journal")
-        if (found := fields.integer("format")) != FORMAT:
-            raise JournalUnreadable(f"{path}: journal format {found}; this agent reads {FORMAT}: install a newer agent")
+        fields = Fields(_upgraded(json.loads(disk.read(path)), path), "journal")
         return _Content(
             sequence=fields.integer("sequence"),
             models={name: ModelRecord.of(value) for name, value in fields.mapping("models").items()},
             trust=TrustRecord.of(fields.mapping("trust")),
             unsent=tuple(str(report) for report in fields.list_of("unsent")),
+            paused_until=fields.number("paused_until") if fields.has("paused_until") else None,
         )
-    except (ValueError, TypeError, InvalidInput) as bad:
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidInput) as bad:
         raise JournalUnreadable(
-            f"{path}: {bad}. The disk is damaged: enrol the device again into a new folder"
+            f"{path}: {bad!r}. The disk is damaged: enrol the device again into a new folder"
         ) from bad
+
+
+def _upgraded(value: Any, path: Path) -> Any:
+    """Return a journal of an older agent in today's format. What was under way then goes on where it was.
+
+    Raises:
+        JournalUnreadable: a newer agent wrote it.
+    """
+    found = Fields(value, "journal").integer("format")
+    if found not in {*_UPGRADES, FORMAT}:
+        raise JournalUnreadable(f"{path}: journal format {found}; this agent reads {FORMAT}: install a newer agent")
+    while found != FORMAT:
+        value, found = {**_UPGRADES[found](value), "format": found + 1}, found + 1
+    return value
+
+
+def _from_1(value: dict[str, Any]) -> dict[str, Any]:
+    """Add what format 2 holds: policies, pauses, failures by release, when a state was entered, what it waits for."""
+
+    def wish(old: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if old is None else {**old, "prefetch": False, "policy": {}}
+
+    def work(old: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if old is None else {**old, "wish": wish(old["wish"]), "entered_at": old["started_at"]}
+
+    models = {
+        name: {**old, "pending": wish(old["pending"]), "work": work(old["work"]), "failures": {}}
+        for name, old in value["models"].items()
+    }
+    return {**value, "models": models}
+
+
+_UPGRADES: Final[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _from_1}

@@ -10,12 +10,14 @@ from typing import Final, Self
 
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.estimate import Estimator, SubprocessEstimator
+from sprat_client.agent.facts import DeviceFacts
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.http_endpoint import HttpEndpoint
 from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.journal import Journal
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.machine import ModelMachine, Settled
+from sprat_client.agent.permits import Permits
 from sprat_client.agent.polling import Poller
 from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
 from sprat_client.agent.reports import Outbox
@@ -106,6 +108,7 @@ class Agent:
             runtime=runtime if runtime is not None else OnnxRuntime(),
             servings=Servings(),
             hooks=Hooks(settings.hooks, settings.hook_timeout_s),
+            permits=Permits(DeviceFacts(folder), journal, clock.now),
         )
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ from sprat_client.agent import steps
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.fetcher import LinkDown
 from sprat_client.agent.journal import ModelRecord, Work
+from sprat_client.agent.permits import Unmet
 from sprat_client.agent.releases import Shelf, Slot, Slots
 from sprat_client.agent.serve import Serving
 from sprat_client.agent.states import AFTER_POWER_CUT, Event, State, resume, step
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 _DETAIL_LENGTH: Final = 1000
 _SUPERSEDED: Final = "assignment.superseded"
 _AT_REST: Final = frozenset({State.IDLE, State.ROLLING_BACK})  # nothing new serves: there is nothing to reject
-_BEFORE_TRIAL: Final = frozenset({State.FETCHING, State.VERIFYING, State.REBUILDING, State.VALIDATING})
+_BEFORE_TRIAL: Final = frozenset(State) - _AT_REST - {State.TRIAL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,9 @@ class ModelMachine:
             State.FETCHING: self._fetching,
             State.VERIFYING: self._verifying,
             State.REBUILDING: self._rebuilding,
+            State.READY: self._ready,
             State.VALIDATING: self._validating,
+            State.SHADOW: self._shadow,
             State.TRIAL: self._trial,
             State.ROLLING_BACK: self._rolling_back,
         }
@@ -199,7 +202,9 @@ class ModelMachine:
         else:
             self._enter(Event.ASSIGNED, work, pending_taken=True)
 
-    def _fetching(self) -> None:
+    def _fetching(self) -> float | None:
+        if (unmet := self._shop.permits.fetch(self._work.wish)) is not None:
+            return self._wait(unmet)
         received = 0
 
         def count(size: int) -> None:
@@ -209,7 +214,7 @@ class ModelMachine:
             if self._shop.stopping.is_set():
                 raise LinkDown("the agent is ending; the download goes on at the next start")
 
-        work = self._work
+        work = replace(self._work, waiting=None)
         if not work.steps:
             work = replace(work, steps=steps.choose_steps(self._shop, self.shelf, work.wish))
             self._shop.journal.store(self.model, replace(self.record, work=work))
@@ -220,6 +225,7 @@ class ModelMachine:
                 work = replace(work, received_bytes=work.received_bytes + received)
                 self._shop.journal.store(self.model, replace(self.record, work=work))
         self._enter(Event.DONE, work)
+        return None
 
     def _verifying(self) -> None:
         target = steps.verify(self._shop, self.shelf, self._work)[-1].target
@@ -228,6 +234,23 @@ class ModelMachine:
     def _rebuilding(self) -> None:
         steps.rebuild(self._shop, self.shelf, self._work)
         self._enter(Event.DONE, self._work)
+
+    def _ready(self) -> float | None:
+        if (unmet := self._shop.permits.activate(self._work.wish)) is not None:
+            return self._wait(unmet)
+        self._enter(Event.DONE, replace(self._work, waiting=None))
+        return None
+
+    def _wait(self, unmet: Unmet) -> float:
+        """Say durably, once, what is waited for; return how long to wait before looking again."""
+        if self._work.waiting != unmet.reason:
+            _log.info("waiting", extra={"model": self.model, "state": self.record.state, "for": unmet.reason})
+            work = replace(self._work, waiting=unmet.reason)
+            self._shop.journal.store(self.model, replace(self.record, work=work))
+        return unmet.wait_s
+
+    def _shadow(self) -> None:
+        self._enter(Event.HEALTHY, self._work)
 
     def _validating(self) -> None:
         self._candidate, validation = steps.compare(self._shop, self.shelf, self._work)
@@ -253,7 +276,7 @@ class ModelMachine:
         serving = self._shop.servings.get(self.model)
         if serving is None or serving.slot.release_id != self._work.release_id or serving.fallback is None:
             serving = self._begin_trial(serving)
-        settings = self._shop.settings
+        settings = self._shop.settings.under(self._work.wish.policy)
         if serving.failed >= settings.trial_error_limit:
             self._go_back("trial.errors", f"{serving.failed} requests failed on trial: {serving.last_failure}")
             return None
@@ -324,6 +347,7 @@ class ModelMachine:
         """Make the next state durable, with its report, before anything is done in it."""
         record = self.record
         state = step(record.state, event)
+        work = None if work is None else replace(work, entered_at=time.time())
         after = replace(record, state=state, work=work, resumes=0, trial_cuts=0)
         if pending_taken:
             after = replace(after, pending=None)

@@ -1,8 +1,13 @@
 """Settings of a running agent: frozen, units in the names, read once from the command line."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
+
+from sprat_shared.trust.policy import DevicePolicy
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,3 +109,22 @@ class AgentSettings:
     link: LinkSettings = field(default_factory=LinkSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
+
+    def under(self, policy: DevicePolicy) -> "AgentSettings":
+        """Return these settings with what a signed policy says in place of them."""
+        validation = replace(
+            self.validation,
+            alpha=_said(policy.alpha, self.validation.alpha),
+            tolerance=_said(policy.tolerance, self.validation.tolerance),
+        )
+        return replace(
+            self,
+            validation=validation,
+            trial_s=_said(policy.trial_s, self.trial_s),
+            trial_requests=_said(policy.trial_requests, self.trial_requests),
+            trial_error_limit=_said(policy.trial_errors, self.trial_error_limit),
+        )
+
+
+def _said(said: T | None, own: T) -> T:
+    return own if said is None else said

@@ -16,7 +16,9 @@ class State(StrEnum):
     FETCHING = "fetching"  # metadata, payloads and graph are being downloaded
     VERIFYING = "verifying"  # what was downloaded is checked against the signed metadata
     REBUILDING = "rebuilding"  # the new weights are being computed, in a process of its own
+    READY = "ready"  # the new release lies beside the old one and waits until it may be activated
     VALIDATING = "validating"  # old and new answer the same holdout samples
+    SHADOW = "shadow"  # the new release answers beside the old one; its answers are compared and not served
     TRIAL = "trial"  # the new release serves, the old one waits in its slot
     ROLLING_BACK = "rolling_back"  # the release in the other slot becomes the active one again
 
@@ -27,9 +29,10 @@ class Event(StrEnum):
     ASSIGNED = "assigned"  # a release is wished that no slot holds
     RETURN = "return"  # a release is wished that the other slot still holds, committed
     DONE = "done"  # the state's work succeeded
+    WATCH = "watch"  # validation succeeded, and the release is to answer in the shadow first
     REJECTED = "rejected"  # the update must not, or cannot, be installed here
     SUPERSEDED = "superseded"  # a newer assignment arrived
-    HEALTHY = "healthy"  # the trial showed no harm
+    HEALTHY = "healthy"  # shadow or trial showed no harm
     UNHEALTHY = "unhealthy"  # the trial showed harm, or was cut too often
 
 
@@ -45,12 +48,19 @@ NEXT: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
         (S.VERIFYING, E.DONE): S.REBUILDING,
         (S.VERIFYING, E.REJECTED): S.IDLE,
         (S.VERIFYING, E.SUPERSEDED): S.IDLE,
-        (S.REBUILDING, E.DONE): S.VALIDATING,
+        (S.REBUILDING, E.DONE): S.READY,
         (S.REBUILDING, E.REJECTED): S.IDLE,
         (S.REBUILDING, E.SUPERSEDED): S.IDLE,
+        (S.READY, E.DONE): S.VALIDATING,
+        (S.READY, E.REJECTED): S.IDLE,
+        (S.READY, E.SUPERSEDED): S.IDLE,
         (S.VALIDATING, E.DONE): S.TRIAL,
+        (S.VALIDATING, E.WATCH): S.SHADOW,
         (S.VALIDATING, E.REJECTED): S.IDLE,
         (S.VALIDATING, E.SUPERSEDED): S.IDLE,
+        (S.SHADOW, E.HEALTHY): S.TRIAL,
+        (S.SHADOW, E.REJECTED): S.IDLE,
+        (S.SHADOW, E.SUPERSEDED): S.IDLE,
         (S.TRIAL, E.HEALTHY): S.IDLE,
         (S.TRIAL, E.UNHEALTHY): S.ROLLING_BACK,
         (S.TRIAL, E.SUPERSEDED): S.ROLLING_BACK,

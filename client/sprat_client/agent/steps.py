@@ -18,6 +18,7 @@ from sprat_client.agent.durable import Disk, make_folder, write_file
 from sprat_client.agent.estimate import EstimateJob, Estimator
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.journal import Journal, Work
+from sprat_client.agent.permits import Permits
 from sprat_client.agent.rebuild import Rebuilder, RebuildStep
 from sprat_client.agent.releases import Manifest, Shelf, Slot
 from sprat_client.agent.reports import Outbox
@@ -58,6 +59,7 @@ class Workshop:
         runtime: loads models.
         servings: what serves.
         hooks: the owner's executables.
+        permits: whether an update may be worked on now.
         blobs: payloads of the last poll, by digest.
         stopping: the agent was asked to end; long work is left for the next start.
     """
@@ -76,6 +78,7 @@ class Workshop:
     runtime: Runtime
     servings: Servings
     hooks: Hooks
+    permits: Permits
     blobs: dict[str, bytes] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -311,7 +314,8 @@ def compare(shop: Workshop, shelf: Shelf, work: Work) -> tuple[ModelHost, Valida
     serving = shop.servings.get(work.wish.model)
     path = shop.settings.holdouts.get(work.wish.model)
     holdout = None if path is None else load_holdout(path)
-    return new, validate(new, None if serving is None else serving.host, holdout, shop.settings.validation)
+    settings = shop.settings.under(work.wish.policy).validation
+    return new, validate(new, None if serving is None else serving.host, holdout, settings)
 
 
 def _said(bad: StoreCorrupted) -> dict[str, str]:

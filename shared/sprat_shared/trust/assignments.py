@@ -6,12 +6,13 @@ the length and hashes that the image repository signs for the same path: only wh
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
 from sprat_shared.errors import InvalidInput, UntrustedUpdate
 from sprat_shared.ids import check_model_name
+from sprat_shared.trust.policy import DevicePolicy
 from sprat_shared.trust.targets import positive, update_path
 
 DIRECTOR_REPOSITORY: Final = "director"
@@ -30,6 +31,8 @@ class Assigned:
         path: target paths of the updates that lead there from what the device is believed to hold, in order; empty
             where it should hold the release in a slot already.
         profile: device profile that the director takes the device for; None: none.
+        prefetch: the release is fetched and rebuilt, and waits; a newer assignment says that it may serve.
+        policy: how the device goes about it.
     """
 
     device: UUID
@@ -38,6 +41,8 @@ class Assigned:
     assignment: int
     path: tuple[str, ...]
     profile: str | None = None
+    prefetch: bool = False
+    policy: DevicePolicy = field(default_factory=DevicePolicy)
 
     @property
     def full(self) -> str:
@@ -53,6 +58,10 @@ class Assigned:
         }
         if self.profile is not None:
             said["profile"] = self.profile
+        if self.prefetch:
+            said["prefetch"] = True
+        if policy := self.policy.as_json():
+            said["policy"] = policy
         return {_KEY: said}
 
     @classmethod
@@ -65,11 +74,13 @@ class Assigned:
         try:
             said = (custom or {})[_KEY]
             model, number, _ = path.split("/")
-            steps, profile = said["path"], said.get("profile")
+            steps, profile, prefetch = said["path"], said.get("profile"), said.get("prefetch", False)
             if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
                 raise TypeError(f"path {steps!r:.80} is no list of target paths")  # noqa: TRY301 - all become one error
             if not (profile is None or isinstance(profile, str)):
                 raise TypeError(f"profile {profile!r:.80} is no text")  # noqa: TRY301 - likewise
+            if not isinstance(prefetch, bool):
+                raise TypeError(f"prefetch {prefetch!r:.80} is not true or false")  # noqa: TRY301 - likewise
             assigned = cls(
                 device=UUID(said["device"]),
                 model=check_model_name(model),
@@ -77,6 +88,8 @@ class Assigned:
                 assignment=positive(said["assignment"]),
                 path=tuple(steps),
                 profile=profile,
+                prefetch=prefetch,
+                policy=DevicePolicy.of(said.get("policy", {})),
             )
         except (KeyError, TypeError, AttributeError, ValueError, InvalidInput) as bad:
             raise UntrustedUpdate(f"assignment {path}: its signed description cannot be read ({bad!r})") from bad

@@ -66,7 +66,7 @@ def test_a_device_goes_from_enrolment_to_an_answer(server: DeviceServer, url: st
     assert ran.returncode == 0, ran.stderr
     lines = [json.loads(line) for line in ran.stderr.splitlines()]
     states = [line["state"] for line in lines if line["message"] == "state"]
-    assert states == ["fetching", "verifying", "rebuilding", "validating", "trial", "idle"]
+    assert states == ["fetching", "verifying", "rebuilding", "ready", "validating", "trial", "idle"]
     status = sprat_agent("status", "--dir", folder, "--json")
     said = json.loads(status.stdout)
     assert said["models"][MODEL]["active"]["release"] == 1

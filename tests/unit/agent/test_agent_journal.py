@@ -1,9 +1,11 @@
 """The journal: what a transition writes is all there after a cut, or not at all."""
 
 import itertools
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -174,7 +176,7 @@ def test_a_damaged_journal_is_refused_by_name(content: bytes) -> None:
 
 def test_a_journal_of_a_newer_agent_is_refused_by_name() -> None:
     disk = CrashingDisk(PATH.parent)
-    disk.write(PATH, b'{"format": 2}', 0o600)
+    disk.write(PATH, b'{"format": 3}', 0o600)
     with pytest.raises(JournalUnreadable, match="newer agent"):
         Journal(PATH, disk)
 
@@ -184,3 +186,37 @@ def test_a_record_without_work_is_read_back() -> None:
     record = replace(RECORD, state=State.IDLE, work=None, pending=None)
     Journal(PATH, disk).store("tiny", record)
     assert Journal(PATH, disk).record("tiny") == record
+
+
+def as_format_1(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a journal as an agent before 0.2 wrote it."""
+    del value["paused_until"]
+    for model in value["models"].values():
+        del model["failures"]
+        for work in filter(None, [model["work"]]):
+            del work["entered_at"], work["waiting"]
+        for wish in filter(None, [model["pending"], model["work"] and model["work"]["wish"]]):
+            del wish["prefetch"], wish["policy"]
+    return {**value, "format": 1}
+
+
+@pytest.mark.parametrize("state", State)
+def test_an_older_agents_journal_is_gone_on_with_in_every_state(state: State) -> None:
+    disk = CrashingDisk(PATH.parent)
+    record = replace(RECORD, state=state) if state is not State.IDLE else replace(RECORD, state=state, work=None)
+    journal = Journal(PATH, disk)
+    journal.store("tiny", record)
+    disk.write(PATH, json.dumps(as_format_1(json.loads(disk.read(PATH)))).encode(), 0o600)
+    read = Journal(PATH, disk).record("tiny")
+    entered = read.work and replace(read.work, entered_at=0.0)
+    assert replace(read, work=entered) == record
+    assert read.work is None or read.work.entered_at == read.work.started_at
+
+
+def test_a_pause_survives_and_ends() -> None:
+    disk = CrashingDisk(PATH.parent)
+    Journal(PATH, disk).pause(1e10)
+    journal = Journal(PATH, disk)
+    assert journal.paused_until == 1e10
+    journal.pause(None)
+    assert Journal(PATH, disk).paused_until is None

@@ -32,9 +32,11 @@ def test_from_every_state_there_is_a_way_back_to_idle() -> None:
 
 
 def test_nothing_is_served_before_it_was_verified_rebuilt_and_validated() -> None:
-    order = [State.FETCHING, State.VERIFYING, State.REBUILDING, State.VALIDATING, State.TRIAL]
+    order = [State.FETCHING, State.VERIFYING, State.REBUILDING, State.READY, State.VALIDATING]
     for before, after in itertools.pairwise(order):
         assert [source for (source, _), target in NEXT.items() if target is after] == [before]
+    before_serving = {source for (source, _), target in NEXT.items() if target in {State.SHADOW, State.TRIAL}}
+    assert before_serving == {State.VALIDATING, State.SHADOW}
 
 
 @pytest.mark.parametrize("state", State)

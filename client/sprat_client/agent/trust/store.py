@@ -170,6 +170,8 @@ class TrustStore:
             graph=graph_path(assigned.model, target.graph),
             path=assigned.path,
             full=assigned.full,
+            prefetch=assigned.prefetch,
+            policy=assigned.policy,
         )
 
     def find(self, paths: Sequence[str], source: MetadataSource | None = None) -> Signed:
