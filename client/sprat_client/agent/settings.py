@@ -88,7 +88,7 @@ class AgentSettings:
         trial_requests: served without an error, a release is healthy after so many requests,
         trial_s: or after so long, seconds.
         trial_error_limit: errors in the trial that send a release back.
-        resumes: of one state by restarts, before the update is given up.
+        attempts: failures of one release on this device before it is not tried any more.
         rebuild_timeout_s: of the rebuild's process.
         space_margin_bytes: left free on the disk whatever an update needs.
     """
@@ -103,7 +103,7 @@ class AgentSettings:
     trial_requests: int = 100
     trial_s: float = 5.0
     trial_error_limit: int = 1
-    resumes: int = 10
+    attempts: int = 3
     rebuild_timeout_s: float = 3600.0
     space_margin_bytes: int = 8 << 20
     link: LinkSettings = field(default_factory=LinkSettings)
@@ -123,6 +123,7 @@ class AgentSettings:
             trial_s=_said(policy.trial_s, self.trial_s),
             trial_requests=_said(policy.trial_requests, self.trial_requests),
             trial_error_limit=_said(policy.trial_errors, self.trial_error_limit),
+            attempts=_said(policy.attempts, self.attempts),
         )
 
 
