@@ -90,6 +90,7 @@ class Agent:
             raise
         self._backoff = Backoff(settings.link)
         self._report_backoff = Backoff(settings.link)
+        self._disk_backoff = Backoff(settings.link)
         self._poll_interval_s = settings.poll_interval_s or self._identity.poll_interval_s
         self._next_poll = self._next_delivery = 0.0
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
@@ -205,7 +206,18 @@ class Agent:
         return self._exit_code()
 
     def turn(self) -> float:
-        """Do what is due; return how long nothing will be, seconds."""
+        """Do what is due; return how long nothing will be, seconds. A disk that fails only puts it off."""
+        try:
+            wait_s = self._do_what_is_due()
+        except (OSError, MemoryError) as bad:
+            wait_s = self._disk_backoff.next_s(bad)
+            said = {"code": code_of(bad), "detail": str(bad), "wait_s": wait_s}
+            _log.exception("the disk or the system fails; trying again", extra=said)
+        else:
+            self._disk_backoff.reset()
+        return wait_s
+
+    def _do_what_is_due(self) -> float:
         now = time.monotonic()
         if now >= self._next_poll:
             self._poll()
