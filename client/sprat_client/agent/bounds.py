@@ -1,6 +1,6 @@
 """Exact bounds out of the binomial distribution: of a share that was counted, and of a quantile that was timed. Pure.
 
-Sums run outwards from the count, where terms only fall, so that one costs about the square root of the number of trials.
+Sums run outwards from the count, where terms only fall: one costs about the square root of the number of trials.
 """
 
 import math

@@ -41,7 +41,8 @@ class Work:
         back_to: release id to go back to, in ROLLING_BACK; None: to no release at all.
         reason: public code and sentence of what went wrong, for the report of ROLLING_BACK.
         evidence: of validation.
-        validated: what VALIDATING could say: `paired`, `labelled` (no old release), `unvalidated`.
+        validated: what VALIDATING could say: `paired`, `labelled` (no old release), `unlabelled`, `unvalidated`, and
+            whether that is unproven.
         received_bytes: body bytes read so far.
         entered_at: when its present state was entered, likewise.
         waiting: what it waits for, in words; None: for nothing.
@@ -70,7 +71,7 @@ class Work:
             "graph": self.graph,
             "back_to": self.back_to,
             "reason": None if self.reason is None else list(self.reason),
-            "evidence": None if self.evidence is None else asdict(self.evidence),
+            "evidence": None if self.evidence is None else self.evidence.as_json(),
             "validated": self.validated,
             "received_bytes": self.received_bytes,
             "entered_at": self.entered_at,
@@ -120,6 +121,7 @@ class ModelRecord:
         trial_cuts: restarts during the present trial.
         refused: newest last.
         failures: how often each release that fails here has failed, by its release id.
+        validated: how the active release was validated; None: nobody knows any more.
     """
 
     state: State = State.IDLE
@@ -130,6 +132,7 @@ class ModelRecord:
     trial_cuts: int = 0
     refused: tuple[Refusal, ...] = ()
     failures: Mapping[str, int] = field(default_factory=dict)
+    validated: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -142,6 +145,7 @@ class ModelRecord:
             "trial_cuts": self.trial_cuts,
             "refused": [asdict(refusal) for refusal in self.refused],
             "failures": dict(self.failures),
+            "validated": self.validated,
         }
 
     @classmethod
@@ -157,6 +161,7 @@ class ModelRecord:
             trial_cuts=fields.integer("trial_cuts"),
             refused=tuple(Refusal(**refusal) for refusal in fields.list_of("refused")),
             failures={name: int(count) for name, count in fields.mapping("failures").items()},
+            validated=fields.text("validated") if fields.has("validated") else None,
         )
 
     def refuse(self, assignment: int, release: int, code: str) -> "ModelRecord":

@@ -38,6 +38,7 @@ from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
 _log = logging.getLogger(__name__)
 _GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
 _SHORTEST_WAIT_S: Final = 0.01
+_STOPPED: Final = "stopped.json"  # is there while the agent was asked to end in the middle of something, and did
 
 
 class Agent:
@@ -129,8 +130,10 @@ class Agent:
         if self._endpoint is not None:
             self._endpoint.start()
             write_json(self._disk, folder / "endpoint.json", {"url": self.url, "pid": os.getpid()})
+        clean = self._disk.exists(folder / _STOPPED)
+        remove(self._disk, folder / _STOPPED)  # before anything answers: what ends the agent from here on is no stop
         for machine in self._machines.values():
-            machine.start()
+            machine.start(clean=clean)
         _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": self.url})
 
     def __exit__(
@@ -138,6 +141,11 @@ class Agent:
     ) -> None:
         if self._endpoint is not None:
             self._endpoint.stop()
+        clean = kind is None and not all(machine.idle for machine in self._machines.values())
+        for machine in self._machines.values():
+            machine.stop(keep=clean)
+        if clean:
+            write_json(self._disk, self._settings.folder / _STOPPED, {})
         remove(self._disk, self._settings.folder / "endpoint.json")
         self._shop.link.close()
         self._lock.__exit__(kind, bad, trace)

@@ -14,14 +14,16 @@ from sprat_client.agent.permits import Unmet
 from sprat_client.agent.progress import Progress, Settled
 from sprat_client.agent.releases import Shelf, Slot, Slots
 from sprat_client.agent.serve import Serving
-from sprat_client.agent.states import AFTER_POWER_CUT, Event, State, resume
+from sprat_client.agent.states import AFTER_POWER_CUT, TRIAL_CUTS_ALLOWED, Event, State, resume
 from sprat_client.agent.steps import Workshop, wished_release_id
 from sprat_client.agent.transfer import Backoff
-from sprat_client.agent.validate import ValidationRefused
+from sprat_client.agent.trial import GoOn, Healthy, Unhealthy
+from sprat_client.agent.validate import NOTHING_SEEN, ValidationRefused
+from sprat_client.agent.watching import LOOK_AGAIN_S, Watching
 from sprat_client.runtime.onnxruntime_host import return_memory
 from sprat_client.runtime.ports import ModelHost
 from sprat_shared.errors import SpratError, TryLater, UntrustedUpdate, UpdateRejected
-from sprat_shared.protocol.report import Outcome
+from sprat_shared.protocol.report import Evidence, Outcome
 from sprat_shared.trust.assignments import Assigned
 
 _log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class ModelMachine:
         self._backoff = Backoff(shop.settings.link)
         self._not_before = 0.0
         self._candidate: ModelHost | None = None
+        self._watching: Watching | None = None
         self.progress = Progress(model, shop)
         self.active = ActiveRelease(model, shop, self.shelf)
         self.failures = 0  # tries in a row that ended with TryLater
@@ -63,11 +66,17 @@ class ModelMachine:
         """Whether nothing is left to do."""
         return self.record.state is State.IDLE and self.record.pending is None
 
-    def start(self) -> None:
-        """Serve the active release again, and count the restart if it came in the middle of something."""
+    def start(self, *, clean: bool = False) -> None:
+        """Serve the active release again, and count the restart if it came in the middle of something.
+
+        Args:
+            clean: the agent was asked to end and did; that says nothing against what was under way.
+        """
         self.active.serve(at_rest=self.record.state in _AT_REST)
         record = replace(self.record, state=AFTER_POWER_CUT[self.record.state])
-        if record.state is State.TRIAL:
+        if clean:
+            pass
+        elif record.state is State.TRIAL:
             record = replace(record, trial_cuts=record.trial_cuts + 1)
         elif record.state is not State.IDLE:
             record = replace(record, resumes=record.resumes + 1)
@@ -78,8 +87,21 @@ class ModelMachine:
             self._go_back("trial.cut-too-often", f"the device restarted {record.trial_cuts} times during the trial")
         elif record.state in _BEFORE_TRIAL and record.resumes > self._shop.settings.resumes:
             self._reject(SpratError(f"{record.resumes} restarts while {record.state}; giving up", code="agent.gave-up"))
+        elif record.state is State.SHADOW and record.resumes > TRIAL_CUTS_ALLOWED:
+            why = f"the agent ended {record.resumes} times while the release answered in the shadow"
+            self._reject(ValidationRefused(why, code="shadow.cut-too-often", evidence=self._work.evidence))
         else:
             self._tell_hooks()
+
+    def stop(self, *, keep: bool) -> None:
+        """Compare nothing any more, and keep what was seen, so that the next start goes on from there."""
+        told = None if self._watching is None else self._watching.told()
+        self._watch_no_more()
+        if told is None or not keep:
+            return
+        on_trial = self.record.state is State.TRIAL
+        evidence = replace(self._evidence, trial=told) if on_trial else replace(self._evidence, shadow=told)
+        self.progress.keep_work(replace(self._work, evidence=evidence))
 
     def wish(self, wish: Desired) -> bool:
         """Take an assignment, if it is newer, or is not fulfilled and was not refused; return whether it was taken.
@@ -233,8 +255,30 @@ class ModelMachine:
             self.progress.keep_work(work)
         return unmet.wait_s
 
-    def _shadow(self) -> None:
-        self._enter(Event.HEALTHY, self._work)
+    def _shadow(self) -> float | None:
+        serving = self._shop.servings.get(self.model)
+        if serving is None:  # nothing answers, so nothing can be compared
+            self._enter(Event.HEALTHY, self._work)
+            return None
+        if self._watching is None or self._watching.serving is not serving:
+            self._watch_no_more()
+            self._candidate = self._candidate or steps.load_new(self._shop, self.shelf, self._work)
+            self._watching = Watching.shadow(serving, self._candidate, self._evidence.shadow)
+        verdict = self._watching.judge_shadow(self._shop.settings.under(self._work.wish.policy))
+        work = replace(self._work, evidence=replace(self._evidence, shadow=self._watching.told()))
+        match verdict:
+            case Healthy():
+                _log.info(
+                    "shadow ended", extra={"model": self.model, "seen": work.evidence and work.evidence.as_json()}
+                )
+                self._enter(Event.HEALTHY, work)
+                return None
+            case Unhealthy(code, why):
+                raise ValidationRefused(why, code=code, evidence=work.evidence)
+            case GoOn(left_s):
+                if self._watching.must_be_kept():
+                    self.progress.keep_work(work)
+                return min(left_s, LOOK_AGAIN_S)
 
     def _validating(self) -> None:
         self._candidate, validation = steps.compare(self._shop, self.shelf, self._work)
@@ -253,22 +297,29 @@ class ModelMachine:
         )
         active = self.shelf.slots().active
         back_to = None if active is None else active.release_id
-        work = replace(self._work, evidence=validation.evidence, validated=validation.mode, back_to=back_to)
-        self._enter(Event.DONE, work)
+        work = replace(self._work, evidence=validation.evidence, validated=validation.told, back_to=back_to)
+        settings = self._shop.settings.under(work.wish.policy)
+        watched = settings.shadow_s > 0 and self._shop.servings.get(self.model) is not None
+        self._enter(Event.WATCH if watched else Event.DONE, work)
 
     def _trial(self) -> float | None:
         serving = self._shop.servings.get(self.model)
         if serving is None or serving.slot.release_id != self._work.release_id or serving.fallback is None:
             serving = self._begin_trial(serving)
-        settings = self._shop.settings.under(self._work.wish.policy)
-        if serving.failed >= settings.trial_error_limit:
-            self._go_back("trial.errors", f"{serving.failed} requests failed on trial: {serving.last_failure}")
+        if self._watching is None or self._watching.serving is not serving:
+            self._watch_no_more()
+            self._watching = Watching.trial(serving, self._evidence.trial)
+        verdict = self._watching.judge_trial(self._shop.settings.under(self._work.wish.policy))
+        work = replace(self._work, evidence=replace(self._evidence, trial=self._watching.told()))
+        if isinstance(verdict, GoOn):
+            if self._watching.must_be_kept():
+                self.progress.keep_work(work)
+            return min(verdict.left_s, LOOK_AGAIN_S)
+        if isinstance(verdict, Unhealthy):
+            self._go_back(verdict.code, verdict.why, work=work)
             return None
-        left_s = serving.since + settings.trial_s - time.monotonic()
-        if left_s > 0 and serving.answered < settings.trial_requests:
-            return min(left_s, 0.05)
         serving.fallback = None
-        self._enter(Event.HEALTHY, None, outcome=Outcome.COMMITTED)
+        self._enter(Event.HEALTHY, None, outcome=Outcome.COMMITTED, ended=work)
         return_memory()
         return None
 
@@ -290,7 +341,6 @@ class ModelMachine:
         else:
             old = None if slots.previous is None else self.active.load_or_none(slots.previous)
         serving.fallback = old or serving
-        serving.since = time.monotonic()
         self._shop.servings.swap(self.model, serving)
         return serving
 
@@ -316,6 +366,10 @@ class ModelMachine:
     def _work(self) -> Work:
         return self.progress.work
 
+    @property
+    def _evidence(self) -> Evidence:
+        return self._work.evidence or NOTHING_SEEN
+
     def _enter(
         self,
         event: Event,
@@ -324,9 +378,11 @@ class ModelMachine:
         outcome: Outcome | None = None,
         bad: tuple[str, str] | None = None,
         pending_taken: bool = False,
+        ended: Work | None = None,
     ) -> None:
         """Enter the next state and tell the hooks; its work begins at once."""
-        self.progress.enter(event, work, outcome=outcome, bad=bad, pending_taken=pending_taken)
+        self.progress.enter(event, work, outcome=outcome, bad=bad, pending_taken=pending_taken, ended=ended)
+        self._watch_no_more()
         self._not_before = 0.0
         self._tell_hooks()
 
@@ -361,9 +417,14 @@ class ModelMachine:
         self._enter(Event.REJECTED, None, outcome=outcome, bad=(code, detail))
         return_memory()
 
-    def _go_back(self, code: str, detail: str, event: Event = Event.UNHEALTHY) -> None:
+    def _go_back(self, code: str, detail: str, event: Event = Event.UNHEALTHY, *, work: Work | None = None) -> None:
         _log.warning("going back", extra={"model": self.model, "code": code, "detail": detail})
-        self._enter(event, replace(self._work, reason=(code, detail)))
+        self._enter(event, replace(work or self._work, reason=(code, detail)))
+
+    def _watch_no_more(self) -> None:
+        if self._watching is not None:
+            self._watching.close()
+            self._watching = None
 
     def _tell_hooks(self) -> None:
         record = self.record

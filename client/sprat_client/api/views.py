@@ -209,8 +209,8 @@ class EnrolmentRequestView(TypedDict):
 class ReportView(TypedDict):
     """What a device said, signed with its key: about one assignment, or what signed metadata it did not believe.
 
-    Of the latter kind, `trust`, what belongs to an assignment is None. A third kind, `holdout`, says how the samples drift
-    that applications labelled there: counts by class, and histograms of confidence, ten bins from 0 to 1.
+    Of the latter kind, `trust`, what belongs to an assignment is None. A third kind, `holdout`, says how the samples
+    drift that applications labelled there: counts by class, and histograms of confidence, ten bins from 0 to 1.
     """
 
     kind: Literal["assignment", "trust", "holdout"]

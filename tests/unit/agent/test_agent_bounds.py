@@ -19,7 +19,7 @@ def test_the_tail_of_the_binomial_is_the_sum_of_its_terms(successes: int, trials
     assert at_most(successes, trials, p) == pytest.approx(float(exact), rel=1e-10)
 
 
-# Published tables of Clopper and Pearson, one-sided 95 %; with none counted it is 1 - 0.05**(1/n), with 3/n as its rule.
+# Published tables of Clopper and Pearson, one-sided 95 %; with none counted it is 1 - 0.05**(1/n).
 @pytest.mark.parametrize(
     ("successes", "trials", "bound"),
     [
