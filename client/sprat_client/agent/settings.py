@@ -104,7 +104,7 @@ class AgentSettings:
         shadow_s: a new release answers so long in the shadow before its trial; 0: not at all, or
         shadow_requests: so many requests, whichever comes first.
         max_confidence_drop: of the mean top probability in shadow and trial; None: not judged.
-        resumes: of one state by restarts, before the update is given up.
+        attempts: failures of one release on this device before it is not tried any more.
         rebuild_timeout_s: of the rebuild's process.
         space_margin_bytes: left free on the disk whatever an update needs.
     """
@@ -122,7 +122,7 @@ class AgentSettings:
     shadow_s: float = 0.0
     shadow_requests: int | None = None
     max_confidence_drop: float | None = None
-    resumes: int = 10
+    attempts: int = 3
     rebuild_timeout_s: float = 3600.0
     space_margin_bytes: int = 8 << 20
     link: LinkSettings = field(default_factory=LinkSettings)
@@ -152,6 +152,7 @@ class AgentSettings:
             shadow_s=shadow_s or (_LONGEST_SHADOW_S if shadow_requests else 0.0),
             shadow_requests=shadow_requests,
             max_confidence_drop=_said(policy.max_confidence_drop, self.max_confidence_drop),
+            attempts=_said(policy.attempts, self.attempts),
         )
 
 
