@@ -42,7 +42,8 @@ class Work:
         back_to: release id to go back to, in ROLLING_BACK; None: to no release at all.
         reason: public code and sentence of what went wrong, for the report of ROLLING_BACK.
         evidence: of validation.
-        validated: what VALIDATING could say: `paired`, `labelled` (no old release), `unvalidated`.
+        validated: what VALIDATING could say: `paired`, `labelled` (no old release), `unlabelled`, `unvalidated`, and
+            whether that is unproven.
         received_bytes: body bytes read so far.
         entered_at: when its present state was entered, likewise; for people, no decision counts from it.
         spent_s: how long the agent has worked or waited in the present state, while it ran.
@@ -75,7 +76,7 @@ class Work:
             "graph": self.graph,
             "back_to": self.back_to,
             "reason": None if self.reason is None else list(self.reason),
-            "evidence": None if self.evidence is None else asdict(self.evidence),
+            "evidence": None if self.evidence is None else self.evidence.as_json(),
             "validated": self.validated,
             "received_bytes": self.received_bytes,
             "entered_at": self.entered_at,
@@ -137,6 +138,7 @@ class ModelRecord:
         trial_cuts: restarts during the present trial.
         refused: newest last.
         failures: how often each release that fails here has failed, by its release id.
+        validated: how the active release was validated; None: nobody knows any more.
     """
 
     state: State = State.IDLE
@@ -147,6 +149,7 @@ class ModelRecord:
     trial_cuts: int = 0
     refused: tuple[Refusal, ...] = ()
     failures: Mapping[str, int] = field(default_factory=dict)
+    validated: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -159,6 +162,7 @@ class ModelRecord:
             "trial_cuts": self.trial_cuts,
             "refused": [asdict(refusal) for refusal in self.refused],
             "failures": dict(self.failures),
+            "validated": self.validated,
         }
 
     @classmethod
@@ -174,6 +178,7 @@ class ModelRecord:
             trial_cuts=fields.integer("trial_cuts"),
             refused=tuple(Refusal(**refusal) for refusal in fields.list_of("refused")),
             failures={name: int(count) for name, count in fields.mapping("failures").items()},
+            validated=fields.text("validated") if fields.has("validated") else None,
         )
 
     def refuse(self, assignment: int, release: int, code: str, *, final: bool = True) -> "ModelRecord":

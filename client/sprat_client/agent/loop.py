@@ -42,6 +42,7 @@ from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
 _log = logging.getLogger(__name__)
 _GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
 _SHORTEST_WAIT_S: Final = 0.01
+_STOPPED: Final = "stopped.json"  # is there while the agent was asked to end in the middle of something, and did
 # How long steps may take before they are stuck, beside what the server may take.
 _POLLING_S: Final = 300.0
 _TIDYING_UP_S: Final = 1800.0
@@ -144,8 +145,9 @@ class Agent:
                 write_json(self._disk, folder / "endpoint.json", {"url": self.url, "pid": os.getpid()})
         with _serving_anyway("room that was set aside for an update stays taken"):
             self._shop.reserve.give_back()
+        clean = self._was_stopped()
         for machine in self._machines.values():
-            machine.start()
+            machine.start(clean=clean)
         self._watchdog.ready()
         _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": self.url})
 
@@ -154,10 +156,31 @@ class Agent:
     ) -> None:
         if self._endpoint is not None:
             self._endpoint.stop()
+        self._stop_machines(clean=kind is None)
         with _serving_anyway("endpoint.json is left behind"):
             remove(self._disk, self._settings.folder / "endpoint.json")
         self._shop.link.close()
         self._lock.__exit__(kind, bad, trace)
+
+    def _was_stopped(self) -> bool:
+        """Return whether the last agent here was asked to end in the middle of something, and did; say so only once."""
+        mark = self._settings.folder / _STOPPED
+        stopped = self._disk.exists(mark)
+        try:
+            remove(self._disk, mark)  # before anything answers: what ends the agent from here on is no stop
+        except OSError as bad:
+            _log.warning("the mark of a stop cannot be removed", extra={"detail": str(bad)})
+            return False
+        return stopped
+
+    def _stop_machines(self, *, clean: bool) -> None:
+        """Let nothing be compared any more; where the agent was asked to end, say that no crash ended it."""
+        under_way = not all(machine.idle for machine in self._machines.values())
+        with _serving_anyway("this stop counts like a crash against what is under way"):
+            for machine in self._machines.values():
+                machine.stop(keep=clean)
+            if clean and under_way:
+                write_json(self._disk, self._settings.folder / _STOPPED, {})
 
     @property
     def url(self) -> str:

@@ -15,9 +15,8 @@ from sprat_client.agent.intake import Intake
 from sprat_client.agent.journal import ModelRecord, Work
 from sprat_client.agent.permits import Unmet
 from sprat_client.agent.progress import DeadlineMissed, Progress, Settled
-from sprat_client.agent.releases import Shelf, Slot, Slots
+from sprat_client.agent.releases import Shelf, Slots
 from sprat_client.agent.room import code_of
-from sprat_client.agent.serve import Serving
 from sprat_client.agent.states import (
     AFTER_POWER_CUT,
     AT_REST,
@@ -34,11 +33,13 @@ from sprat_client.agent.states import (
 from sprat_client.agent.steps import Workshop, wished_release_id
 from sprat_client.agent.store import StoreCorrupted
 from sprat_client.agent.transfer import Backoff
+from sprat_client.agent.trial import GoOn, Healthy, Unhealthy
+from sprat_client.agent.tryout import Tryout
 from sprat_client.agent.validate import ValidationRefused
+from sprat_client.agent.watching import LOOK_AGAIN_S
 from sprat_client.runtime.onnxruntime_host import return_memory
-from sprat_client.runtime.ports import ModelHost
 from sprat_shared.errors import SpratError, TryLater, UpdateRejected
-from sprat_shared.protocol.report import Outcome
+from sprat_shared.protocol.report import Evidence, Outcome
 from sprat_shared.trust.assignments import Assigned
 
 _log = logging.getLogger(__name__)
@@ -61,13 +62,13 @@ class ModelMachine:
         self.shelf = Shelf(model, shop.settings.folder / "models" / model, shop.store, shop.disk)
         self._backoff = Backoff(shop.settings.link)
         self._not_before = 0.0
-        self._candidate: ModelHost | None = None
         self.progress = Progress(model, shop)
         self.active = ActiveRelease(model, shop, self.shelf)
+        self.tryout = Tryout(model, shop, self.shelf, self.active)
         self.intake = Intake(model, shop, self.progress, self.active)
         self.failures = 0  # tries in a row that ended with TryLater, or with a disk that fails
-        self._resumed = False
-        self._verdict: tuple[str, str, Event] | None = None  # on a trial, until it is on the disk
+        self._resumed = self._clean = False
+        self._verdict: tuple[str, str, Event, Evidence | None] | None = None  # on a trial, until it is on the disk
         self._said_late = False
 
     @property
@@ -91,11 +92,15 @@ class ModelMachine:
         record = self.record
         return record.pending is None and (record.state is State.IDLE or record.state in BUILT)
 
-    def start(self) -> None:
+    def start(self, *, clean: bool = False) -> None:
         """Serve the active release again, and count the restart if it came in the middle of something.
 
         Where the disk fails, what can be served serves, and `advance` tries the rest again.
+
+        Args:
+            clean: the agent was asked to end and did; that says nothing against what was under way.
         """
+        self._clean = clean
         try:
             self._resume()
         except (OSError, MemoryError) as bad:
@@ -106,7 +111,9 @@ class ModelMachine:
         untried = record.work.release_id if record.work is not None and record.state in BEFORE_TRIAL else None
         self.active.serve(at_rest=record.state in AT_REST, untried=untried)
         record = replace(record, state=AFTER_POWER_CUT[record.state])
-        if record.state is State.TRIAL:
+        if self._clean:
+            pass
+        elif record.state is State.TRIAL:
             record = replace(record, trial_cuts=record.trial_cuts + 1)
         elif record.state is not State.IDLE:
             record = replace(record, resumes=record.resumes + 1)
@@ -117,11 +124,20 @@ class ModelMachine:
         match resume(record.state, record.trial_cuts, record.resumes):
             case Event.UNHEALTHY:
                 self._go_back("trial.cut-too-often", f"the device restarted {record.trial_cuts} times during the trial")
+            case Event.REJECTED if record.state is State.SHADOW:
+                why = f"the agent ended {record.resumes} times while the release answered in the shadow"
+                self._reject(ValidationRefused(why, code="shadow.cut-too-often", evidence=self._work.evidence))
             case Event.REJECTED:
                 bad = SpratError(f"{record.resumes} restarts while {record.state}; giving up", code="agent.gave-up")
                 self._reject(bad)
             case _:
                 self._tell_hooks()
+
+    def stop(self, *, keep: bool) -> None:
+        """Compare nothing any more, and keep what was seen, so that the next start goes on from there."""
+        if keep and self.record.work is not None and self.record.state in {State.SHADOW, State.TRIAL}:
+            self.progress.keep_work(self.tryout.seen(self._work, on_trial=self.record.state is State.TRIAL))
+        self.tryout.drop()
 
     def wish(self, wish: Desired) -> bool:
         """Take an assignment, if it is newer, or is not fulfilled and was not refused; return whether it was taken.
@@ -218,7 +234,7 @@ class ModelMachine:
             self._go_back(_SUPERSEDED, "a newer assignment arrived during the trial", Event.SUPERSEDED)
         else:
             _log.info("superseded", extra={"model": self.model, "release": record.work.wish.release})
-            self._candidate = None
+            self.tryout.drop()
             self._enter(Event.SUPERSEDED, None)
             self._give_back_room()
 
@@ -308,66 +324,55 @@ class ModelMachine:
             self.progress.keep_work(work)
         return unmet.wait_s
 
-    def _shadow(self) -> None:
-        self._enter(Event.HEALTHY, self._work)
+    def _shadow(self) -> float | None:
+        verdict, work = self.tryout.shadow(self._work)
+        match verdict:
+            case Healthy():
+                _log.info(
+                    "shadow ended",
+                    extra={"model": self.model, **({} if work.evidence is None else work.evidence.as_json())},
+                )
+                self._enter(Event.HEALTHY, work)
+                return None
+            case Unhealthy(code, why):
+                raise ValidationRefused(why, code=code, evidence=work.evidence)
+            case GoOn(left_s):
+                if self.tryout.must_be_kept():
+                    self.progress.keep(replace(self.record, work=work, resumes=0))  # it got further: no crash loop
+                return min(left_s, LOOK_AGAIN_S)
 
     def _validating(self) -> None:
-        self._candidate, validation = steps.compare(self._shop, self.shelf, self._work)
+        validation = self.tryout.compare(self._work)
         _log.info(
             "validated",
             extra={
                 "model": self.model,
-                "mode": validation.mode,
+                "mode": validation.told,
                 "detail": validation.detail,
-                "latency_p50_s": validation.latency_s[0],
-                "latency_p95_s": validation.latency_s[1],
-                "old_latency_p50_s": validation.old_latency_s and validation.old_latency_s[0],
-                "old_latency_p95_s": validation.old_latency_s and validation.old_latency_s[1],
                 "resident_bytes": validation.resident_bytes,
+                **validation.evidence.as_json(),
             },
         )
         active = self.shelf.slots().active
         back_to = None if active is None else active.release_id
-        work = replace(self._work, evidence=validation.evidence, validated=validation.mode, back_to=back_to)
-        self._enter(Event.DONE, work)
+        work = replace(self._work, evidence=validation.evidence, validated=validation.told, back_to=back_to)
+        self._enter(Event.WATCH if self.tryout.wants_shadow(work) else Event.DONE, work)
 
     def _trial(self) -> float | None:
-        serving = self._shop.servings.get(self.model)
-        if serving is None or serving.slot.release_id != self._work.release_id or serving.fallback is None:
-            serving = self._begin_trial(serving)
-        settings = self._shop.settings.under(self._work.wish.policy)
-        if serving.failed >= settings.trial_error_limit:
-            self._go_back("trial.errors", f"{serving.failed} requests failed on trial: {serving.last_failure}")
-            return None
-        left_s = serving.since + settings.trial_s - time.monotonic()
-        if left_s > 0 and serving.answered < settings.trial_requests:
-            return min(left_s, 0.05)
-        serving.fallback = None
-        self._enter(Event.HEALTHY, None, outcome=Outcome.COMMITTED)
-        return_memory()
-        return None
-
-    def _begin_trial(self, old: Serving | None) -> Serving:
-        """Point the slots at the new release and let it answer; what must be read is read before anything changes."""
-        work = self._work
-        slots = self.shelf.slots()
-        if work.release_id is None:
-            raise AssertionError("TRIAL follows VERIFYING, which sets the release id")
-        slot = Slot(release=work.wish.release, release_id=work.release_id, weights=work.wish.weights)
-        if old is not None and old.slot.release_id == work.release_id:  # a restart in the trial loaded it already
-            serving = old
-        else:
-            serving = self.active.load(slot, self._candidate)
-            serving.warm_up()
-        self._candidate = None
-        if slots.active is None or slots.active.release_id != work.release_id:
-            self.shelf.point(Slots(active=slot, previous=slots.active))
-        else:
-            old = None if slots.previous is None else self.active.load_or_none(slots.previous)
-        serving.fallback = old or serving
-        serving.since = time.monotonic()
-        self._shop.servings.swap(self.model, serving)
-        return serving
+        verdict, work = self.tryout.trial(self._work)
+        match verdict:
+            case Healthy():
+                self.tryout.commit()
+                self._enter(Event.HEALTHY, None, outcome=Outcome.COMMITTED, ended=work)
+                return_memory()
+                return None
+            case Unhealthy(code, why):
+                self._go_back(code, why, evidence=work.evidence)
+                return None
+            case GoOn(left_s):
+                if self.tryout.must_be_kept():
+                    self.progress.keep_work(work)
+                return min(left_s, LOOK_AGAIN_S)
 
     def _rolling_back(self) -> None:
         work, slots = self._work, self.shelf.slots()
@@ -399,9 +404,11 @@ class ModelMachine:
         outcome: Outcome | None = None,
         bad: tuple[str, str] | None = None,
         pending_taken: bool = False,
+        ended: Work | None = None,
     ) -> None:
         """Enter the next state and tell the hooks; its work begins at once."""
-        self.progress.enter(event, work, outcome=outcome, bad=bad, pending_taken=pending_taken)
+        self.progress.enter(event, work, outcome=outcome, bad=bad, pending_taken=pending_taken, ended=ended)
+        self.tryout.watch_no_more()
         self._not_before, self._said_late = 0.0, False
         self._tell_hooks()
 
@@ -435,7 +442,7 @@ class ModelMachine:
         if code_of(bad) != StoreCorrupted.code or state not in _DAMAGED_AGAIN or self._work.agains >= _AGAINS_ALLOWED:
             return False
         _log.error("damaged; fetching it again", extra={"model": self.model, "state": state, "detail": str(bad)})
-        self._candidate = None
+        self.tryout.drop()
         steps.fetch_again(self._shop, self.shelf, self._work)
         self._enter(Event.AGAIN, replace(self._work, steps=(), agains=self._work.agains + 1))
         return True
@@ -444,7 +451,7 @@ class ModelMachine:
         """End the present work: the old release serves on, untouched."""
         code, detail = code_of(bad), str(bad) or type(bad).__name__
         _log.error("given up", extra={"model": self.model, "state": self.record.state, "code": code, "detail": detail})
-        self._candidate = None
+        self.tryout.drop()
         if self.record.state is State.TRIAL:
             self._go_back(code, detail)
             return
@@ -458,12 +465,16 @@ class ModelMachine:
         self.active.serve(at_rest=True)  # where the active release is what was damaged
         return_memory()
 
-    def _go_back(self, code: str, detail: str, event: Event = Event.UNHEALTHY) -> None:
+    def _go_back(
+        self, code: str, detail: str, event: Event = Event.UNHEALTHY, evidence: Evidence | None = None
+    ) -> None:
         """End the trial: the old release answers at once, whether or not that can be written down just now."""
         _log.warning("going back", extra={"model": self.model, "code": code, "detail": detail})
-        self._verdict = (code, detail, event)
+        evidence = evidence or self._work.evidence
+        self._verdict = (code, detail, event, evidence)
+        self.tryout.watch_no_more()
         self.active.fall_back()
-        self._enter(event, replace(self._work, reason=(code, detail)))
+        self._enter(event, replace(self._work, reason=(code, detail), evidence=evidence))
         self._verdict = None
 
     def _give_back_room(self) -> None:

@@ -109,8 +109,18 @@ class Progress:
         outcome: Outcome | None = None,
         bad: tuple[str, str] | None = None,
         pending_taken: bool = False,
+        ended: Work | None = None,
     ) -> None:
-        """Make the next state durable, with its report, before anything is done in it."""
+        """Make the next state durable, with its report, before anything is done in it.
+
+        Args:
+            event: what happened.
+            work: the update under way from now on.
+            outcome: how an assignment ended, if it did, and
+            bad: why, where it did not end well.
+            pending_taken: the pending assignment is the one under way now.
+            ended: what is known of the update that ended, where that is more than the journal says.
+        """
         record = self.record
         state = step(record.state, event)
         work = None if work is None else replace(work, entered_at=time.time(), spent_s=0.0)
@@ -119,7 +129,7 @@ class Progress:
             after = replace(after, pending=None)
         report, settled = None, None
         if outcome is not None:
-            after, report, settled = self._conclude(after, self.work, outcome, bad)
+            after, report, settled = self._conclude(after, ended or self.work, outcome, bad)
         self._store(after, report, settled)
         _log.info("state", extra={"model": self._model, "state": state, "event": event, "from": record.state})
 
@@ -154,6 +164,8 @@ class Progress:
         """Return the record and the report of an assignment that ended."""
         wish = work.wish
         bad = bad or work.reason
+        if outcome is Outcome.RETURNED or (outcome is Outcome.COMMITTED and work.validated is not None):
+            record = replace(record, validated=work.validated)
         if bad is None:
             record = record.forgiven(wished_release_id(wish))
         else:

@@ -112,7 +112,8 @@ class Rule:
 
 
 # A device may be switched off each night: restarts count where the agent itself may be what crashes. In FETCHING they
-# count until bytes arrive. READY and SHADOW wait, by policy for weeks; TRIAL counts its cuts itself.
+# count until bytes arrive, in SHADOW until a minute of it is in the journal. READY waits, by policy for weeks; TRIAL
+# counts its cuts itself.
 RULES: Final[Mapping[State, Rule]] = MappingProxyType(
     {
         S.IDLE: Rule(None, Late.SAY, None),
@@ -121,7 +122,7 @@ RULES: Final[Mapping[State, Rule]] = MappingProxyType(
         S.REBUILDING: Rule(6 * _HOUR_S, Late.GIVE_UP, 10),
         S.READY: Rule(180 * _DAY_S, Late.GIVE_UP, None),
         S.VALIDATING: Rule(6 * _HOUR_S, Late.GIVE_UP, 10, stuck_s=_HOUR_S),
-        S.SHADOW: Rule(180 * _DAY_S, Late.GIVE_UP, None),
+        S.SHADOW: Rule(180 * _DAY_S, Late.GIVE_UP, TRIAL_CUTS_ALLOWED),
         S.TRIAL: Rule(None, Late.SAY, None),
         S.ROLLING_BACK: Rule(_HOUR_S, Late.SAY, None),
     }

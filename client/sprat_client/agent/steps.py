@@ -18,13 +18,14 @@ from sprat_client.agent.durable import Disk, make_folder, write_file
 from sprat_client.agent.estimate import EstimateJob, Estimator
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.journal import Journal, Work
+from sprat_client.agent.measure import Memory, load_measured
 from sprat_client.agent.permits import Permits
 from sprat_client.agent.rebuild import Rebuilder, RebuildStep
 from sprat_client.agent.releases import Manifest, Shelf, Slot
 from sprat_client.agent.reports import Outbox
 from sprat_client.agent.room import REBUILD_PROCESS_BYTES, Reserve, code_of, require_memory
-from sprat_client.agent.samples import load_holdout
-from sprat_client.agent.serve import Servings
+from sprat_client.agent.samples import load_holdout, load_inputs
+from sprat_client.agent.serve import Serving, Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.store import StoreCorrupted, TensorStore
 from sprat_client.agent.transfer import Blob, Link
@@ -336,20 +337,52 @@ def compare(shop: Workshop, shelf: Shelf, work: Work) -> tuple[ModelHost, Valida
         MemoryShort: there is too little memory for both; nothing was loaded.
         InvalidInput: the holdout samples cannot be used.
     """
+    model, serving = work.wish.model, shop.servings.get(work.wish.model)
+    new, memory = _load_both(shop, shelf, work, serving)
+    path, unlabelled = shop.settings.holdouts.get(model), shop.settings.unlabelled.get(model)
+    holdout = None if path is None else load_holdout(path)
+    inputs = load_inputs(unlabelled) if holdout is None and unlabelled is not None else None
+    settings = shop.settings.under(work.wish.policy).validation
+    old = None if serving is None else serving.host
+    return new, validate(new, old, holdout, settings, inputs=inputs, memory=memory)
+
+
+def load_new(shop: Workshop, shelf: Shelf, work: Work) -> ModelHost:
+    """Load the release of an update under way.
+
+    Raises:
+        ValidationRefused: the runtime refuses it.
+        StoreCorrupted: a file does not have its bytes.
+    """
+    return _load_both(shop, shelf, work, None)[0]
+
+
+def _load_both(shop: Workshop, shelf: Shelf, work: Work, serving: Serving | None) -> tuple[ModelHost, Memory | None]:
+    """Load the new release, and say what it takes beside what the old one takes, each loaded in the same way."""
     if work.release_id is None:
-        raise AssertionError("VALIDATING follows VERIFYING, which sets the release id")
+        raise AssertionError("VERIFYING sets the release id, and came before")
     manifest = shelf.manifest(work.release_id)
     mapped = sum(spec.nbytes * (2 if spec.dtype == "BF16" else 1) for spec in manifest.table.specs)
     require_memory(mapped, f"loading {work.wish.model}@{work.wish.release} beside the release that serves")
+    shelf.check(manifest)
+    new_folder = shelf.folder_of(work.release_id)
+
+    def taken_by(folder: Path) -> int:
+        return load_measured(shop.runtime, folder)[1]
+
+    old_folder = None if serving is None else shelf.folder_of(serving.slot.release_id)
     try:
-        new = load(shop, shelf, manifest)
+        old_bytes = None if old_folder is None else taken_by(old_folder)
+    except ModelNotLoadable:
+        old_bytes = None  # it serves, from files that are gone since
+    try:
+        new, new_bytes = load_measured(shop.runtime, new_folder)
     except ModelNotLoadable as bad:
         raise ValidationRefused(str(bad), code=bad.code) from bad
-    serving = shop.servings.get(work.wish.model)
-    path = shop.settings.holdouts.get(work.wish.model)
-    holdout = None if path is None else load_holdout(path)
-    settings = shop.settings.under(work.wish.policy).validation
-    return new, validate(new, None if serving is None else serving.host, holdout, settings)
+    if old_folder is None or old_bytes is None:
+        return new, None
+    before = old_folder
+    return new, Memory(old=old_bytes, new=new_bytes, again=lambda: (taken_by(before), taken_by(new_folder)))
 
 
 def fetch_again(shop: Workshop, shelf: Shelf, work: Work) -> None:
