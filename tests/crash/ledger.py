@@ -58,10 +58,7 @@ def missing(found: Mapping[str, Counter[str]]) -> list[str]:
         if found[kind].total() < least
     ]
     unseen = [
-        f"no {kind} while {state}"
-        for kind in ("kills", "power cuts")
-        for state in STATES
-        if not found[kind][state]
+        f"no {kind} while {state}" for kind in ("kills", "power cuts") for state in STATES if not found[kind][state]
     ]
     return [*less, *unseen, *(f"{found[kind].total()} {kind}" for kind in NEVER if found[kind].total())]
 

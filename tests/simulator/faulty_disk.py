@@ -29,7 +29,12 @@ class FaultyDisk(PosixDisk):
     """
 
     def __init__(
-        self, number: int = 0, at: int | None = None, *, lasting: bool = False, only: Callable[[str], bool] | None = None
+        self,
+        number: int = 0,
+        at: int | None = None,
+        *,
+        lasting: bool = False,
+        only: Callable[[str], bool] | None = None,
     ) -> None:
         self._number, self._at, self._lasting = number, at, lasting
         self._only = only or (lambda _: True)

@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 _SUPERSEDED: Final = "assignment.superseded"
 _AGAINS_ALLOWED: Final = 2  # a disk that damages what is fetched over and over does not get better
 _DAMAGED_AGAIN: Final = frozenset({state for state, event in NEXT if event is Event.AGAIN})
+_STARTS: Final = 3  # tries to serve before anything else is done: one bad read must not cost a poll's time
 _KEEP_TIME_EVERY_S: Final = 900.0  # at most so much of a state's time is forgotten by a power cut
 
 
@@ -101,10 +102,11 @@ class ModelMachine:
             clean: the agent was asked to end and did; that says nothing against what was under way.
         """
         self._clean = clean
-        try:
-            self._resume()
-        except (OSError, MemoryError) as bad:
-            self._not_before = time.monotonic() + self._say_stuck(bad)
+        for _ in range(_STARTS):
+            try:
+                return self._resume()
+            except (OSError, MemoryError) as bad:
+                self._not_before = time.monotonic() + self._say_stuck(bad)
 
     def _resume(self) -> None:
         record = self.record
