@@ -164,6 +164,15 @@ class ModelRecord:
         refusal = Refusal(assignment=assignment, release=release, code=code)
         return replace(self, refused=(*self.refused, refusal)[-REFUSALS_KEPT:])
 
+    def under(self, wish: Desired) -> "ModelRecord":
+        """Return the record in which what waits, or is worked on, for this assignment goes by its newest policy."""
+        pending, work = self.pending, self.work
+        if pending is not None and pending.assignment == wish.assignment:
+            pending = replace(pending, policy=wish.policy)
+        if work is not None and work.wish.assignment == wish.assignment:
+            work = replace(work, wish=replace(work.wish, policy=wish.policy))
+        return replace(self, pending=pending, work=work)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:

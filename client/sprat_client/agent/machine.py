@@ -101,6 +101,9 @@ class ModelMachine:
         if wish.assignment == record.highest_assignment:
             refused = any(refusal.assignment == wish.assignment for refusal in record.refused)
             if not self.idle or refused or self._runs(wish):
+                if (following := record.under(wish)) != record:
+                    self._shop.journal.store(self.model, following)
+                    self._not_before = 0.0  # what it waited for may not be asked any more
                 return False
         self._shop.journal.store(self.model, replace(record, pending=wish, highest_assignment=wish.assignment))
         self._not_before = 0.0

@@ -87,6 +87,18 @@ class WayView(TypedDict):
     path: list[str]
 
 
+class PolicyView(TypedDict):
+    """The policy that holds for devices of a profile (None: of any), and for what it was set (`agent`: for nothing)."""
+
+    model: str
+    profile: str | None
+    source: Literal["profile", "model", "agent"]
+    policy: dict[str, Any]
+    set_by: str | None
+    set_at: str | None
+    profiles: list[str]
+
+
 class ProgressView(TypedDict):
     """How far a job is: `fraction` of the whole, 0 to 1."""
 

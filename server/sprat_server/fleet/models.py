@@ -4,6 +4,7 @@ A device's key changes only by a replacement that an operator allowed, and the o
 """
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func
@@ -194,3 +195,21 @@ class DeviceSlots(Base):
     weights: Mapped[str | None]  # digest of what serves, computed by the device over its files
     outcome: Mapped[str]  # of its newest report
     reported_at: Mapped[datetime]
+
+
+class PolicyRow(Base):
+    """What is asked of the devices that have a model, or of those of one profile: that one is in the other's place."""
+
+    __tablename__ = "device_policy"
+    __table_args__ = (
+        UniqueConstraint("model_id", "profile", postgresql_nulls_not_distinct=True),
+        CheckConstraint("profile ~ '^[a-z0-9-]{1,63}$'", name="profile_is_plain"),
+        CheckConstraint("jsonb_typeof(policy) = 'object'", name="policy_is_an_object"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
+    profile: Mapped[str | None]  # NULL: of every device whose profile has none of its own
+    policy: Mapped[dict[str, Any]]
+    set_by: Mapped[str]
+    set_at: Mapped[datetime] = mapped_column(server_default=func.now())
