@@ -58,6 +58,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("GET", "/api/v1/rollouts"): VIEWER,
     ("POST", "/api/v1/rollouts"): RELEASER,
     ("GET", "/api/v1/rollouts/{rollout_id}"): VIEWER,
+    ("POST", "/api/v1/rollouts/{rollout_id}/prefetch"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/start"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/pause"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/resume"): OPERATOR,

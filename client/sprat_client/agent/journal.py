@@ -45,6 +45,7 @@ class Work:
         received_bytes: body bytes read so far.
         entered_at: when its present state was entered, likewise.
         waiting: what it waits for, in words; None: for nothing.
+        told_ready: the assignment of which it was reported that the release is ready; 0: of none.
     """
 
     wish: Desired
@@ -59,6 +60,7 @@ class Work:
     received_bytes: int = 0
     entered_at: float = 0.0
     waiting: str | None = None
+    told_ready: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -75,6 +77,7 @@ class Work:
             "received_bytes": self.received_bytes,
             "entered_at": self.entered_at,
             "waiting": self.waiting,
+            "told_ready": self.told_ready,
         }
 
     @classmethod
@@ -95,6 +98,7 @@ class Work:
             received_bytes=fields.integer("received_bytes"),
             entered_at=fields.number("entered_at"),
             waiting=fields.text("waiting") if fields.has("waiting") else None,
+            told_ready=fields.integer("told_ready") if fields.has("told_ready") else 0,
         )
 
 

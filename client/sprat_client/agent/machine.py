@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _DETAIL_LENGTH: Final = 1000
 _SUPERSEDED: Final = "assignment.superseded"
 _AT_REST: Final = frozenset({State.IDLE, State.ROLLING_BACK})  # nothing new serves: there is nothing to reject
+_ACTIVATED: Final = frozenset({State.VALIDATING, State.SHADOW, State.TRIAL})
 _BEFORE_TRIAL: Final = frozenset(State) - _AT_REST - {State.TRIAL}
 
 
@@ -68,14 +69,21 @@ class ModelMachine:
         """Whether nothing is left to do."""
         return self.record.state is State.IDLE and self.record.pending is None
 
+    @property
+    def ready(self) -> bool:
+        """Whether all that is left is a release that was assigned ahead and lies here, which was reported."""
+        record = self.record
+        told = record.work is not None and record.work.wish.prefetch and record.work.told_ready
+        return record.state is State.READY and record.pending is None and told == record.highest_assignment
+
     def start(self) -> None:
         """Serve the active release again, and count the restart if it came in the middle of something."""
         self._serve_active()
         record = replace(self.record, state=AFTER_POWER_CUT[self.record.state])
         if record.state is State.TRIAL:
             record = replace(record, trial_cuts=record.trial_cuts + 1)
-        elif record.state is not State.IDLE:
-            record = replace(record, resumes=record.resumes + 1)
+        elif record.state is not State.IDLE and (record.work is None or record.work.waiting is None):
+            record = replace(record, resumes=record.resumes + 1)  # while it waits for leave a restart is no failure
         if record != self.record:
             self._shop.journal.store(self.model, record)
             _log.info("resuming", extra={"model": self.model, "state": record.state, "resumes": record.resumes})
@@ -100,7 +108,7 @@ class ModelMachine:
             )
         if wish.assignment == record.highest_assignment:
             refused = any(refusal.assignment == wish.assignment for refusal in record.refused)
-            if not self.idle or refused or self._runs(wish):
+            if not self.idle or refused or self._fulfils(wish):
                 if (following := record.under(wish)) != record:
                     self._shop.journal.store(self.model, following)
                     self._not_before = 0.0  # what it waited for may not be asked any more
@@ -110,6 +118,12 @@ class ModelMachine:
         self._backoff.reset()
         _log.info("assigned", extra={"model": self.model, "release": wish.release, "assignment": wish.assignment})
         return True
+
+    def let_go(self) -> None:
+        """Give up what was fetched ahead: the director names the model no more."""
+        record = self.record
+        if record.work is not None and record.work.wish.prefetch and record.state in _BEFORE_TRIAL:
+            self._enter(Event.SUPERSEDED, None)
 
     def refuse(self, assigned: Assigned, bad: UpdateRejected) -> None:
         """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""
@@ -161,8 +175,11 @@ class ModelMachine:
         record = self.record
         if record.pending is None or record.state in {State.IDLE, State.ROLLING_BACK} or record.work is None:
             return None
-        if wished_release_id(record.pending) == wished_release_id(record.work.wish):
+        starts = record.pending.prefetch and record.state in _ACTIVATED  # it serves, or begins to, and shall wait
+        if wished_release_id(record.pending) == wished_release_id(record.work.wish) and not starts:
             work = replace(record.work, wish=replace(record.pending, path=record.work.wish.path))
+            if work.told_ready == record.work.wish.assignment:  # what it took was told with that report
+                work = replace(work, received_bytes=0, started_at=time.time())
             self._shop.journal.store(self.model, replace(record, pending=None, work=work))
         elif record.state is State.TRIAL:
             self._go_back(_SUPERSEDED, "a newer assignment arrived during the trial", Event.SUPERSEDED)
@@ -196,7 +213,9 @@ class ModelMachine:
         slots = self.shelf.slots()
         work = Work(wish=wish, started_at=time.time())
         wished = wished_release_id(wish)
-        if slots.active is not None and self._runs(wish):
+        if wish.prefetch and self._fulfils(wish):
+            self._settle(work, Outcome.READY)
+        elif slots.active is not None and self._runs(wish):
             self.shelf.point(replace(slots, active=replace(slots.active, release=wish.release)))
             self._serve_active()
             self._settle(work, Outcome.COMMITTED)
@@ -239,6 +258,12 @@ class ModelMachine:
         self._enter(Event.DONE, self._work)
 
     def _ready(self) -> float | None:
+        work = self._work
+        if work.wish.prefetch and work.told_ready != work.wish.assignment:
+            work = replace(work, told_ready=work.wish.assignment)
+            record, report = self._conclude(replace(self.record, work=work), work, Outcome.READY, None)
+            self._shop.journal.store(self.model, record, report)
+            self._shop.flush_reports()
         if (unmet := self._shop.permits.activate(self._work.wish)) is not None:
             return self._wait(unmet)
         self._enter(Event.DONE, replace(self._work, waiting=None))
@@ -447,6 +472,12 @@ class ModelMachine:
     def _runs(self, wish: Desired) -> bool:
         active = self.shelf.slots().active
         return active is not None and active.release_id == wished_release_id(wish)
+
+    def _fulfils(self, wish: Desired) -> bool:
+        """Return whether a slot has what is wished: the active one, or, of a release to be at hand, the other too."""
+        other = self.shelf.slots().previous
+        at_hand = wish.prefetch and other is not None and other.release_id == wished_release_id(wish)
+        return self._runs(wish) or (at_hand and other is not None and self._intact(other))
 
     def _intact(self, slot: Slot) -> bool:
         try:

@@ -141,6 +141,7 @@ class RolloutDeviceView(TypedDict):
     previous: int | None
     exposed_by: int | None
     returned_by: int | None
+    prefetch: Literal["asked", "ready", "failed"] | None
 
 
 class WaveView(TypedDict):
@@ -166,6 +167,8 @@ class RolloutView(TypedDict):
     exposed: int
     committed: int
     failed: int
+    prefetched: int
+    ready: int
     waves: list[WaveView]
     unplaced: list[RolloutDeviceView]
     created_by: str
@@ -175,11 +178,12 @@ class RolloutView(TypedDict):
 
 
 class DeviceModelView(TypedDict):
-    """One model on a device: what it should run, and what it said it runs."""
+    """One model on a device: what it should run (`prefetch`: have at hand), and what it said it runs."""
 
     model: str
     assigned: int | None
     assignment: int | None
+    prefetch: bool
     active: int | None
     previous: int | None
     weights: str | None

@@ -128,14 +128,17 @@ class EnrolmentRequest(Base):
 
 
 class Assignment(Base):
-    """Which release a device should run of one model. The one with the largest counter holds."""
+    """Which release a device should run of one model. The one with the largest counter holds.
+
+    Of the reason `prefetch`: which one it should have at hand; what it runs is not touched.
+    """
 
     __tablename__ = "assignment"
     __table_args__ = (
         ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
         Index(None, "device_id", "model_id", "counter"),
         CheckConstraint("counter >= 1", name="counter_is_positive"),
-        CheckConstraint("reason IN ('rollout', 'return', 'enrolment')", name="reason_is_known"),
+        CheckConstraint("reason IN ('rollout', 'return', 'enrolment', 'prefetch')", name="reason_is_known"),
         CheckConstraint("number IS NOT NULL OR reason = 'return'", name="only_a_return_can_withdraw"),
     )
 
@@ -162,7 +165,7 @@ class DeviceReport(Base):
         CheckConstraint("num_nulls(model_id, assignment, outcome) IN (0, 3)", name="is_of_an_assignment_or_of_none"),
         CheckConstraint("octet_length(signature) = 64", name="signature_is_ed25519"),
         CheckConstraint(
-            "outcome IN ('committed', 'refused', 'rolled_back', 'failed', 'returned')", name="outcome_is_known"
+            "outcome IN ('committed', 'refused', 'rolled_back', 'failed', 'returned', 'ready')", name="outcome_is_known"
         ),
     )
 

@@ -101,11 +101,15 @@ class LeaveReason(BaseModel):
 
 
 class DeviceModelView(BaseModel):
-    """One model on a device: what it should run, and what it said it runs; `local` names what it computed itself."""
+    """One model on a device: what it should run, and what it said it runs; `local` names what it computed itself.
+
+    Where `prefetch` is true, it should only have the assigned release at hand.
+    """
 
     model: str
     assigned: int | None
     assignment: int | None
+    prefetch: bool
     active: int | None
     previous: int | None
     weights: str | None
@@ -120,6 +124,7 @@ class DeviceModelView(BaseModel):
             model=model,
             assigned=None if wish is None else wish.number,
             assignment=None if wish is None else wish.counter,
+            prefetch=wish is not None and wish.reason == "prefetch",
             active=None if slots is None else slots.active,
             previous=None if slots is None else slots.previous,
             weights=None if slots is None else slots.weights,

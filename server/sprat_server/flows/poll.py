@@ -186,6 +186,7 @@ def _wish(
         assignment=assignment.counter,
         path=tuple(update_path(model.name, step.number, step.base_number) for step in steps),
         profile=device.profile,
+        prefetch=assignment.reason == "prefetch",
         policy=policies.policy_of(session, model.id, device.profile),
     )
     return Wish(
