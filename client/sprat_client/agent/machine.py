@@ -237,7 +237,7 @@ class ModelMachine:
                 raise LinkDown("the agent is ending; the download goes on at the next start")
 
         work = replace(self._work, waiting=None)
-        if not work.steps:
+        if not work.steps or not steps.still_signed(self._shop, work):
             work = replace(work, steps=steps.choose_steps(self._shop, self.shelf, work.wish))
             self._shop.journal.store(self.model, replace(self.record, work=work))
         try:
