@@ -1,4 +1,4 @@
-"""What the crash suite did, counted over all its processes: `make crash` prints it, and fails if it is less than promised.
+"""What the crash suite did, over all its processes: `make crash` prints it, and fails if it is less than promised.
 
     python tests/crash/ledger.py [FOLDER]     adds up what the tests of one run noted there
 Tests note what they did in the folder that SPRAT_CRASH_LEDGER names; without it nothing is noted.

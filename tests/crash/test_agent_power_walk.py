@@ -128,10 +128,11 @@ def cut(walk: Walk, wished: int) -> bool:
         with agent:
             walk.check(agent, {walk.serving, wished}, journal)
             go(walk, agent, wished, call_back=call_back)
-        return False
     except PowerCut:
         for call in disk.calls:
             before.replay(call)
+    else:
+        return False
     before.power_cut()
     walk.starts += 1
     walk.folder = folder.parent / str(walk.starts)

@@ -285,6 +285,9 @@ class Agent:
         for refused in agreed.refused:
             self._machine(refused.assigned.model).refuse(refused.assigned, refused.why)
             troubles.append(refused.why)
+        named = {wish.model for wish in agreed.desired} | {refused.assigned.model for refused in agreed.refused}
+        for model in self._machines.keys() - named if not agreed.foreign else ():
+            self._machines[model].let_go()
         self._poller.settle(troubles[0] if troubles else None)
         return taken
 
@@ -315,7 +318,7 @@ class Agent:
         failures = max([self._backoff.failures, *(machine.failures for machine in self._machines.values())])
         if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
             return TryLater.exit_code
-        idle = all(machine.idle for machine in self._machines.values())
+        idle = all(machine.idle or machine.ready for machine in self._machines.values())
         if self._backoff.failures or self._unsettled_poll or not idle or self._shop.reports_wait:
             if idle and self._unsettled_poll and not self._backoff.failures:
                 self._next_poll = 0.0
