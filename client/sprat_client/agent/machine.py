@@ -170,6 +170,10 @@ class ModelMachine:
             self._enter(Event.SUPERSEDED, None)
             self._give_back_room()
 
+    def look_again(self) -> None:
+        """Look at once at what is waited for: something changed."""
+        self._not_before = 0.0
+
     def refuse(self, assigned: Assigned, bad: UpdateRejected) -> None:
         """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""
         self.intake.refuse(assigned, bad)
