@@ -13,9 +13,9 @@ import uvicorn
 from one_device import INPUTS, MODEL, OneDevice, one_device, release_of
 
 from sprat_client.agent import Endpoint
-from sprat_client.agent.http_endpoint import SAFETENSORS, HttpEndpoint, decode_tensors, encode_tensors
+from sprat_client.agent.http_endpoint import SAFETENSORS, HttpEndpoint
 from sprat_client.agent.loop import Agent
-from sprat_client.agent.serve import Servings
+from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput, NotFound
 
 
@@ -173,7 +173,7 @@ def test_a_port_that_is_taken_is_said_so_and_the_folder_is_free_again(agent: Age
         assert other.serves() == 1
 
 
-def test_an_address_that_is_told_is_never_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_is_told_is_never_refused(device: OneDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = threading.Event()
     run = uvicorn.Server.run
 
@@ -182,7 +182,8 @@ def test_an_address_that_is_told_is_never_refused(monkeypatch: pytest.MonkeyPatc
         run(self, sockets)
 
     monkeypatch.setattr(uvicorn.Server, "run", late)
-    endpoint = HttpEndpoint(Servings(), 0)
+    with device.agent() as agent:
+        endpoint = HttpEndpoint(agent._applications, 0)
     url = httpx.URL(endpoint.start())
     try:
         with socket.create_connection((url.host, url.port or 0), timeout=5) as early:
