@@ -95,6 +95,7 @@ class Agent:
             raise
         self._backoff = Backoff(settings.link)
         self._report_backoff = Backoff(settings.link)
+        self._disk_backoff = Backoff(settings.link)
         self._poll_interval_s = settings.poll_interval_s or self._identity.poll_interval_s
         self._next_poll = self._next_delivery = 0.0
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
@@ -272,7 +273,18 @@ class Agent:
         return self._exit_code()
 
     def turn(self) -> float:
-        """Do what is due; return how long nothing will be, seconds."""
+        """Do what is due; return how long nothing will be, seconds. A disk that fails only puts it off."""
+        try:
+            wait_s = self._do_what_is_due()
+        except (OSError, MemoryError) as bad:
+            wait_s = self._disk_backoff.next_s(bad)
+            said = {"code": code_of(bad), "detail": str(bad), "wait_s": wait_s}
+            _log.exception("the disk or the system fails; trying again", extra=said)
+        else:
+            self._disk_backoff.reset()
+        return wait_s
+
+    def _do_what_is_due(self) -> float:
         now = time.monotonic()
         if now >= self._next_poll:
             self._poll()
@@ -318,6 +330,9 @@ class Agent:
         for refused in agreed.refused:
             self._machine(refused.assigned.model).refuse(refused.assigned, refused.why)
             troubles.append(refused.why)
+        named = {wish.model for wish in agreed.desired} | {refused.assigned.model for refused in agreed.refused}
+        for model in self._machines.keys() - named if not agreed.foreign else ():
+            self._machines[model].let_go()
         self._poller.settle(troubles[0] if troubles else None)
         return taken
 
@@ -348,7 +363,7 @@ class Agent:
         failures = max([self._backoff.failures, *(machine.failures for machine in self._machines.values())])
         if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
             return TryLater.exit_code
-        idle = all(machine.idle for machine in self._machines.values())
+        idle = all(machine.idle or machine.ready for machine in self._machines.values())
         if self._backoff.failures or self._unsettled_poll or not idle or self._shop.reports_wait:
             if idle and self._unsettled_poll and not self._backoff.failures:
                 self._next_poll = 0.0
