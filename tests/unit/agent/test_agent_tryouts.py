@@ -169,7 +169,7 @@ def test_the_first_release_of_a_model_has_no_shadow(device: OneDevice) -> None:
 
 
 def run_until(agent: Agent, state: State, more: Callable[[], bool] = lambda: True) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 15
     while not (agent._machines[MODEL].record.state is state and more()):
         assert time.monotonic() < end, agent._machines[MODEL].record.state
         agent.turn()
@@ -340,7 +340,7 @@ def test_a_release_that_ends_the_process_is_given_up_at_the_third_time(
             [sys.executable, "-c", _CRASHING, str(device.folder)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
-            timeout=60,
+            timeout=30,
             check=False,
         )
         ends.append(done.returncode)

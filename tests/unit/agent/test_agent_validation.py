@@ -1,6 +1,5 @@
 """Which new releases the holdout samples refuse, and which they let pass."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sprat_client.agent import measure
 from sprat_client.agent.measure import Memory, load_measured
 from sprat_client.agent.samples import Holdout, load_holdout
 from sprat_client.agent.settings import ValidationSettings
@@ -288,45 +288,77 @@ def test_a_drift_of_the_inputs_is_measured_between_their_older_and_their_newer_h
 # latency and memory -----------------------------------------------------------------------------------------------
 
 
+class Clock:
+    """A clock that stands still but for the models that take their time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class Late(TableModel):
     """A model that takes its time, and now and then much more, as on a busy device."""
 
-    def __init__(self, answers: Array, seconds: float, *, hiccups: float = 0.0) -> None:
+    def __init__(self, answers: Array, clock: Clock, seconds: float, *, hiccups: float = 0.0) -> None:
         super().__init__(answers)
-        self.seconds, self.hiccups, self.draw, self.runs = seconds, hiccups, np.random.default_rng(5), 0
+        self.clock, self.seconds, self.hiccups = clock, seconds, hiccups
+        self.draw, self.runs = np.random.default_rng(5), 0
 
     def run(self, values: Mapping[str, Array]) -> list[Array]:
         self.runs += 1
-        end = time.perf_counter() + self.seconds * (20 if self.draw.random() < self.hiccups else 1)
-        while time.perf_counter() < end:
-            pass
+        self.clock.now += self.seconds * self.draw.uniform(1, 1.2) * (20 if self.draw.random() < self.hiccups else 1)
         return super().run(values)
 
 
-def test_a_release_of_three_times_the_time_is_refused_and_not_where_nobody_asks() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(measure, "time", clock)
+    return clock
+
+
+def test_a_release_of_three_times_the_time_is_refused_and_not_where_nobody_asks(clock: Clock) -> None:
     holdout = holdout_of(40)
     policy = replace(SETTINGS, max_latency_ratio=1.5)
-    slow, old = Late(holdout.labels, 0.0018), Late(holdout.labels, 0.0006)
+    slow, old = Late(holdout.labels, clock, 0.003), Late(holdout.labels, clock, 0.001)
     with pytest.raises(ValidationRefused, match=r"1\.5 times are allowed") as refused:
         validate(slow, old, holdout, policy)
     assert refused.value.code == "validation.slow"
     seen = refused.value.evidence
     assert seen is not None
-    assert seen.new_latency_p95_s is not None
-    assert seen.old_latency_p95_s is not None
-    assert seen.new_latency_p95_s > 1.5 * seen.old_latency_p95_s
+    assert seen.new_latency_p95_s == pytest.approx(0.0036, rel=0.05)
+    assert seen.old_latency_p95_s == pytest.approx(0.0012, rel=0.05)
     assert old.runs > 200
-    quiet = Late(holdout.labels, 0.0006)
+    quiet = Late(holdout.labels, clock, 0.001)
     assert validate(slow, quiet, holdout, SETTINGS).evidence.new_latency_p95_s is not None
     assert quiet.runs < 20, "without a limit nothing more is timed"
 
 
-def test_hiccups_of_a_busy_device_refuse_no_release_of_the_same_speed() -> None:
+def test_hiccups_of_a_busy_device_refuse_no_release_of_the_same_speed(clock: Clock) -> None:
     holdout = holdout_of(40)
-    policy = replace(SETTINGS, max_latency_ratio=1.5)
-    for _ in range(3):
-        old, new = (Late(holdout.labels, 0.0003, hiccups=share) for share in (0.02, 0.03))
-        assert validate(new, old, holdout, policy).mode == "paired"
+    policy = replace(SETTINGS, max_latency_ratio=1.5, latency_runs=30)
+    refused = 0
+    for seed in range(40):
+        old, new = (Late(holdout.labels, clock, 0.001, hiccups=0.03) for _ in range(2))
+        old.draw, new.draw = np.random.default_rng(seed), np.random.default_rng(1000 + seed)
+        try:
+            validate(new, old, holdout, policy)
+        except ValidationRefused:
+            refused += 1
+    assert refused <= 2, "5 % of the good ones at most"
+
+
+def test_the_times_of_a_slow_model_end_with_their_budget(clock: Clock) -> None:
+    holdout = holdout_of(40)
+    policy = replace(SETTINGS, max_latency_ratio=1.5, latency_runs=30, latency_budget_s=10.0)
+    slow, old = Late(holdout.labels, clock, 3.0), Late(holdout.labels, clock, 1.0)
+    assert validate(slow, old, holdout, policy).mode == "paired", "a few times show nothing"
+    assert old.runs < 12
 
 
 def test_a_release_that_takes_too_much_memory_is_refused_after_it_was_measured_three_times() -> None:
