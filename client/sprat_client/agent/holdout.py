@@ -208,7 +208,7 @@ class KeptHoldout:
     def _forget_oldest(self) -> None:
         """While there are too many, let the oldest of the largest class go, and a file of which nothing counts."""
         while self._count > self._settings.most_samples or self._bytes > self._settings.most_bytes:
-            label = max(self._classes, key=lambda one: len(self._classes[one]))
+            label = max(self._classes, key=self._rank)
             number, file = self._classes[label].popleft()
             file.live.remove(number)
             self._count -= 1
@@ -216,6 +216,11 @@ class KeptHoldout:
             if not file.live:
                 self._files.remove(file)
                 self._remove(file)
+
+    def _rank(self, label: int) -> tuple[int, int]:
+        """Order classes by their size; of equal ones the one with the oldest sample is the larger."""
+        kept = self._classes[label]
+        return len(kept), -kept[0][0] if kept else 0
 
     def _remove(self, file: _File) -> None:
         try:
