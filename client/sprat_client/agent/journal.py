@@ -16,7 +16,7 @@ from sprat_client.agent.states import State
 from sprat_client.agent.trust.marks import Marks
 from sprat_shared.errors import InvalidInput, SpratError
 from sprat_shared.protocol.fields import Fields
-from sprat_shared.protocol.report import Evidence, Report, TrustReport
+from sprat_shared.protocol.report import AnyReport, Evidence, Report, TrustReport
 
 FORMAT: Final = 2
 REFUSALS_KEPT: Final = 16
@@ -354,8 +354,12 @@ class Journal:
         """Make a record durable, together with the report that its transition causes."""
         self._write(self._reported(replace(self._content, models={**self._content.models, model: record}), report))
 
+    def say(self, report: AnyReport) -> None:
+        """Make a report durable that no transition causes."""
+        self._write(self._reported(self._content, report))
+
     @staticmethod
-    def _reported(content: _Content, report: Report | TrustReport | None) -> _Content:
+    def _reported(content: _Content, report: AnyReport | None) -> _Content:
         if report is None:
             return content
         return replace(content, sequence=report.sequence, unsent=(*content.unsent, report.to_json().decode()))
