@@ -220,28 +220,33 @@ def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], No
     if local is not None:
         path = graph_path(work.wish.model, local.graph)
         graphs.append(find_targets(shop, [path])[path])
+    files = [*targets, *(graph for graph in graphs if not shop.store.holds(graph.sha256, graph.length))]
+    coming = sum(max(0, file.length - _kept(shop, file)) for file in files)
+    room = coming + _tensor_bytes(_active_manifest(shelf), sum(target.length for target in targets))
+    shop.reserve.take(room, margin=shop.settings.space_margin_bytes)
+    for file in files:
+        _fetch_one(shop, file, received)
+
+
+def _kept(shop: Workshop, target: TrustedTarget) -> int:
+    """Return how many bytes of a payload are here already."""
+    try:
+        return (shop.downloads / target.sha256.hex()).stat().st_size
+    except OSError:
+        return 0
+
+
+def _active_manifest(shelf: Shelf) -> Manifest | None:
+    """Return what the active release holds; None where there is none, or it cannot be read."""
     active = shelf.slots().active
-    _reserve_room(shop, targets, graphs, None if active is None else shelf.manifest(active.release_id))
-    for target in targets:
-        _fetch_one(shop, target, received)
-    for graph in graphs:
-        if not shop.store.holds(graph.sha256, graph.length):
-            _fetch_one(shop, graph, received)
-
-
-def _reserve_room(
-    shop: Workshop, targets: Sequence[TrustedTarget], graphs: Sequence[TrustedTarget], base: Manifest | None
-) -> None:
-    """Set room aside: for payloads that are not here yet, and for every tensor anew in the worst case."""
-    payloads = sum(target.length for target in targets)
-    files = shop.downloads.glob("*") if shop.downloads.is_dir() else ()
-    here = sum(path.stat().st_size for path in files)
-    coming = max(0, payloads + sum(graph.length for graph in graphs) - here)
-    shop.reserve.take(coming + _tensor_bytes(base, payloads), margin=shop.settings.space_margin_bytes)
+    try:
+        return None if active is None else shelf.manifest(active.release_id)
+    except StoreCorrupted:
+        return None
 
 
 def _tensor_bytes(base: Manifest | None, payloads: int) -> int:
-    """Return how many bytes the tensors of a new release may take: those of the base, with copies that graphs read."""
+    """Return how many bytes the tensors of a new release may take: in the worst case all anew, with graphs' copies."""
     held = 0 if base is None else sum(spec.nbytes * (3 if spec.dtype == "BF16" else 1) for spec in base.table.specs)
     return 4 * payloads if base is None else max(payloads, held)
 

@@ -1,13 +1,19 @@
 """Room on the disk and in memory: asked for before anything is taken, set aside, given back."""
 
 import errno
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_onnx
 from faulty_disk import FaultyDisk
+from one_device import MODEL, OneDevice, agent_on, one_device
 
+from sprat_client.agent import room, steps
 from sprat_client.agent.durable import PosixDisk
+from sprat_client.agent.releases import Shelf
 from sprat_client.agent.room import (
     MemoryShort,
     NoSpace,
@@ -16,7 +22,10 @@ from sprat_client.agent.room import (
     code_of,
     require_memory,
 )
+from sprat_client.agent.store import TensorStore
 from sprat_shared.errors import TryLater
+from sprat_shared.protocol.report import Outcome
+from sprat_shared.wire.tensors import TensorTable
 
 
 def blocks(path: Path) -> int:
@@ -121,3 +130,57 @@ def test_too_little_memory_is_said_before_anything_is_loaded() -> None:
 )
 def test_every_error_has_a_public_code(bad: BaseException, code: str) -> None:
     assert code_of(bad) == code
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[OneDevice]:
+    with one_device(tmp_path) as device:
+        base = device.server.models[MODEL][1].weights
+        device.server.add_release(MODEL, tiny_onnx.nudged(base, 2), base=1)
+        yield device
+
+
+def test_an_update_sets_its_room_aside_spends_it_and_gives_the_rest_back(device: OneDevice) -> None:
+    sizes: dict[str, list[int]] = {}
+
+    class Watched(PosixDisk):
+        def rename(self, old: Path, new: Path) -> None:
+            reserve = device.folder / "reserve"
+            state = json.loads((device.folder / "journal.json").read_bytes())["models"][MODEL]["state"]
+            sizes.setdefault(state, []).append(reserve.stat().st_size if reserve.exists() else -1)
+            super().rename(old, new)
+
+    device.server.inline = False
+    device.server.assign(MODEL, 2)
+    with agent_on(device.folder, Watched()) as agent:
+        assert agent.run(once=True) == 0
+    tensors = sum(spec.nbytes for spec in device_table(device).specs)
+    assert max(sizes["fetching"]) <= max(sizes["verifying"]) == tensors, "what was fetched came out of it"
+    assert max(sizes["rebuilding"]) > 0
+    assert set(sizes["ready"] + sizes["trial"]) == {-1}
+    assert not (device.folder / "reserve").exists()
+
+
+def device_table(device: OneDevice) -> TensorTable:
+    shelf = Shelf(
+        MODEL, device.folder / "models" / MODEL, TensorStore(device.folder / "store", PosixDisk()), PosixDisk()
+    )
+    slot = shelf.slots().active
+    assert slot is not None
+    return shelf.manifest(slot.release_id).table
+
+
+@pytest.mark.parametrize(("available", "doing"), [(1 << 20, "rebuilding"), (-1, "loading")])
+def test_too_little_memory_fails_the_update_before_anything_is_loaded(
+    device: OneDevice, monkeypatch: pytest.MonkeyPatch, available: int, doing: str
+) -> None:
+    if available < 0:
+        monkeypatch.setattr(steps, "REBUILD_PROCESS_BYTES", -(1 << 30))
+        available = 100
+    monkeypatch.setattr(room, "available_memory", lambda: available)
+    code, report = device.take(2)
+    assert (code, report.outcome, report.error_code) == (1, Outcome.FAILED, "memory.short")
+    assert (report.error_detail or "").startswith(doing)
+    monkeypatch.undo()
+    assert device.serves() == 1
+    assert device.take(2)[1].outcome is Outcome.COMMITTED

@@ -11,8 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_onnx
+from one_device import MODEL, one_device, release_of
 
+from sprat_client.agent.durable import PosixDisk
+from sprat_client.agent.journal import Journal
+from sprat_client.agent.states import State
 from sprat_client.agent.watchdog import EXIT_STUCK, Notifier, Watchdog
+from sprat_shared.protocol.report import Outcome
 
 STUCK = """
 import threading, time
@@ -106,3 +112,36 @@ def test_a_watchdog_of_another_process_is_not_fed() -> None:
     assert Notifier({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}).interval_s is None
     assert Notifier({"WATCHDOG_USEC": "1000"}).interval_s is None
     Notifier({"NOTIFY_SOCKET": "/nowhere/to/be/found"}).say("READY=1")
+
+
+IMPATIENT = """
+import dataclasses, sys
+from sprat_client.agent import patience, states
+from sprat_client.agent.commands import main
+
+patience.RULES = {state: dataclasses.replace(rule, stuck_s=-119.0) for state, rule in states.RULES.items()}
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_agent_that_hangs_on_a_file_ends_itself_and_the_next_one_resumes(tmp_path: Path) -> None:
+    with one_device(tmp_path) as device:
+        device.server.add_release(MODEL, tiny_onnx.nudged(device.server.models[MODEL][1].weights, 2), base=1)
+        assignment = device.server.assign(MODEL, 2)
+        hanging = tmp_path / "pipe.npz"
+        os.mkfifo(hanging)  # reading it waits for a writer that never comes
+        asked = ["run", "--once", "--dir", str(device.folder), "--holdout", f"{MODEL}={hanging}"]
+        done = subprocess.run(
+            [sys.executable, "-c", IMPATIENT, *asked], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == EXIT_STUCK, done.stderr[-3000:]
+        said = next(line for line in map(json.loads, done.stderr.splitlines()) if line["message"] == "stuck")
+        assert said["step"] == "tiny: validating"
+        assert any("samples.py" in line for line in said["stacks"])
+        record = Journal(device.folder / "journal.json", PosixDisk()).record(MODEL)
+        assert (record.state, record.resumes) == (State.VALIDATING, 0)
+        with device.agent() as agent:
+            assert agent._machines[MODEL].record.resumes == 1, "the restart counts"
+            assert agent.run(once=True) == 0
+            assert release_of(agent, device.server) == 2
+        assert device.server.wait_for_report(assignment).outcome is Outcome.COMMITTED
