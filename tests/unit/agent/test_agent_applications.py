@@ -74,6 +74,15 @@ def test_an_error_that_cannot_be_read_is_a_bad_request(http: httpx.Client, body:
     assert http.post(ERRORS, content=body).status_code == 400
 
 
+@pytest.mark.parametrize("path", [ERRORS, SAMPLES])
+def test_a_web_page_in_a_browser_of_the_device_changes_nothing(http: httpx.Client, agent: Agent, path: str) -> None:
+    said = {"text": "x"} if path == ERRORS else {"inputs": INPUTS.tolist(), "labels": LABELS.tolist()}
+    for origin in ("https://evil.example", "null"):
+        assert http.post(path, json=said, headers={"Origin": origin}).status_code == 400
+    assert agent._shop.servings.of(MODEL).reported == 0
+    assert len(agent._shop.holdouts.of(MODEL)) == 0
+
+
 def test_of_a_model_that_is_not_served_nothing_is_reported_or_kept(http: httpx.Client) -> None:
     assert http.post("/v1/models/other/errors", json={"text": "x"}).status_code == 404
     assert http.post("/v1/models/other/samples", json={"inputs": [], "labels": []}).status_code == 404
