@@ -32,9 +32,9 @@ from sprat_client.agent.store import TensorStore
 
 pytestmark = pytest.mark.crash
 MANY = int(os.environ.get("SPRAT_CRASH_TIMES", "1"))  # `make crash` has it higher
-SEEDS, CUTS = max(2, MANY // 2), 20 if MANY == 1 else 120
+SEEDS, CUTS = 1 if MANY == 1 else 4 * MANY, 25
 RELEASES = range(1, 6)
-CALLS = 330  # of an update, about
+CALLS = 130  # of an update, about
 ALLOWED_S = 20.0
 
 
@@ -190,6 +190,7 @@ def surplus(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("walk", range(SEEDS), indirect=True)
+@pytest.mark.timeout(900)
 def test_cuts_at_random_and_cuts_of_the_recovery_leave_the_old_or_the_new_release(walk: Walk) -> None:
     while walk.cuts.total() < CUTS:
         walk.server.devices["gate-7"].reports.clear()
