@@ -134,8 +134,13 @@ class ModelMachine:
             case Event.UNHEALTHY:
                 self._go_back("trial.cut-too-often", f"the device restarted {record.trial_cuts} times during the trial")
             case Event.REJECTED if record.state is State.SHADOW:
-                why = f"the agent ended {record.resumes} times while the release answered in the shadow"
-                self._reject(ValidationRefused(why, code="shadow.cut-too-often", evidence=self._work.evidence))
+                self._reject(
+                    ValidationRefused(
+                        f"the agent ended {record.resumes} times while the release answered in the shadow",
+                        code="shadow.cut-too-often",
+                        evidence=self._work.evidence,
+                    )
+                )
             case Event.REJECTED:
                 bad = SpratError(f"{record.resumes} restarts while {record.state}; giving up", code="agent.gave-up")
                 self._reject(bad)
