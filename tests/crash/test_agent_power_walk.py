@@ -207,4 +207,4 @@ def test_cuts_at_random_and_cuts_of_the_recovery_leave_the_old_or_the_new_releas
             ledger.note("outside", {"power cut": 1})
             raise
     ledger.note("power cuts", walk.cuts)
-    assert len(walk.cuts) > 4, walk.cuts
+    assert len(walk.cuts) >= 3, f"cuts in several states: {walk.cuts}"

@@ -29,7 +29,7 @@ from sprat_shared.trust.policy import DevicePolicy
 
 SOAK_S = float(os.environ.get("SPRAT_SOAK_S", "10"))
 LONG_S, LEAST_CYCLES = 900.0, 2000  # a soak of so many seconds goes through so many updates and faults
-WARM_UP_S = min(60.0, SOAK_S / 4)
+WARM_UP_S = min(180.0, SOAK_S / 4)  # the allocator of the C library has its floor after some hundred updates
 WINDOWS = 24
 SLOPE_BYTES_PER_HOUR = 1 << 20
 GROWTH_BYTES = 8 << 20  # of a soak that is too short for a slope

@@ -31,7 +31,7 @@ class Intake:
 
     def __init__(self, model: str, shop: Workshop, progress: Progress, active: ActiveRelease) -> None:
         self._model, self._shop, self._progress, self._active = model, shop, progress, active
-        self._tried: set[int] = set()  # assignments that this process has worked on
+        self._tried: int | None = None  # the last assignment that this process has worked on
 
     def take(self, wish: Desired, *, idle: bool) -> bool:
         """Take an assignment, if it is newer, or is not fulfilled and was not refused; return whether it was taken.
@@ -63,7 +63,7 @@ class Intake:
     def breaks(self, wish: Desired) -> bool:
         """Refuse a release that failed here too often, and return that; otherwise note that it is tried."""
         if not self._is_broken(wish):
-            self._tried.add(wish.assignment)
+            self._tried = wish.assignment
             return False
         failed = self._progress.record.failures[wished_release_id(wish)]
         bad = LoopBroken(
@@ -76,7 +76,7 @@ class Intake:
     def retry(self) -> None:
         """Hold nothing against any release any more: the standing assignment is taken again when it is seen next."""
         self._progress.keep(self._progress.record.retried())
-        self._tried.clear()
+        self._tried = None
 
     def _is_broken(self, wish: Desired) -> bool:
         attempts = self._shop.settings.under(wish.policy).attempts
@@ -92,4 +92,4 @@ class Intake:
             return False
         if refusal.code == LoopBroken.code:
             return self._is_broken(wish)
-        return refusal.final or wish.assignment in self._tried
+        return refusal.final or wish.assignment == self._tried

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -76,8 +77,8 @@ class ModelMachine:
         return self.progress.record
 
     @property
-    def settled(self) -> list[Settled]:
-        """The assignments that ended since the start."""
+    def settled(self) -> Sequence[Settled]:
+        """The last assignments that ended since the start."""
         return self.progress.settled
 
     @property

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -19,6 +20,7 @@ from sprat_shared.trust.assignments import Assigned
 
 _log = logging.getLogger(__name__)
 _DETAIL_LENGTH: Final = 1000
+_SETTLED_KEPT: Final = 64
 _BY_HAND: Final = "operator.rolled-back"
 
 
@@ -47,13 +49,13 @@ class Progress:
         now: a clock in seconds that nobody sets.
 
     Attributes:
-        settled: the assignments that ended since the start.
+        settled: the last assignments that ended since the start.
     """
 
     def __init__(self, model: str, shop: Workshop, now: Callable[[], float] = time.monotonic) -> None:
         self._model, self._shop, self._now = model, shop, now
         self._counted_at = now()
-        self.settled: list[Settled] = []
+        self.settled: deque[Settled] = deque(maxlen=_SETTLED_KEPT)
 
     @property
     def record(self) -> ModelRecord:
