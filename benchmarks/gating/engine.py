@@ -102,7 +102,7 @@ class Gates:
         for metric, rule in self.policy.metrics.items():
             if not rule.required:
                 continue
-            reach = np.full(len(most), rule.reach(rule.clip))
+            reach = np.full(len(most), float(rule.reach(rule.clip)))
             for margin in reversed(rule.margins):
                 proven = self.proofs[metric, margin].e_values(slice(None)) >= enough
                 reach[proven] = rule.reach(margin)

@@ -77,7 +77,18 @@ class Reported:
         return said | ({"lost": True} if self.lost else {})
 
 
-Event: TypeAlias = Exposed | Reported
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A device that was offered the release was revoked before it reported: it counts no more."""
+
+    device: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {"left": self.device}
+
+
+Event: TypeAlias = Exposed | Reported | Left
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,7 @@ class Evidence:
         next_reach: devices that will have the release with the next wave; None: no further wave waits.
 
     Raises:
-        InvalidInput: a device is exposed twice, reports twice, reports before it was exposed, or is of a segment that
+        InvalidInput: a device is exposed twice, reports twice or without being exposed, or is of a segment that
             the cohort does not have.
     """
 
@@ -110,7 +121,10 @@ class Evidence:
                     raise InvalidInput(f"device {event.device} is of {min(unknown)}, which the cohort lacks", code=CODE)
                 continue
             if event.device not in exposed:
-                raise InvalidInput(f"device {event.device} reported before it was exposed", code=CODE)
+                raise InvalidInput(f"device {event.device} reported before it was exposed, or left", code=CODE)
+            if isinstance(event, Left):
+                _once(event.device, reported, "reported, and cannot leave")
+                continue
             _once(event.device, reported, "reported twice on one release")
 
     def as_json(self) -> dict[str, Any]:
@@ -134,7 +148,7 @@ class Evidence:
             raise InvalidInput("evidence: field 'events' must be a list", code=CODE)
         if not (reach is None or _is_count(reach)) or not all(map(_is_count, cohort.values())):
             raise InvalidInput("evidence: cohort and next_reach are counts of devices, from 1", code=CODE)
-        return cls(cohort=dict(cohort), events=tuple(_event(one) for one in events), next_reach=reach)
+        return cls(cohort=dict(cohort), events=tuple(event_of(one) for one in events), next_reach=reach)
 
 
 def _once(device: str, seen: set[str], what: str) -> None:
@@ -143,8 +157,15 @@ def _once(device: str, seen: set[str], what: str) -> None:
     seen.add(device)
 
 
-def _event(value: Any) -> Event:
+def event_of(value: Any) -> Event:
+    """Read what an event's `as_json` wrote.
+
+    Raises:
+        InvalidInput: a field is missing or wrong.
+    """
     said = _object(value, "event")
+    if "left" in said:
+        return Left(_text(said["left"]))
     if "exposed" in said:
         segments = said.get("segments", [])
         if not isinstance(segments, list):

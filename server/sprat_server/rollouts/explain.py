@@ -8,7 +8,7 @@ from typing import Final
 from sprat_server.rollouts.eprocess import no_harm_game
 from sprat_server.rollouts.evidence import Evidence, Exposed, Reported, Segment
 from sprat_server.rollouts.gate_policy import FAILURES, GatePolicy, MetricRule
-from sprat_server.rollouts.gate_state import ALL, GateState
+from sprat_server.rollouts.gate_state import ALL, GateState, Scope
 from sprat_server.rollouts.gates import Decision, Gate, Verdict
 
 MOST_MORE: Final = 2000
@@ -90,6 +90,8 @@ class Explanation:
         proofs: what is proven for opening.
         ratios: silence by kind of segment.
         would_change: sentences.
+        halted_after: reports at the halt; None: there was none.
+        exposed_at_halt: devices that had been offered the release by then.
     """
 
     verdict: Verdict
@@ -104,12 +106,14 @@ class Explanation:
     proofs: tuple[ProofLine, ...]
     ratios: tuple[RatioLine, ...]
     would_change: tuple[str, ...]
+    halted_after: int | None
+    exposed_at_halt: int | None
 
 
 def explain(evidence: Evidence, policy: GatePolicy) -> Explanation:
     """Explain what `judge` says of the same evidence and policy. Seconds for tens of thousands of devices."""
     gate = Gate(policy)
-    state = gate.fold(evidence)
+    state, halt = _fold(gate, evidence)
     verdict = gate.decide(state, evidence.next_reach)
     everyone = state.scopes[ALL]
     return Explanation(
@@ -128,7 +132,20 @@ def explain(evidence: Evidence, policy: GatePolicy) -> Explanation:
             for kind, wealth in state.ratios.items()
         ),
         would_change=tuple(_would_change(gate, state, verdict, evidence)),
+        halted_after=None if halt is None else halt.reported,
+        exposed_at_halt=None if halt is None else halt.exposed,
     )
+
+
+def _fold(gate: Gate, evidence: Evidence) -> tuple[GateState, Scope | None]:
+    """Return the state after the evidence, and what was known of all devices when it halted."""
+    state, halt = gate.start(evidence.cohort), None
+    segments: dict[str, tuple[Segment, ...]] = {}
+    for event in evidence.events:
+        state = gate.hear(state, event, segments)
+        if halt is None and state.halted_by is not None:
+            halt = state.scopes[ALL]
+    return state, halt
 
 
 def _gate_lines(gate: Gate, state: GateState) -> tuple[GateLine, ...]:

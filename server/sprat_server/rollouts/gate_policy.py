@@ -54,7 +54,7 @@ class MetricRule:
 
     def reach(self, margin: float) -> float:
         """Return how many devices may have the release when a margin is proven; the clip needs no proof."""
-        return math.inf if margin <= self.tolerance else self.budget / margin
+        return math.inf if margin <= self.tolerance else math.floor(self.budget / margin)
 
 
 _METRICS: Final = MappingProxyType(

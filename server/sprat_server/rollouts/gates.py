@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from sprat_server.rollouts.eprocess import Game, Wealth, scaled
-from sprat_server.rollouts.evidence import Event, Evidence, Exposed, Reported, Segment, kind_of
+from sprat_server.rollouts.evidence import Event, Evidence, Exposed, Left, Reported, Segment, kind_of
 from sprat_server.rollouts.gate_policy import FAILURES, GatePolicy
 from sprat_server.rollouts.gate_state import ALL, GateState, Scope, in_order
 
@@ -88,6 +88,26 @@ class Gate:
         changed = {name: replace(scope, exposed=scope.exposed + 1) for name, scope in _touched(state, segments)}
         return replace(state, scopes={**state.scopes, **changed})
 
+    def leave(self, state: GateState, segments: tuple[Segment, ...]) -> GateState:
+        """Return the state after an exposed device of these segments was revoked before it reported."""
+        changed = {name: replace(scope, exposed=scope.exposed - 1) for name, scope in _touched(state, segments)}
+        return replace(state, scopes={**state.scopes, **changed})
+
+    def hear(self, state: GateState, event: Event, segments: dict[str, tuple[Segment, ...]]) -> GateState:
+        """Return the state after any event.
+
+        Args:
+            state: before it.
+            event: what happened.
+            segments: of the devices that were exposed so far; an exposure adds its own.
+        """
+        if isinstance(event, Exposed):
+            segments[event.device] = event.segments
+            return self.expose(state, event.segments)
+        if isinstance(event, Left):
+            return self.leave(state, segments[event.device])
+        return self.report(state, segments[event.device], event)
+
     def report(self, state: GateState, segments: tuple[Segment, ...], reported: Reported) -> GateState:
         """Return the state after a device of these segments reported: each device once, and only if it was exposed."""
         losses = {FAILURES: float(reported.failed)} | {
@@ -118,7 +138,7 @@ class Gate:
         state = self.start(evidence.cohort)
         segments: dict[str, tuple[Segment, ...]] = {}
         for event in evidence.events:
-            state = self._after(state, event, segments)
+            state = self.hear(state, event, segments)
         return state
 
     def e_value(self, state: GateState) -> float:
@@ -176,12 +196,6 @@ class Gate:
             if self.proof(state, metric, margin) >= 1 / self.policy.open_alpha:
                 return margin
         return rule.clip
-
-    def _after(self, state: GateState, event: Event, segments: dict[str, tuple[Segment, ...]]) -> GateState:
-        if isinstance(event, Exposed):
-            segments[event.device] = event.segments
-            return self.expose(state, event.segments)
-        return self.report(state, segments[event.device], event)
 
     def _scope_after(self, scope: Scope, reported: Reported, losses: Mapping[str, float]) -> Scope:
         capitals, e_values, sums = dict(scope.capitals), dict(scope.e_values), dict(scope.sums)

@@ -293,3 +293,11 @@ def test_stored_evidence_that_is_damaged_is_refused(said: Any) -> None:
 def test_a_log_ratio_needs_two_times_and_is_rounded() -> None:
     assert log_ratio(2.0, 1.0) == 0.693147
     assert [log_ratio(*pair) for pair in itertools.product((None, 0.0, math.inf), (1.0, None))] == [None] * 6
+
+
+def test_a_budget_that_makes_no_whole_device_more_holds() -> None:
+    tight = GatePolicy.of({"metrics": {"accuracy": {"budget": 0.3}}})  # 7.5 devices while nothing is proven
+    six, seven = (judge(of_devices([0.035, -0.035, 0.035, -0.035, 0.035, -0.035, 0.035][:n]), tight) for n in (6, 7))
+    assert (six.decision, six.reach) == (D.OPEN, 7)
+    assert (seven.decision, seven.reach) == (D.HOLD, 7)
+    assert "enough for 7 devices" in seven.reasons[0]
