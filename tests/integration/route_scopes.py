@@ -59,6 +59,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("POST", "/api/v1/rollouts/{rollout_id}/start"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/pause"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/resume"): OPERATOR,
+    ("POST", "/api/v1/rollouts/{rollout_id}/promote"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/abort"): OPERATOR,
     # the fleet
     ("GET", "/api/v1/devices"): VIEWER,

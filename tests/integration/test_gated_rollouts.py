@@ -157,6 +157,27 @@ def test_devices_without_a_holdout_open_nothing_unless_the_policy_lets_them(flee
     assert fleet.why({"metrics": {"accuracy": {"required": False}}})["decision"] == "open"
 
 
+def test_a_person_can_open_the_next_wave_but_not_one_that_does_not_wait(
+    fleet: Fleet, operator: Api, viewer: Api
+) -> None:
+    def promote() -> tuple[int, Any]:
+        answer = operator.post(f"/api/v1/rollouts/{fleet.rollout}/promote", json={"reason": "checked by hand"})
+        return answer.status_code, answer.json()
+
+    fleet.begin(["3", "9", "100%"])
+    for one in fleet.exposed():
+        fleet.devices[one].tell(Outcome.COMMITTED)
+    assert fleet.look()["exposed"] == 3
+    status, promoted = promote()
+    assert (status, promoted["exposed"]) == (200, 9), "one wave, and no more"
+    assert [wave["state"] for wave in promoted["waves"]] == ["succeeded", "open", "waiting"]
+    entry = made(viewer.get("/api/v1/audit"))["items"][0]
+    assert (entry["action"], entry["after"]["reason"]) == ("rollout.promote", "checked by hand")
+    assert (promote()[0], fleet.look()["exposed"]) == (200, 24)
+    status, problem = promote()
+    assert (status, problem["code"]) == (409, "rollout.nothing-to-promote")
+
+
 def test_who_refuses_because_its_own_holdout_says_so_counts_by_how_much_and_not_as_a_failure(fleet: Fleet) -> None:
     fleet.begin(["6", "100%"])
     first, *_ = fleet.exposed()

@@ -133,6 +133,10 @@ class Rollouts:
         """Go on after a pause."""
         return self._view(self._transport.post(f"/rollouts/{rollout_id}/resume", {"reason": reason}))
 
+    def promote(self, rollout_id: str, *, reason: str) -> RolloutView:
+        """Open the next wave on a person's word where the gate holds it."""
+        return self._view(self._transport.post(f"/rollouts/{rollout_id}/promote", {"reason": reason}))
+
     def abort(self, rollout_id: str, *, reason: str) -> RolloutView:
         """End it and send exposed devices back to the release they had."""
         return self._view(self._transport.post(f"/rollouts/{rollout_id}/abort", {"reason": reason}))

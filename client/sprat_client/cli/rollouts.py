@@ -100,6 +100,17 @@ def resume(
 
 
 @app.command()
+def promote(ctx: typer.Context, *, rollout: Rollout, reason: Reason, json_: JsonFlag = False) -> None:
+    """Open the next wave on your word, where the gate holds it; proof of harm still halts the rollout.
+
+    Example: sprat rollout promote 0198c0de --reason "the line was checked by hand"
+    """
+    with connect(ctx) as client:
+        promoted = client.rollouts.promote(client.rollouts.resolve(rollout), reason=reason)
+    emit(promoted, as_json=json_, text=rollout_line(promoted))
+
+
+@app.command()
 def abort(ctx: typer.Context, *, rollout: Rollout, reason: Reason, json_: JsonFlag = False) -> None:
     """End a rollout; devices that got the release go back to the one they had.
 

@@ -99,6 +99,12 @@ def resume_rollout(
     return _moved(session, operator, "resume", rollout_id, flow.resume, body)
 
 
+@router.post("/{rollout_id}/promote")
+def promote_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
+    """Open the next wave on a person's word where the gate holds it; proof of harm still halts."""
+    return _moved(session, operator, "promote", rollout_id, flow.promote, body)
+
+
 @router.post("/{rollout_id}/abort")
 def abort_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
     """End it; devices that were offered the release are assigned the one they had."""

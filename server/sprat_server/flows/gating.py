@@ -15,7 +15,7 @@ from sprat_server.rollouts.evidence import Exposed, Left, Reported, Segment, log
 from sprat_server.rollouts.explain import Explanation, explain
 from sprat_server.rollouts.gate_plan import GatePlan, Rule
 from sprat_server.rollouts.gate_policy import GatePolicy
-from sprat_server.rollouts.gate_state import GateState
+from sprat_server.rollouts.gate_state import ALL
 from sprat_server.rollouts.gates import Decision, Gate
 from sprat_server.rollouts.models import Rollout, RolloutDevice
 from sprat_server.rollouts.waves import GateView
@@ -68,7 +68,7 @@ def view(session: Session, rollout: Rollout) -> tuple[GateView | None, str]:
     if rollout.rule != Rule.EVIDENCE:
         return None, ""
     state, reach = gating.load(session, rollout), gating.next_reach(session, rollout)
-    exposed = state.scopes["all"].exposed
+    exposed = state.scopes[ALL].exposed
     if exposed == 0 and state.halted_by is None:  # the first wave needs no proof
         return GateView(halts=False, room=reach or 0), ""
     verdict = _gate(rollout).decide(state, reach)
@@ -92,9 +92,9 @@ def why(session: Session, rollout: Rollout, policy: Any = None) -> Explanation:
     return explain(gating.evidence(session, rollout), other)
 
 
-def state(session: Session, rollout: Rollout) -> GateState:
-    """Return where the gate is. Raises Conflict where there is none."""
-    return gating.load(session, rollout)
+def waiting(session: Session, rollout: Rollout) -> int:
+    """Return how many devices the next wave would expose."""
+    return gating.waiting(session, rollout)
 
 
 def word_of(device: str, report: Report, *, committed: bool) -> Reported:

@@ -7,6 +7,7 @@ two rollouts of different models cannot cross on the same devices, and no device
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -26,7 +27,7 @@ from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
-from sprat_server.rollouts.gate_plan import GatePlan
+from sprat_server.rollouts.gate_plan import GatePlan, Rule
 from sprat_server.rollouts.models import Rollout, RolloutDevice
 from sprat_server.rollouts.schemas import RolloutView
 from sprat_server.rollouts.waves import (
@@ -134,6 +135,25 @@ def resume(session: Session, rollout_id: UUID) -> Rollout:
     rollout.state = RolloutState.RUNNING
     session.flush()
     _advance(session, rollout)
+    return rollout
+
+
+def promote(session: Session, rollout_id: UUID) -> Rollout:
+    """Open the next wave on a person's word, whatever is proven by now; a gate that halts still does.
+
+    Raises:
+        NotFound: there is none of this id.
+        Conflict: it does not run, the first failure decides in it, or no device waits for a wave.
+    """
+    rollout = _lock(session, rollout_id)
+    rollouts.require(rollout, "promote")
+    room = gating.waiting(session, rollout)
+    if rollout.rule != Rule.EVIDENCE or not room:
+        raise Conflict(
+            f"rollout {rollout.id} has no wave that waits for evidence; `sprat rollout why` says what it waits for",
+            code="rollout.nothing-to-promote",
+        )
+    _advance(session, rollout, room=room)
     return rollout
 
 
@@ -268,12 +288,13 @@ def _judge(session: Session, rollout: Rollout, part: RolloutDevice, report: Repo
     _advance(session, rollout, f"device {part.device_id} reported {report.outcome.value}: {detail}")
 
 
-def _advance(session: Session, rollout: Rollout, cause: str = "") -> None:
-    """Take the steps that are due. The caller holds the rollout's lock."""
+def _advance(session: Session, rollout: Rollout, cause: str = "", *, room: int = 0) -> None:
+    """Take the steps that are due; `room` devices more are exposed than a gate lets. The caller holds the lock."""
     while True:
         waves = rollouts.waves_of(session, rollout)
         gate, why = gating.view(session, rollout)
-        cause = why if gate is not None else cause
+        if gate is not None:
+            gate, cause = replace(gate, room=max(gate.room, room)), why
         match next_step(RolloutState(rollout.state), rollouts.views(session, rollout), gate):
             case Step.HOLD:
                 return
@@ -292,8 +313,8 @@ def _advance(session: Session, rollout: Rollout, cause: str = "") -> None:
                     _expose(session, rollout, rollouts.devices_of(session, rollout, ordinal=wave.ordinal))
             case Step.EXPOSE:
                 wave = next(wave for wave in waves if wave.state == WaveState.OPEN)
-                room = 0 if gate is None else gate.room
-                _expose(session, rollout, rollouts.devices_of(session, rollout, ordinal=wave.ordinal), most=room)
+                most, room = (0 if gate is None else gate.room), 0
+                _expose(session, rollout, rollouts.devices_of(session, rollout, ordinal=wave.ordinal), most=most)
             case Step.SUCCEED:
                 _succeed(session, rollout, rollouts.reached(session, rollout))
                 return

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sprat_server.rollouts.evidence import Event, Evidence, Exposed, Segment, event_of
-from sprat_server.rollouts.gate_state import GateState, Scope
+from sprat_server.rollouts.gate_state import ALL, GateState, Scope
 from sprat_server.rollouts.gates import Gate
 from sprat_server.rollouts.models import Rollout, RolloutDevice, RolloutEvent, RolloutGate
 from sprat_server.rollouts.waves import DeviceState
@@ -106,16 +106,22 @@ def evidence(session: Session, rollout: Rollout) -> Evidence:
 
 def next_reach(session: Session, rollout: Rollout) -> int | None:
     """Return how many devices will have the release with the first wave that has devices which wait."""
-    waiting = select(RolloutDevice.ordinal, func.count()).where(
+    more = waiting(session, rollout)
+    if not more:
+        return None
+    scope = session.get_one(RolloutGate, (rollout.id, ALL))
+    return more + Scope.of(scope.state).exposed
+
+
+def waiting(session: Session, rollout: Rollout) -> int:
+    """Return how many devices of the first wave that has devices which wait do."""
+    waves = select(RolloutDevice.ordinal, func.count()).where(
         RolloutDevice.rollout_id == rollout.id,
         RolloutDevice.state == DeviceState.WAITING,
         RolloutDevice.ordinal.is_not(None),
     )
-    first = session.execute(waiting.group_by(RolloutDevice.ordinal).order_by(RolloutDevice.ordinal).limit(1)).first()
-    if first is None:
-        return None
-    scope = session.get_one(RolloutGate, (rollout.id, "all"))
-    return int(first[1]) + Scope.of(scope.state).exposed
+    first = session.execute(waves.group_by(RolloutDevice.ordinal).order_by(RolloutDevice.ordinal).limit(1)).first()
+    return 0 if first is None else int(first[1])
 
 
 def exposures_since(session: Session, rollout: Rollout) -> dict[UUID, Any]:

@@ -97,7 +97,7 @@ def require(rollout: Rollout, action: str) -> None:
         )
 
 
-_PARTICIPLE = {"start": "started", "pause": "paused", "resume": "resumed", "abort": "aborted"}
+_PARTICIPLE = {"start": "started", "pause": "paused", "resume": "resumed", "promote": "promoted", "abort": "aborted"}
 
 
 def live_rollout(session: Session, model_id: UUID) -> Rollout | None:

@@ -61,6 +61,7 @@ ALLOWED: Final[dict[str, frozenset[RolloutState]]] = {
     "start": frozenset({RolloutState.DRAFT}),
     "pause": frozenset({RolloutState.RUNNING}),
     "resume": frozenset({RolloutState.PAUSED}),
+    "promote": frozenset({RolloutState.RUNNING}),
     "abort": frozenset({RolloutState.DRAFT, RolloutState.RUNNING, RolloutState.PAUSED}),
 }
 
