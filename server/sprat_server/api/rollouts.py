@@ -73,6 +73,18 @@ def why_rollout(
     return WhyView.of(rollout, gating.why(session, rollout, None if policy is None else _policy(policy)))
 
 
+@router.post("/{rollout_id}/prefetch")
+def prefetch_rollout(
+    rollout_id: UUID,
+    session: SessionDep,
+    settings: SettingsDep,
+    operator: Operator,
+    body: MaybeReason | None = None,
+) -> RolloutView:
+    """Have the devices of a draft fetch and rebuild its release, which waits there until the rollout is started."""
+    return _moved(session, operator, "prefetch", rollout_id, partial(flow.prefetch, settings=settings), body)
+
+
 @router.post("/{rollout_id}/start")
 def start_rollout(
     rollout_id: UUID,

@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0013_gates"
-down_revision = "0012_access_more"
+revision = "0015_gates"
+down_revision = "0014_prefetch"
 
 
 def upgrade() -> None:
