@@ -59,13 +59,14 @@ def hear(session: Session, rollout: Rollout, gate: Gate, events: Sequence[Event]
     state = GateState.of(rows[_WHOLE].state, {name: row.state for name, row in rows.items() if name != _WHOLE})
     position = last(session, rollout)
     segments = segments_of(session, rollout, [UUID(one.device) for one in events if not isinstance(one, Exposed)])
-    before = state
+    before, e_value = state, gate.e_value(state)
     for event in events:
         position += 1
         state = gate.hear(state, event, segments)
         kind = "exposed" if isinstance(event, Exposed) else "ended"
+        e_value = e_value if kind == "exposed" else gate.e_value(state)  # a wave of thousands changes no evidence
         row = RolloutEvent(rollout_id=rollout.id, position=position, device_id=UUID(event.device), kind=kind)
-        row.event, row.e_value = event.as_json(), gate.e_value(state)
+        row.event, row.e_value = event.as_json(), e_value
         session.add(row)
     rows[_WHOLE].state = {**state.as_json(), "cohort": rows[_WHOLE].state["cohort"]}
     for name, scope in state.scopes.items():
