@@ -67,7 +67,7 @@ crash: $(READY) ## Kill agents, cut power, fail every call of the disk, mutate u
 
 .PHONY: soak
 soak: $(READY) ## Take one agent through updates and faults for 15 minutes (SPRAT_SOAK_S=900)
-	SPRAT_SOAK_S=$${SPRAT_SOAK_S:-900} $(BIN)/python -m pytest -m soak -s
+	SPRAT_SOAK_S=$${SPRAT_SOAK_S:-900} $(BIN)/python -m pytest -m soak -s -p no:randomly
 
 # A checkout of https://github.com/theupdateframework/tuf-conformance; the suite runs in an environment of its own.
 CONFORMANCE ?= ../tuf-conformance

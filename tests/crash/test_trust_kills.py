@@ -148,7 +148,7 @@ def test_kills_during_refresh_never_take_trust_back(tmp_path: Path, seed: int) -
                     before = written_at(device / "journal.json")
                     pid = killed.start()
                     wait_for_a_refresh(device / "journal.json", before)
-                    time.sleep(draw.uniform(0.0, 0.4))
+                    time.sleep(draw.uniform(0.0, draw.choice([0.01, 0.4])))  # soon after the marks, or anywhere
                     kill(pid)
                     ledger.note("kills", {state_of(device): 1})
                     found, marks = files_of(device), marks_of(device)
@@ -169,6 +169,6 @@ def test_kills_during_refresh_never_take_trust_back(tmp_path: Path, seed: int) -
         finally:
             killed.end()
         assert newest.items() <= files_of(device).items(), (tmp_path / "agent.log").read_text()[-3000:]
-    assert grew > KILLS / 2, "most agents lived long enough to take something"
+    assert grew > KILLS / 5, "many agents lived long enough to take something"
     assert partly, "some were killed between the marks and the last of the files"
     assert epochs > 1

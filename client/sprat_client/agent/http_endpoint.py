@@ -91,9 +91,11 @@ class _Application:
                 kind, body = _kind(scope), await _read_body(receive, _MAX_BODY_BYTES)
                 return await _in(self._worker(model), lambda: self._infer(model, kind, body))
             case "POST", ["v1", "models", model, "errors"]:
+                _check_origin(scope)
                 body = await _read_body(receive, _MAX_ERROR_BYTES)
                 return self._report_error(model, body)
             case "POST", ["v1", "models", model, "samples"]:
+                _check_origin(scope)
                 kind, body = _kind(scope), await _read_body(receive, _MAX_SAMPLES_BYTES)
                 return await _in(self._writer, lambda: self._add_labelled(model, kind, body))
             case _, _:
@@ -175,6 +177,12 @@ def _check_host(scope: _Scope) -> None:
     host = dict(scope["headers"]).get(b"host", b"localhost").decode("latin-1")
     if host.rpartition(":")[0] not in _HOSTS and host not in _HOSTS:
         raise InvalidInput(f"Host {host[:100]!r}: this endpoint answers on localhost only")
+
+
+def _check_origin(scope: _Scope) -> None:
+    """Refuse web pages, which a browser on the device would let send, though not read."""
+    if b"origin" in dict(scope["headers"]):
+        raise InvalidInput("this endpoint takes nothing from web pages")
 
 
 async def _read_body(receive: _Receive, most: int) -> bytes:

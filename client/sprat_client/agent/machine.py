@@ -134,8 +134,13 @@ class ModelMachine:
             case Event.UNHEALTHY:
                 self._go_back("trial.cut-too-often", f"the device restarted {record.trial_cuts} times during the trial")
             case Event.REJECTED if record.state is State.SHADOW:
-                why = f"the agent ended {record.resumes} times while the release answered in the shadow"
-                self._reject(ValidationRefused(why, code="shadow.cut-too-often", evidence=self._work.evidence))
+                self._reject(
+                    ValidationRefused(
+                        f"the agent ended {record.resumes} times while the release answered in the shadow",
+                        code="shadow.cut-too-often",
+                        evidence=self._work.evidence,
+                    )
+                )
             case Event.REJECTED:
                 bad = SpratError(f"{record.resumes} restarts while {record.state}; giving up", code="agent.gave-up")
                 self._reject(bad)
@@ -169,6 +174,10 @@ class ModelMachine:
             self.tryout.drop()
             self._enter(Event.SUPERSEDED, None)
             self._give_back_room()
+
+    def look_again(self) -> None:
+        """Look at once at what is waited for: something changed."""
+        self._not_before = 0.0
 
     def refuse(self, assigned: Assigned, bad: UpdateRejected) -> None:
         """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""

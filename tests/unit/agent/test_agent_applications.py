@@ -4,12 +4,13 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from http import client as http_client
 from pathlib import Path
 
 import httpx
@@ -72,6 +73,15 @@ UNREADABLE = [
 @pytest.mark.parametrize("body", UNREADABLE)
 def test_an_error_that_cannot_be_read_is_a_bad_request(http: httpx.Client, body: bytes) -> None:
     assert http.post(ERRORS, content=body).status_code == 400
+
+
+@pytest.mark.parametrize("path", [ERRORS, SAMPLES])
+def test_a_web_page_in_a_browser_of_the_device_changes_nothing(http: httpx.Client, agent: Agent, path: str) -> None:
+    said = {"text": "x"} if path == ERRORS else {"inputs": INPUTS.tolist(), "labels": LABELS.tolist()}
+    for origin in ("https://evil.example", "null"):
+        assert http.post(path, json=said, headers={"Origin": origin}).status_code == 400
+    assert agent._shop.servings.of(MODEL).reported == 0
+    assert len(agent._shop.holdouts.of(MODEL)) == 0
 
 
 def test_of_a_model_that_is_not_served_nothing_is_reported_or_kept(http: httpx.Client) -> None:
@@ -184,13 +194,14 @@ def test_models_answer_side_by_side(device: OneDevice, agent: Agent, http: httpx
     device.server.add_release("other", tiny_onnx.weights(3))
     device.server.assign("other", 1)
     assert agent.run(once=True) == 0
-    serving, go_on = agent._shop.servings.of(MODEL), threading.Event()
+    serving, go_on, begun = agent._shop.servings.of(MODEL), threading.Event(), threading.Event()
     run = serving.host.run
 
     class Hanging:
         inputs, outputs = serving.host.inputs, serving.host.outputs
 
         def run(self, values: dict[str, np.ndarray]) -> list[np.ndarray]:
+            begun.set()
             go_on.wait(10)
             return run(values)
 
@@ -202,6 +213,7 @@ def test_models_answer_side_by_side(device: OneDevice, agent: Agent, http: httpx
         )
     )
     waiting.start()
+    assert begun.wait(10)
     try:
         answer = http.post("/v1/models/other/infer", json={"inputs": INPUTS.tolist()}, timeout=5)
         assert answer.status_code == 200
@@ -262,12 +274,16 @@ def test_a_request_under_way_is_answered_when_the_agent_is_told_to_end(device: O
 
 def test_an_idle_connection_is_kept_for_longer_than_clients_keep_it(agent: Agent) -> None:
     url = httpx.URL(agent.url)
-    ask = f"GET /healthz HTTP/1.1\r\nHost: {url.host}\r\n\r\n".encode()
-    with socket.create_connection((url.host, url.port or 0), timeout=10) as kept:
-        for pause_s in (0.0, 6.0):  # httpx and urllib3 close after five seconds, or never
+    kept = http_client.HTTPConnection(url.host, url.port, timeout=10)
+    with closing(kept):
+        kept.connect()
+        first = kept.sock
+        for pause_s in (0.0, 6.0):  # httpx closes idle ones after five seconds, others later or never
             time.sleep(pause_s)
-            kept.sendall(ask)
-            assert kept.recv(4096).startswith(b"HTTP/1.1 200")
+            kept.request("GET", "/healthz")
+            answer = kept.getresponse()
+            assert (answer.status, answer.read()[:1]) == (200, b"{")
+        assert kept.sock is first
 
 
 def test_nothing_of_this_needs_the_simulated_server_to_be_there(device: OneDevice) -> None:

@@ -66,7 +66,11 @@ def test_files_are_few_and_take_no_more_than_twice_the_bytes_that_count(tmp_path
     wide = PortSpec("x", np.dtype(np.float32), (None, 256))
     holdout = holdout_in(tmp_path / "m", HoldoutSettings(most_samples=200, most_bytes=100 << 10))
     draw = np.random.default_rng(1)
-    for _ in range(600):
+    holdout.add(wide, draw.standard_normal((100, 256)), np.array([7, *[0] * 99]))  # of these but a few will count
+    for _ in range(150):
+        holdout.add(wide, draw.standard_normal((1, 256)), draw.integers(1, 3, 1))
+    assert sum(file.stat().st_size for file in (tmp_path / "m").iterdir()) <= 2 * (100 << 10)
+    for _ in range(450):
         holdout.add(wide, draw.standard_normal((1, 256)), draw.integers(0, 3, 1))
     files = list((tmp_path / "m").iterdir())
     assert holdout.nbytes <= 100 << 10
