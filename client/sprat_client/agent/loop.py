@@ -1,15 +1,21 @@
 """The agent: polls, lets each model's machine work, delivers reports, and serves meanwhile."""
 
+import contextlib
 import logging
 import os
+import queue
 import random
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
+from sprat_client.agent.budget import BUDGET_FILE, ByteBudget
+from sprat_client.agent.control import ControlSocket, Order
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.estimate import Estimator, SubprocessEstimator
+from sprat_client.agent.events import EventLog
 from sprat_client.agent.facts import DeviceFacts
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.http_endpoint import HttpEndpoint
@@ -21,7 +27,7 @@ from sprat_client.agent.permits import Permits
 from sprat_client.agent.polling import Poller
 from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
 from sprat_client.agent.reports import Outbox
-from sprat_client.agent.serve import Answer, Servings
+from sprat_client.agent.serve import Answer, Serving, Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import TensorStore
@@ -30,13 +36,27 @@ from sprat_client.agent.trust.clock import Clock
 from sprat_client.agent.trust.store import Agreed, TrustStore
 from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_client.runtime.ports import Array, Runtime
-from sprat_shared.errors import SpratError, TryLater, UpdateRejected
+from sprat_shared.errors import InvalidInput, NotFound, SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import Outcome
 from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
 
 _log = logging.getLogger(__name__)
 _GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
 _SHORTEST_WAIT_S: Final = 0.01
+
+
+class _NotedServings(Servings):
+    """What serves; each swap is noted as an event."""
+
+    def __init__(self, events: EventLog) -> None:
+        super().__init__()
+        self._events = events
+
+    def swap(self, model: str, serving: Serving | None) -> None:
+        before, after = self.get(model), None if serving is None else serving.slot.release
+        super().swap(model, serving)
+        if (None if before is None else before.slot.release) != after:
+            self._events.note("serves", model=model, release=after)
 
 
 class Agent:
@@ -82,6 +102,12 @@ class Agent:
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
         self._collect_due = True
         self._stopped = self._shop.stopping
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put may be called by a signal's handler
+        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._later: list[Order] = []
+        self._control: ControlSocket | None = None
+        self._relocated = False
+        self._shop.meanwhile = self._meanwhile
         self._endpoint = None if settings.port is None else HttpEndpoint(self._shop.servings, settings.port)
 
     def _open(
@@ -93,6 +119,7 @@ class Agent:
         clock = clock or Clock()
         if (latest := journal.marks(DIRECTOR_REPOSITORY).time) is not None:
             clock.know(latest)
+        budget, events = ByteBudget(folder / BUDGET_FILE, self._disk, clock.now), EventLog(folder, self._disk)
         return Workshop(
             settings=settings,
             device=self._identity.device,
@@ -102,13 +129,15 @@ class Agent:
             trust=TrustStore(folder / "trust", self._disk, identity=self._identity, keeper=journal, clock=clock),
             clock=clock,
             store=TensorStore(folder / "store", self._disk),
-            link=Link.of(self._identity, key, settings.link),
+            link=Link.of(self._identity, key, settings.link, counted=budget.count),
             rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
             estimator=estimator or SubprocessEstimator(),
             runtime=runtime if runtime is not None else OnnxRuntime(),
-            servings=Servings(),
+            servings=_NotedServings(events),
             hooks=Hooks(settings.hooks, settings.hook_timeout_s),
             permits=Permits(DeviceFacts(folder), journal, clock.now),
+            budget=budget,
+            events=events,
         )
 
     def __enter__(self) -> Self:
@@ -125,6 +154,11 @@ class Agent:
             with FolderLock(folder / "store" / "rebuild.lock", wait=True):
                 pass  # a rebuild that an earlier agent left behind has ended now
         self._shop.flush_reports()
+        try:
+            self._control = ControlSocket(folder, self._take_order)
+        except OSError as bad:  # a file system without sockets
+            _log.warning("orders cannot be given while it runs", extra={"folder": str(folder), "reason": str(bad)})
+        self._shop.events.note("started")
         if self._endpoint is not None:
             self._endpoint.start()
             write_json(self._disk, folder / "endpoint.json", {"url": self.url, "pid": os.getpid()})
@@ -135,8 +169,11 @@ class Agent:
     def __exit__(
         self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._control is not None:
+            self._control.close()
         if self._endpoint is not None:
             self._endpoint.stop()
+        self._shop.budget.close()
         remove(self._disk, self._settings.folder / "endpoint.json")
         self._shop.link.close()
         self._lock.__exit__(kind, bad, trace)
@@ -167,14 +204,16 @@ class Agent:
 
     def stop(self) -> None:
         """Let `run` return soon. What is under way goes on at the next start."""
-        self._stopped.set()
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self._wake.put(None)
 
     def run(self, *, once: bool = False) -> int:
         """Work until `stop`, or, with `once`, until nothing is left to do.
 
         Returns:
             The exit code: 0 every assignment is fulfilled; 76 one was refused or went back; 1 one failed on this
-            device; 75 with `once`, link or server were not ready.
+            device; 75 with `once`, link or server were not ready, or a condition of the policy is not met.
         """
         self._unsettled_poll = True
         if once:
@@ -183,15 +222,18 @@ class Agent:
             wait_s = self.turn()
             if once and (code := self._once_done()) is not None:
                 return code
-            self._stopped.wait(max(_SHORTEST_WAIT_S, wait_s))
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=max(_SHORTEST_WAIT_S, wait_s))
         return self._exit_code()
 
     def turn(self) -> float:
         """Do what is due; return how long nothing will be, seconds."""
+        self._obey()
+        self._relink()
         now = time.monotonic()
         if now >= self._next_poll:
             self._poll()
-        waits = [machine.advance() for machine in self._machines.values()]
+        waits = [machine.advance() for machine in list(self._machines.values())]  # a poll between may bring one more
         self._collect()
         if now >= self._next_delivery or any(machine.settled for machine in self._machines.values()):
             self._deliver()
@@ -200,6 +242,85 @@ class Agent:
         if self._shop.outbox.waiting():
             due.append(self._next_delivery - now)
         return max(0.0, min(due))
+
+    def _meanwhile(self) -> bool:
+        """Do what is due between two chunks of a download; return whether the download must end for it."""
+        self._obey(between=True)
+        now = time.monotonic()
+        if now >= self._next_poll:
+            self._poll()
+        if now >= self._next_delivery and self._shop.outbox.waiting():
+            self._deliver()
+        return self._relocated or bool(self._later)
+
+    def _take_order(self, order: Order) -> None:
+        """Take an order from another thread."""
+        self._orders.put(order)
+        self._wake.put(None)
+
+    def _obey(self, *, between: bool = False) -> None:
+        """Do what somebody on this device asked for; within a download, what moves states waits until it ended."""
+        later, self._later = self._later, []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                later.append(self._orders.get_nowait())
+        for order in later:
+            if between and order.asked.get("do") == "rollback":
+                self._later.append(order)
+            else:
+                order.answer(self.obey)
+
+    def obey(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what somebody on this device asks for; return what came of it.
+
+        Raises:
+            InvalidInput: nobody knows what it is.
+            NotFound, Conflict: it cannot be done.
+        """
+        done: dict[str, Any]
+        match asked:
+            case {"do": "pause", "until": int() | float() as until}:
+                self._shop.journal.pause(float(until))
+                done = {"paused_until": float(until)}
+            case {"do": "resume"}:
+                self._shop.journal.pause(None)
+                done = {"paused_until": None}
+            case {"do": "rollback", "model": str(model)}:
+                done = {"model": model, "release": self._roll_back(model)}
+            case {"do": "look"}:
+                done = {}
+            case {"do": "relocate"}:
+                self._relocated = True
+                done = {}
+            case {"do": "settings"}:
+                done = {"holdouts": {model: str(path) for model, path in self._settings.holdouts.items()}}
+                done["hooks"] = None if self._settings.hooks is None else str(self._settings.hooks)
+                return done
+            case _:
+                raise InvalidInput(f"no such order: {asked.get('do')!r:.40}")
+        self._shop.events.note("order", **asked)
+        for machine in self._machines.values():
+            machine.look_again()
+        return done
+
+    def _roll_back(self, model: str) -> int:
+        if model not in self._machines:
+            raise NotFound(f"model {model!r} is not on this device; it has: {', '.join(self._machines) or 'none'}")
+        return self._machines[model].roll_back()
+
+    def _relink(self) -> None:
+        """Ask the server at its new address, and go on with everything where it is."""
+        if not self._relocated:
+            return
+        self._relocated = False
+        folder = self._settings.folder
+        self._identity = Identity.load(folder)
+        self._shop.link.close()
+        self._shop.link = Link.of(
+            self._identity, load_key(folder), self._settings.link, counted=self._shop.budget.count
+        )
+        self._backoff.reset()
+        self._next_poll = 0.0
 
     def _poll(self) -> None:
         """Ask the server once, and take what both repositories agree on."""
@@ -225,11 +346,18 @@ class Agent:
         troubles, taken = list(agreed.foreign), False
         for wish in agreed.desired:
             try:
-                taken |= self._machine(wish.model).wish(wish)
+                if self._machine(wish.model).wish(wish):
+                    taken = True
+                    said = {"model": wish.model, "release": wish.release, "assignment": wish.assignment}
+                    self._shop.events.note("assigned", **said)
             except UpdateRejected as replayed:
                 troubles.append(replayed)
         for refused in agreed.refused:
-            self._machine(refused.assigned.model).refuse(refused.assigned, refused.why)
+            assigned, why = refused.assigned, refused.why
+            if assigned.assignment > self._machine(assigned.model).record.highest_assignment:
+                said = {"model": assigned.model, "release": assigned.release, "assignment": assigned.assignment}
+                self._shop.events.note("refused", **said, code=why.code, detail=str(why))
+            self._machine(assigned.model).refuse(assigned, why)
             troubles.append(refused.why)
         self._poller.settle(troubles[0] if troubles else None)
         return taken
@@ -279,7 +407,13 @@ class Agent:
         failures = max([self._backoff.failures, *(machine.failures for machine in self._machines.values())])
         if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
             return TryLater.exit_code
-        idle = all(machine.idle for machine in self._machines.values())
+        idle = all(machine.idle or machine.is_ahead for machine in self._machines.values())
+        if not self._unsettled_poll and not self._backoff.failures and not self._shop.outbox.waiting():
+            waiting = {model: reason for model, machine in self._machines.items() if (reason := machine.waits_for)}
+            if waiting and all(machine.idle or machine.waits_for for machine in self._machines.values()):
+                for model, reason in waiting.items():
+                    sys.stderr.write(f"sprat-agent: {model} waits: {reason}\n")
+                return TryLater.exit_code
         if self._backoff.failures or self._unsettled_poll or not idle or self._shop.outbox.waiting():
             if idle and self._unsettled_poll and not self._backoff.failures:
                 self._next_poll = 0.0

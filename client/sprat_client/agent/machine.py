@@ -7,7 +7,6 @@ from typing import Final
 
 from sprat_client.agent import steps
 from sprat_client.agent.desired import Desired
-from sprat_client.agent.fetcher import LinkDown
 from sprat_client.agent.journal import ModelRecord, Work
 from sprat_client.agent.permits import Unmet
 from sprat_client.agent.releases import Shelf, Slot, Slots
@@ -18,14 +17,18 @@ from sprat_client.agent.store import StoreCorrupted
 from sprat_client.agent.transfer import Backoff
 from sprat_client.agent.validate import ValidationRefused
 from sprat_client.agent.version import VERSION
+from sprat_client.agent.watch import GiveWay, Watch
 from sprat_client.runtime.onnxruntime_host import return_memory
 from sprat_client.runtime.ports import ModelHost, ModelNotLoadable
-from sprat_shared.errors import SpratError, TryLater, UntrustedUpdate, UpdateRejected
+from sprat_shared.errors import Conflict, SpratError, TryLater, UntrustedUpdate, UpdateRejected
 from sprat_shared.protocol.report import Outcome, Report
 from sprat_shared.trust.assignments import Assigned
+from sprat_shared.trust.targets import graph_path, update_path
 
 _log = logging.getLogger(__name__)
 _DETAIL_LENGTH: Final = 1000
+ON_SITE: Final = "operator.rolled-back"
+_ON_SITE_DETAIL: Final = "somebody on site went back to the release before: sprat-agent rollback"
 _SUPERSEDED: Final = "assignment.superseded"
 _AT_REST: Final = frozenset({State.IDLE, State.ROLLING_BACK})  # nothing new serves: there is nothing to reject
 _BEFORE_TRIAL: Final = frozenset(State) - _AT_REST - {State.TRIAL}
@@ -67,6 +70,23 @@ class ModelMachine:
     def idle(self) -> bool:
         """Whether nothing is left to do."""
         return self.record.state is State.IDLE and self.record.pending is None
+
+    @property
+    def waits_for(self) -> str | None:
+        """What the update waits for that time or somebody must bring, in words; None: for nothing of that kind."""
+        work = self.record.work
+        return None if work is None or self.is_ahead or self.record.pending is not None else work.waiting
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether all is done for a release that was assigned ahead."""
+        record = self.record
+        return (
+            record.state is State.READY
+            and record.pending is None
+            and record.work is not None
+            and record.work.wish.prefetch
+        )
 
     def start(self) -> None:
         """Serve the active release again, and count the restart if it came in the middle of something."""
@@ -123,6 +143,44 @@ class ModelMachine:
         self.settled.append(Settled(self.model, assigned.release, Outcome.REFUSED, bad.code))
         self._shop.journal.store(self.model, record, self._report(assigned, Outcome.REFUSED, said, None))
         self._shop.flush_reports()
+
+    def look_again(self) -> None:
+        """Look at once at what is waited for: something changed."""
+        self._not_before = 0.0
+
+    def roll_back(self) -> int:
+        """Go back to the release in the other slot, by the word of somebody on site; return its number.
+
+        The standing assignment counts as refused: only a newer one changes what serves then.
+
+        Raises:
+            Conflict: no other release is held, or it is damaged.
+        """
+        if self.record.state is State.TRIAL and self._work.back_to is not None:
+            self._go_back(ON_SITE, _ON_SITE_DETAIL)
+        elif self.record.state is not State.ROLLING_BACK:
+            slots, record = self.shelf.slots(), self.record
+            if slots.active is None or slots.previous is None or not self._intact(slots.previous):
+                raise Conflict(f"{self.model}: this device holds no release to go back to", code="agent.nothing-held")
+            graph = graph_path(self.model, self.shelf.manifest(slots.active.release_id).graph)
+            wish = Desired(
+                model=self.model,
+                release=slots.active.release,
+                weights=slots.active.weights,
+                assignment=record.highest_assignment,
+                graph=graph,
+                path=(),
+                full=update_path(self.model, slots.active.release, None),
+            )
+            if record.state is not State.IDLE:
+                self._candidate = None
+                self._enter(Event.SUPERSEDED, None)
+            reason = (ON_SITE, _ON_SITE_DETAIL)
+            work = Work(wish=wish, started_at=time.time(), back_to=slots.previous.release_id, reason=reason)
+            self._enter(Event.RETURN, work, pending_taken=True)
+        self.advance()
+        active = self.shelf.slots().active
+        return 0 if active is None else active.release
 
     def advance(self) -> float | None:
         """Work until there is nothing to do, or something to wait for; return how long to wait, seconds."""
@@ -205,25 +263,28 @@ class ModelMachine:
     def _fetching(self) -> float | None:
         if (unmet := self._shop.permits.fetch(self._work.wish)) is not None:
             return self._wait(unmet)
-        received = 0
+        received, gave_way = 0, None
 
         def count(size: int) -> None:
             nonlocal received
             received += size
             self._backoff.reset()
-            if self._shop.stopping.is_set():
-                raise LinkDown("the agent is ending; the download goes on at the next start")
 
         work = replace(self._work, waiting=None)
         if not work.steps:
             work = replace(work, steps=steps.choose_steps(self._shop, self.shelf, work.wish))
             self._shop.journal.store(self.model, replace(self.record, work=work))
         try:
-            steps.fetch(self._shop, self.shelf, work, count)
+            watch = Watch(self._shop, work.wish, count, lambda: self.record.pending is not None)
+            steps.fetch(self._shop, self.shelf, work, watch)
+        except GiveWay as other:
+            gave_way = other
         finally:
             if received:
                 work = replace(work, received_bytes=work.received_bytes + received)
                 self._shop.journal.store(self.model, replace(self.record, work=work))
+        if gave_way is not None:
+            return 0.0 if gave_way.unmet is None else self._wait(gave_way.unmet)
         self._enter(Event.DONE, work)
         return None
 
@@ -357,6 +418,9 @@ class ModelMachine:
         self._shop.journal.store(self.model, after, report)
         self._not_before = 0.0
         _log.info("state", extra={"model": self.model, "state": state, "event": event, "from": record.state})
+        told = record.work or after.work
+        release = None if told is None else told.wish.release
+        self._shop.left(record.state, event, state, self.model, release, None if bad is None else bad[0])
         if report is not None:
             self._shop.flush_reports()
         self._tell_hooks()

@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 from uuid import UUID
 
+from sprat_client.agent.budget import ByteBudget
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import Disk, make_folder, write_file
 from sprat_client.agent.estimate import EstimateJob, Estimator
+from sprat_client.agent.events import EventLog
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.journal import Journal, Work
 from sprat_client.agent.permits import Permits
@@ -25,6 +28,7 @@ from sprat_client.agent.reports import Outbox
 from sprat_client.agent.samples import load_holdout
 from sprat_client.agent.serve import Servings
 from sprat_client.agent.settings import AgentSettings
+from sprat_client.agent.states import Event, State
 from sprat_client.agent.store import StoreCorrupted, TensorStore, require_space
 from sprat_client.agent.transfer import Blob, Link
 from sprat_client.agent.trust.clock import Clock
@@ -62,6 +66,9 @@ class Workshop:
         permits: whether an update may be worked on now.
         blobs: payloads of the last poll, by digest.
         stopping: the agent was asked to end; long work is left for the next start.
+        budget: the bytes of the day.
+        events: what happened.
+        meanwhile: does what is due while a download goes on; returns whether the download must end for it.
     """
 
     settings: AgentSettings
@@ -79,13 +86,25 @@ class Workshop:
     servings: Servings
     hooks: Hooks
     permits: Permits
+    budget: ByteBudget
+    events: EventLog
     blobs: dict[str, bytes] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
+    meanwhile: Callable[[], bool] = lambda: False
 
     @property
     def downloads(self) -> Path:
         """The folder of payloads, named by the hex of their digests."""
         return self.settings.folder / "downloads"
+
+    def left(
+        self, before: State, event: Event, after: State, model: str, release: int | None, code: str | None
+    ) -> None:
+        """Tell of a transition that is durable; `code` says what went wrong, if anything did."""
+        more = {} if code is None else {"code": code}
+        said = {"model": model, "state": after.value, "by": event.value, "was": before.value, "release": release}
+        self.events.note("state", **said, **more)
+        self.hooks.left(before, event, model, release)
 
     def flush_reports(self) -> None:
         """Sign what the journal decided to report, into the outbox."""
@@ -150,7 +169,19 @@ def choose_steps(shop: Workshop, shelf: Shelf, wish: Desired) -> tuple[str, ...]
     return tuple(wish.path)
 
 
-def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], None]) -> None:
+class Receiver(Protocol):
+    """Told of a download's pieces, and asked before each request how many bytes it may bring (None: any number)."""
+
+    count: Callable[[int], None]
+
+    def __call__(self, size: int) -> None:
+        """Take note of a piece; what it raises ends the download."""
+
+    def allowed(self) -> int | None:
+        """Return how many bytes the next request may bring."""
+
+
+def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Receiver) -> None:
     """Bring everything that the update's steps need onto the disk.
 
     Raises:
@@ -185,15 +216,15 @@ def _require_space(
     require_space(shop.settings.folder, needed, margin=shop.settings.space_margin_bytes)
 
 
-def _fetch_one(shop: Workshop, target: TrustedTarget, received: Callable[[int], None]) -> None:
+def _fetch_one(shop: Workshop, target: TrustedTarget, received: Receiver) -> None:
     file = shop.downloads / target.sha256.hex()
     inline = shop.blobs.get(digest_text(target.sha256))
     if inline is not None and hashlib.sha256(inline).digest() == target.sha256:
         make_folder(shop.disk, shop.downloads)
         write_file(shop.disk, file, inline)
-        received(len(inline))
+        received.count(len(inline))
         return
-    shop.link.download(Blob(target.sha256, target.length, file), shop.disk, received)
+    shop.link.download(Blob(target.sha256, target.length, file), shop.disk, received, received.allowed)
 
 
 def verify(shop: Workshop, shelf: Shelf, work: Work) -> list[VerifiedUpdate]:
