@@ -22,9 +22,10 @@ from sprat_client.agent.http_endpoint import HttpEndpoint
 from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.journal import Journal
 from sprat_client.agent.lock import FolderLock
-from sprat_client.agent.machine import ModelMachine, Settled
+from sprat_client.agent.machine import ModelMachine
 from sprat_client.agent.permits import Permits
 from sprat_client.agent.polling import Poller
+from sprat_client.agent.progress import Settled
 from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
 from sprat_client.agent.reports import Outbox
 from sprat_client.agent.serve import Answer, Serving, Servings

@@ -2,46 +2,34 @@
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from sprat_client.agent import steps
+from sprat_client.agent.active import ActiveRelease
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.journal import ModelRecord, Work
 from sprat_client.agent.permits import Unmet
+from sprat_client.agent.progress import Progress, Settled
 from sprat_client.agent.releases import Shelf, Slot, Slots
 from sprat_client.agent.serve import Serving
-from sprat_client.agent.states import AFTER_POWER_CUT, Event, State, resume, step
+from sprat_client.agent.states import AFTER_POWER_CUT, Event, State, resume
 from sprat_client.agent.steps import Workshop, wished_release_id
-from sprat_client.agent.store import StoreCorrupted
 from sprat_client.agent.transfer import Backoff
 from sprat_client.agent.validate import ValidationRefused
-from sprat_client.agent.version import VERSION
 from sprat_client.agent.watch import GiveWay, Watch
 from sprat_client.runtime.onnxruntime_host import return_memory
-from sprat_client.runtime.ports import ModelHost, ModelNotLoadable
+from sprat_client.runtime.ports import ModelHost
 from sprat_shared.errors import Conflict, SpratError, TryLater, UntrustedUpdate, UpdateRejected
-from sprat_shared.protocol.report import Outcome, Report
+from sprat_shared.protocol.report import Outcome
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.targets import graph_path, update_path
 
 _log = logging.getLogger(__name__)
-_DETAIL_LENGTH: Final = 1000
 ON_SITE: Final = "operator.rolled-back"
-_ON_SITE_DETAIL: Final = "somebody on site went back to the release before: sprat-agent rollback"
 _SUPERSEDED: Final = "assignment.superseded"
 _AT_REST: Final = frozenset({State.IDLE, State.ROLLING_BACK})  # nothing new serves: there is nothing to reject
 _BEFORE_TRIAL: Final = frozenset(State) - _AT_REST - {State.TRIAL}
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """How an assignment ended."""
-
-    model: str
-    release: int
-    outcome: Outcome
-    error_code: str | None
 
 
 class ModelMachine:
@@ -58,13 +46,19 @@ class ModelMachine:
         self._backoff = Backoff(shop.settings.link)
         self._not_before = 0.0
         self._candidate: ModelHost | None = None
-        self.settled: list[Settled] = []
+        self.progress = Progress(model, shop)
+        self.active = ActiveRelease(model, shop, self.shelf)
         self.failures = 0  # tries in a row that ended with TryLater
 
     @property
     def record(self) -> ModelRecord:
         """The durable record."""
-        return self._shop.journal.record(self.model)
+        return self.progress.record
+
+    @property
+    def settled(self) -> list[Settled]:
+        """The assignments that ended since the start."""
+        return self.progress.settled
 
     @property
     def idle(self) -> bool:
@@ -81,23 +75,19 @@ class ModelMachine:
     def is_ahead(self) -> bool:
         """Whether all is done for a release that was assigned ahead."""
         record = self.record
-        return (
-            record.state is State.READY
-            and record.pending is None
-            and record.work is not None
-            and record.work.wish.prefetch
-        )
+        ready = record.state is State.READY and record.pending is None
+        return ready and record.work is not None and record.work.wish.prefetch
 
     def start(self) -> None:
         """Serve the active release again, and count the restart if it came in the middle of something."""
-        self._serve_active()
+        self.active.serve(at_rest=self.record.state in _AT_REST)
         record = replace(self.record, state=AFTER_POWER_CUT[self.record.state])
         if record.state is State.TRIAL:
             record = replace(record, trial_cuts=record.trial_cuts + 1)
         elif record.state is not State.IDLE:
             record = replace(record, resumes=record.resumes + 1)
         if record != self.record:
-            self._shop.journal.store(self.model, record)
+            self.progress.keep(record)
             _log.info("resuming", extra={"model": self.model, "state": record.state, "resumes": record.resumes})
         if resume(record.state, record.trial_cuts) is Event.UNHEALTHY:
             self._go_back("trial.cut-too-often", f"the device restarted {record.trial_cuts} times during the trial")
@@ -120,9 +110,9 @@ class ModelMachine:
             )
         if wish.assignment == record.highest_assignment:
             refused = any(refusal.assignment == wish.assignment for refusal in record.refused)
-            if not self.idle or refused or self._runs(wish):
+            if not self.idle or refused or self.active.runs(wished_release_id(wish)):
                 return False
-        self._shop.journal.store(self.model, replace(record, pending=wish, highest_assignment=wish.assignment))
+        self.progress.keep(replace(record, pending=wish, highest_assignment=wish.assignment))
         self._not_before = 0.0
         self._backoff.reset()
         _log.info("assigned", extra={"model": self.model, "release": wish.release, "assignment": wish.assignment})
@@ -130,19 +120,8 @@ class ModelMachine:
 
     def refuse(self, assigned: Assigned, bad: UpdateRejected) -> None:
         """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""
-        record = self.record
-        if assigned.assignment <= record.highest_assignment:
-            return
-        said = (bad.code, str(bad))
-        _log.error(
-            "refused",
-            extra={"model": self.model, "assignment": assigned.assignment, "code": said[0], "detail": said[1]},
-        )
-        record = replace(record, highest_assignment=assigned.assignment)
-        record = record.refuse(assigned.assignment, assigned.release, bad.code)
-        self.settled.append(Settled(self.model, assigned.release, Outcome.REFUSED, bad.code))
-        self._shop.journal.store(self.model, record, self._report(assigned, Outcome.REFUSED, said, None))
-        self._shop.flush_reports()
+        if assigned.assignment > self.record.highest_assignment:
+            self.progress.refuse(assigned, (bad.code, str(bad)))
 
     def look_again(self) -> None:
         """Look at once at what is waited for: something changed."""
@@ -156,26 +135,25 @@ class ModelMachine:
         Raises:
             Conflict: no other release is held, or it is damaged.
         """
-        if self.record.state is State.TRIAL and self._work.back_to is not None:
-            self._go_back(ON_SITE, _ON_SITE_DETAIL)
-        elif self.record.state is not State.ROLLING_BACK:
-            slots, record = self.shelf.slots(), self.record
-            if slots.active is None or slots.previous is None or not self._intact(slots.previous):
+        reason = (ON_SITE, "somebody on site went back to the release before: sprat-agent rollback")
+        record, slots = self.record, self.shelf.slots()
+        if record.state is State.TRIAL and self._work.back_to is not None:
+            self._go_back(*reason)
+        elif record.state is not State.ROLLING_BACK:
+            if slots.active is None or slots.previous is None or not self.active.is_intact(slots.previous):
                 raise Conflict(f"{self.model}: this device holds no release to go back to", code="agent.nothing-held")
-            graph = graph_path(self.model, self.shelf.manifest(slots.active.release_id).graph)
+            if record.state is not State.IDLE:
+                self._candidate = None
+                self._enter(Event.SUPERSEDED, None)
             wish = Desired(
                 model=self.model,
                 release=slots.active.release,
                 weights=slots.active.weights,
                 assignment=record.highest_assignment,
-                graph=graph,
+                graph=graph_path(self.model, self.shelf.manifest(slots.active.release_id).graph),
                 path=(),
                 full=update_path(self.model, slots.active.release, None),
             )
-            if record.state is not State.IDLE:
-                self._candidate = None
-                self._enter(Event.SUPERSEDED, None)
-            reason = (ON_SITE, _ON_SITE_DETAIL)
             work = Work(wish=wish, started_at=time.time(), back_to=slots.previous.release_id, reason=reason)
             self._enter(Event.RETURN, work, pending_taken=True)
         self.advance()
@@ -218,7 +196,7 @@ class ModelMachine:
             return None
         if wished_release_id(record.pending) == wished_release_id(record.work.wish):
             work = replace(record.work, wish=replace(record.pending, path=record.work.wish.path))
-            self._shop.journal.store(self.model, replace(record, pending=None, work=work))
+            self.progress.keep(replace(record, pending=None, work=work))
         elif record.state is State.TRIAL:
             self._go_back(_SUPERSEDED, "a newer assignment arrived during the trial", Event.SUPERSEDED)
         else:
@@ -251,11 +229,11 @@ class ModelMachine:
         slots = self.shelf.slots()
         work = Work(wish=wish, started_at=time.time())
         wished = wished_release_id(wish)
-        if slots.active is not None and self._runs(wish):
+        if slots.active is not None and slots.active.release_id == wished:
             self.shelf.point(replace(slots, active=replace(slots.active, release=wish.release)))
-            self._serve_active()
-            self._settle(work, Outcome.COMMITTED)
-        elif slots.previous is not None and slots.previous.release_id == wished and self._intact(slots.previous):
+            self.active.serve(at_rest=self.record.state in _AT_REST)
+            self.progress.settle(work, Outcome.COMMITTED)
+        elif (back := slots.previous) is not None and back.release_id == wished and self.active.is_intact(back):
             self._enter(Event.RETURN, replace(work, back_to=wished), pending_taken=True)
         else:
             self._enter(Event.ASSIGNED, work, pending_taken=True)
@@ -273,7 +251,7 @@ class ModelMachine:
         work = replace(self._work, waiting=None)
         if not work.steps:
             work = replace(work, steps=steps.choose_steps(self._shop, self.shelf, work.wish))
-            self._shop.journal.store(self.model, replace(self.record, work=work))
+            self.progress.keep_work(work)
         try:
             watch = Watch(self._shop, work.wish, count, lambda: self.record.pending is not None)
             steps.fetch(self._shop, self.shelf, work, watch)
@@ -282,7 +260,7 @@ class ModelMachine:
         finally:
             if received:
                 work = replace(work, received_bytes=work.received_bytes + received)
-                self._shop.journal.store(self.model, replace(self.record, work=work))
+                self.progress.keep_work(work)
         if gave_way is not None:
             return 0.0 if gave_way.unmet is None else self._wait(gave_way.unmet)
         self._enter(Event.DONE, work)
@@ -307,7 +285,7 @@ class ModelMachine:
         if self._work.waiting != unmet.reason:
             _log.info("waiting", extra={"model": self.model, "state": self.record.state, "for": unmet.reason})
             work = replace(self._work, waiting=unmet.reason)
-            self._shop.journal.store(self.model, replace(self.record, work=work))
+            self.progress.keep_work(work)
         return unmet.wait_s
 
     def _shadow(self) -> None:
@@ -359,13 +337,13 @@ class ModelMachine:
         if old is not None and old.slot.release_id == work.release_id:  # a restart in the trial loaded it already
             serving = old
         else:
-            serving = self._load(slot, self._candidate)
+            serving = self.active.load(slot, self._candidate)
             serving.warm_up()
         self._candidate = None
         if slots.active is None or slots.active.release_id != work.release_id:
             self.shelf.point(Slots(active=slot, previous=slots.active))
         else:
-            old = None if slots.previous is None else self._load_or_none(slots.previous)
+            old = None if slots.previous is None else self.active.load_or_none(slots.previous)
         serving.fallback = old or serving
         serving.since = time.monotonic()
         self._shop.servings.swap(self.model, serving)
@@ -381,7 +359,7 @@ class ModelMachine:
                 self.shelf.point(Slots(active=replace(slots.previous, release=work.wish.release), previous=active))
             else:
                 self.shelf.point(Slots(active=slots.previous, previous=None))
-        self._serve_active()
+        self.active.serve(at_rest=self.record.state in _AT_REST)
         outcome = Outcome.RETURNED if work.reason is None else Outcome.ROLLED_BACK
         superseded = work.reason is not None and work.reason[0] == _SUPERSEDED  # the server knows: it did it
         self._enter(Event.DONE, None, outcome=None if superseded else outcome)
@@ -391,10 +369,7 @@ class ModelMachine:
 
     @property
     def _work(self) -> Work:
-        work = self.record.work
-        if work is None:
-            raise AssertionError(f"{self.record.state} without work")
-        return work
+        return self.progress.work
 
     def _enter(
         self,
@@ -405,64 +380,13 @@ class ModelMachine:
         bad: tuple[str, str] | None = None,
         pending_taken: bool = False,
     ) -> None:
-        """Make the next state durable, with its report, before anything is done in it."""
-        record = self.record
-        state = step(record.state, event)
-        work = None if work is None else replace(work, entered_at=time.time())
-        after = replace(record, state=state, work=work, resumes=0, trial_cuts=0)
-        if pending_taken:
-            after = replace(after, pending=None)
-        report = None
-        if outcome is not None:
-            after, report = self._conclude(after, self._work, outcome, bad)
-        self._shop.journal.store(self.model, after, report)
-        self._not_before = 0.0
-        _log.info("state", extra={"model": self.model, "state": state, "event": event, "from": record.state})
-        told = record.work or after.work
+        """Enter the next state and tell the hooks; its work begins at once."""
+        before, told = self.record.state, self.record.work or work
+        self.progress.enter(event, work, outcome=outcome, bad=bad, pending_taken=pending_taken)
         release = None if told is None else told.wish.release
-        self._shop.left(record.state, event, state, self.model, release, None if bad is None else bad[0])
-        if report is not None:
-            self._shop.flush_reports()
+        self._shop.left(before, event, self.model, release, None if bad is None else bad[0])
+        self._not_before = 0.0
         self._tell_hooks()
-
-    def _settle(self, work: Work, outcome: Outcome) -> None:
-        """Answer an assignment that asks for what is there already."""
-        record, report = self._conclude(replace(self.record, pending=None), work, outcome, None)
-        self._shop.journal.store(self.model, record, report)
-        self._shop.flush_reports()
-
-    def _conclude(
-        self, record: ModelRecord, work: Work, outcome: Outcome, bad: tuple[str, str] | None
-    ) -> tuple[ModelRecord, Report]:
-        """Return the record and the report of an assignment that ended."""
-        wish = work.wish
-        bad = bad or work.reason
-        if bad is not None:
-            record = record.refuse(wish.assignment, wish.release, bad[0])
-        self.settled.append(Settled(self.model, wish.release, outcome, None if bad is None else bad[0]))
-        return record, self._report(wish, outcome, bad, work)
-
-    def _report(
-        self, assigned: Desired | Assigned, outcome: Outcome, bad: tuple[str, str] | None, work: Work | None
-    ) -> Report:
-        """Return the report on an assignment; without work it was refused before any was done."""
-        serving = self._shop.servings.get(self.model)
-        return Report(
-            device=self._shop.device,
-            sequence=self._shop.journal.next_sequence,
-            model=self.model,
-            assignment=assigned.assignment,
-            release=assigned.release,
-            outcome=outcome,
-            serving_release=None if serving is None else serving.slot.release,
-            serving_weights=None if serving is None else _digest_or_none(serving),
-            error_code=None if bad is None else bad[0][:100],
-            error_detail=None if bad is None else bad[1][:_DETAIL_LENGTH],
-            evidence=None if work is None else work.evidence,
-            received_bytes=0 if work is None else work.received_bytes,
-            seconds=0.0 if work is None else max(0.0, time.time() - work.started_at),
-            agent=VERSION,
-        )
 
     def _failed(self, bad: BaseException) -> float | None:
         """Deal with an error that is not of the link; return how long to wait where the work must be tried again."""
@@ -490,7 +414,7 @@ class ModelMachine:
         work = self._work
         if isinstance(bad, ValidationRefused) and bad.evidence is not None:
             work = replace(work, evidence=bad.evidence)
-            self._shop.journal.store(self.model, replace(self.record, work=work))
+            self.progress.keep_work(work)
         outcome = Outcome.REFUSED if isinstance(bad, UpdateRejected) else Outcome.FAILED
         self._enter(Event.REJECTED, None, outcome=outcome, bad=(code, detail))
         return_memory()
@@ -502,65 +426,3 @@ class ModelMachine:
     def _tell_hooks(self) -> None:
         record = self.record
         self._shop.hooks.entered(record.state, self.model, None if record.work is None else record.work.wish.release)
-
-    # what serves -------------------------------------------------------------------------------------------------
-
-    def _runs(self, wish: Desired) -> bool:
-        active = self.shelf.slots().active
-        return active is not None and active.release_id == wished_release_id(wish)
-
-    def _intact(self, slot: Slot) -> bool:
-        try:
-            self.shelf.check(self.shelf.manifest(slot.release_id))
-        except StoreCorrupted as bad:
-            _log.error("the other slot is damaged", extra={"model": self.model, "detail": str(bad)})
-            return False
-        return True
-
-    def _load(self, slot: Slot, host: ModelHost | None = None) -> Serving:
-        manifest = self.shelf.manifest(slot.release_id)
-        loaded = host or steps.load(self._shop, self.shelf, manifest)
-        return Serving(slot, manifest, loaded, lambda: self.shelf.digest_of_files(manifest))
-
-    def _load_or_none(self, slot: Slot) -> Serving | None:
-        """Load a release; a damaged one is discarded, so that the next update writes it afresh."""
-        try:
-            return self._load(slot)
-        except (StoreCorrupted, ModelNotLoadable) as bad:
-            _log.error(  # the message says it all
-                "a release cannot be served",
-                extra={"model": self.model, "release": slot.release, "code": bad.code, "detail": str(bad)},
-            )
-        return None
-
-    def _serve_active(self) -> None:
-        """Let what the slots say answer; where it is damaged, the release in the other slot."""
-        slots = self.shelf.slots()
-        live = self._shop.servings.get(self.model)
-        if live is not None and slots.active is not None and live.fallback is not None:
-            live = live.fallback
-        if live is not None and slots.active is not None and live.slot.release_id == slots.active.release_id:
-            live.slot, live.fallback = slots.active, None
-            self._shop.servings.swap(self.model, live)
-            return
-        for slot in (slots.active, slots.previous):
-            if slot is None:
-                continue
-            if (serving := self._load_or_none(slot)) is not None:
-                serving.warm_up()
-                self._shop.servings.swap(self.model, serving)
-                if slot == slots.previous and self.record.state in _AT_REST:
-                    self.shelf.point(Slots(active=slot, previous=None))
-                return
-        self._shop.servings.swap(self.model, None)
-        if slots.active is not None and self.record.state in _AT_REST:
-            self.shelf.point(Slots())
-
-
-def _digest_or_none(serving: Serving) -> str | None:
-    """Return the digest of what serves, computed over its files; None where they cannot be read."""
-    try:
-        return serving.digest()
-    except StoreCorrupted as bad:
-        _log.error("what serves is damaged", extra={"model": serving.manifest.model, "detail": str(bad)})
-        return None

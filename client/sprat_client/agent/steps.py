@@ -97,13 +97,10 @@ class Workshop:
         """The folder of payloads, named by the hex of their digests."""
         return self.settings.folder / "downloads"
 
-    def left(
-        self, before: State, event: Event, after: State, model: str, release: int | None, code: str | None
-    ) -> None:
+    def left(self, before: State, event: Event, model: str, release: int | None, code: str | None) -> None:
         """Tell of a transition that is durable; `code` says what went wrong, if anything did."""
-        more = {} if code is None else {"code": code}
-        said = {"model": model, "state": after.value, "by": event.value, "was": before.value, "release": release}
-        self.events.note("state", **said, **more)
+        said = {"model": model, "state": self.journal.record(model).state.value, "was": before.value}
+        self.events.note("state", **said, by=event.value, release=release, **({} if code is None else {"code": code}))
         self.hooks.left(before, event, model, release)
 
     def flush_reports(self) -> None:
