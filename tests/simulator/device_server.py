@@ -431,11 +431,11 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.behind.blobs.get(name)
         if data is None:
             return self._send(404, b'{"detail": "no such blob"}')
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked and self.headers.get("If-Range", f'"{name}"') == f'"{name}"':
-            start = int(asked[1])
-            said = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}", "ETag": f'"{name}"'}
-            return self._send(206, data[start:], said, cut=True)
+            start, end = int(asked[1]), min(int(asked[2] or len(data)) + 1, len(data))
+            said = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}", "ETag": f'"{name}"'}
+            return self._send(206, data[start:end], said, cut=True)
         return self._send(200, data, {"ETag": f'"{name}"'}, cut=True)
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None, *, cut: bool = False) -> None:
