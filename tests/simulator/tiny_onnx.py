@@ -72,9 +72,7 @@ def samples(parameters: Weights, count: int, seed: int = 5) -> tuple[Array, Arra
     return inputs, logits(parameters, inputs).argmax(axis=1)
 
 
-def graph(
-    *, bfloat16: bool = False, doubled: bool = False, classes: int = CLASSES, hidden: int = HIDDEN
-) -> bytes:
+def graph(*, bfloat16: bool = False, doubled: bool = False, classes: int = CLASSES, hidden: int = HIDDEN) -> bytes:
     """Return the ONNX bytes: initialisers are external, `t/<index>`, the index being the place in name order.
 
     Args:
