@@ -166,10 +166,9 @@ def test_a_doctor_says_what_is_bad_and_what_to_do(
     (tmp_path / "hooks").mkdir()
     for name in ("trial", "trail"):
         (tmp_path / "hooks" / name).write_text("#!/bin/sh\n")
-    files = (path for path in (device.folder / "store").rglob("*") if path.is_file())
-    file = max(files, key=lambda path: path.stat().st_size)
-    file.chmod(0o600)
-    file.write_bytes(bytes(file.stat().st_size))
+    for file in filter(Path.is_file, (device.folder / "store").rglob("*")):
+        file.chmod(0o600)
+        file.write_bytes(bytes(file.stat().st_size))
     device.folder.chmod(0o755)
     arguments = ["doctor", "--dir", device.folder, "--holdout", f"{MODEL}=/nowhere.npz", "--hooks", tmp_path / "hooks"]
     main(["relocate", "--dir", str(device.folder), "--server", "http://127.0.0.1:9"])
