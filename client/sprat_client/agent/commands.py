@@ -1,17 +1,18 @@
-"""The command `sprat-agent`: enrol, run, infer, tuf; `on_site` has the others."""
+"""The command `sprat-agent`: enrol, run, retry, infer, tuf; `on_site` has the others."""
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from sprat_client.agent.logs import log_json_to_stderr
-from sprat_client.agent.on_site import add_on_site, run_on_site
+from sprat_client.agent.on_site import ON_SITE, add_on_site, run_on_site
 from sprat_client.agent.settings import AgentSettings, StatisticsSettings
 from sprat_client.agent.version import VERSION
 from sprat_shared.errors import InvalidInput, SpratError
@@ -30,7 +31,9 @@ exit codes:
   75   link or server are not ready, or a condition is not met (`enrol`, `run --once`); the agent is busy
   76   an update was refused or went back; the old release serves
   77   the server does not accept the token
-  78   the journal in the folder cannot be read
+  74   the disk fails: nothing can be read or written
+  78   the folder's files cannot be read: they are damaged, or a newer agent wrote them
+  79   a step was stuck, and the agent ended itself: start it again
 """
 
 
@@ -119,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "--hooks",
         type=Path,
         metavar="H",
-        help="folder of executables named like states, run on entering them, and STATE.after on leaving",
+        help="executables named like states, run on entering them, and STATE.after",
     )
     run.add_argument(
         "--trial-s", type=_positive, default=5.0, metavar="S", help="a trial without an error ends after so long"
@@ -127,6 +130,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--trial-requests", type=int, default=100, metavar="N", help="or after so many requests")
 
     add_on_site(command, _of_model)
+
+    retry = command(
+        "retry",
+        "Let releases that failed too often on this device be tried again.",
+        "sprat-agent retry --dir /var/lib/sprat pcb-defects",
+    )
+    retry.add_argument("model", type=check_model_name, metavar="MODEL", help="name of the model")
+    retry.add_argument("--json", action="store_true", help="print one JSON object")
 
     _add_tuf(commands, raw)
 
@@ -260,6 +271,7 @@ def _say_waiting(fingerprint: str) -> None:
 
 def _run(asked: argparse.Namespace) -> int:
     from sprat_client.agent.loop import Agent  # noqa: PLC0415
+    from sprat_client.agent.watchdog import Watchdog  # noqa: PLC0415
 
     for option, given in (("--holdout", asked.holdout), ("--unlabelled", asked.unlabelled)):
         for model, path in given:
@@ -280,11 +292,18 @@ def _run(asked: argparse.Namespace) -> int:
         trial_requests=asked.trial_requests,
         statistics=replace(StatisticsSettings(), least=asked.least_inputs),
     )
-    with Agent(settings) as agent:
+    with Watchdog() as watchdog, Agent(settings, watchdog=watchdog) as agent:
         if threading.current_thread() is threading.main_thread():
             for stop in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(stop, lambda *_: agent.stop())
         return agent.run(once=asked.once)
+
+
+def _retry(asked: argparse.Namespace) -> int:
+    from sprat_client.agent.retry import retry  # noqa: PLC0415
+
+    _emit(retry(asked.dir, asked.model), as_json=asked.json)
+    return 0
 
 
 def _infer(asked: argparse.Namespace) -> int:
@@ -304,16 +323,26 @@ def _infer(asked: argparse.Namespace) -> int:
     return 0
 
 
+_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
+    "enrol": _enrol,
+    "run": _run,
+    "retry": _retry,
+    "infer": _infer,
+    "tuf": _tuf,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     asked = _parser().parse_args(arguments)
     log_json_to_stderr()
     try:
-        if (code := run_on_site(asked, _emit)) is not None:
-            return code
-        return {"enrol": _enrol, "run": _run, "infer": _infer, "tuf": _tuf}[asked.command](asked)
+        return run_on_site(asked, _emit) if asked.command in ON_SITE else _COMMANDS[asked.command](asked)
     except SpratError as bad:
         if getattr(asked, "json", False):
             sys.stdout.write(json.dumps({"error": {"code": bad.code, "detail": str(bad)}}) + "\n")
         sys.stderr.write(f"sprat-agent: {bad}\n")
         return bad.exit_code
+    except OSError as bad:
+        sys.stderr.write(f"sprat-agent: {bad}: the disk fails, or the folder is not this user's\n")
+        return os.EX_IOERR

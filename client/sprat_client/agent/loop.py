@@ -1,18 +1,17 @@
 """The agent: polls, lets each model's machine work, delivers reports, and serves meanwhile."""
 
-import contextlib
 import logging
 import os
 import queue
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from sprat_client.agent.budget import BUDGET_FILE, ByteBudget
-from sprat_client.agent.control import ControlSocket, Order
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.estimate import Estimator, SubprocessEstimator
 from sprat_client.agent.events import EventLog
@@ -23,11 +22,13 @@ from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.journal import Journal
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.machine import ModelMachine
+from sprat_client.agent.orders import Orders
 from sprat_client.agent.permits import Permits
 from sprat_client.agent.polling import Poller
 from sprat_client.agent.progress import Settled
 from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
 from sprat_client.agent.reports import Outbox
+from sprat_client.agent.room import code_of
 from sprat_client.agent.serve import Answer, Serving, Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.steps import Workshop
@@ -35,15 +36,22 @@ from sprat_client.agent.store import TensorStore
 from sprat_client.agent.transfer import Backoff, Link
 from sprat_client.agent.trust.clock import Clock
 from sprat_client.agent.trust.store import Agreed, TrustStore
+from sprat_client.agent.upkeep import Upkeep
+from sprat_client.agent.watchdog import Watchdog
 from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_client.runtime.ports import Array, Runtime
-from sprat_shared.errors import InvalidInput, NotFound, SpratError, TryLater, UpdateRejected
+from sprat_shared.errors import SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import Outcome
 from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
 
 _log = logging.getLogger(__name__)
 _GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
 _SHORTEST_WAIT_S: Final = 0.01
+_STOPPED: Final = "stopped.json"  # is there while the agent was asked to end in the middle of something, and did
+# How long steps may take before they are stuck, beside what the server may take.
+_POLLING_S: Final = 300.0
+_TIDYING_UP_S: Final = 1800.0
+_WAKING_UP_S: Final = 300.0
 
 
 class _NotedServings(Servings):
@@ -70,6 +78,7 @@ class Agent:
         estimator: computes local statistics; likewise.
         runtime: loads models; onnxruntime when left out.
         clock: of the device; the real one when left out.
+        watchdog: ends the process when it is stuck; nobody does when left out: the process may be an application's.
 
     Raises:
         NotFound: the folder is not enrolled.
@@ -85,12 +94,15 @@ class Agent:
         estimator: Estimator | None = None,
         runtime: Runtime | None = None,
         clock: Clock | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._settings, self._disk = settings, disk or PosixDisk()
         self._identity = Identity.load(settings.folder)
         self._lock = FolderLock(settings.folder / "run.lock")
         try:
             self._shop = self._open(rebuilder, estimator, runtime, clock)
+            self._watchdog = self._shop.watchdog = watchdog or self._shop.watchdog
+            self._upkeep = Upkeep(self._shop)
             self._poller = Poller(self._shop)
             self._machines = {model: ModelMachine(model, self._shop) for model in self._shop.journal.models}
         except BaseException:
@@ -101,13 +113,9 @@ class Agent:
         self._poll_interval_s = settings.poll_interval_s or self._identity.poll_interval_s
         self._next_poll = self._next_delivery = 0.0
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
-        self._collect_due = True
         self._stopped = self._shop.stopping
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put may be called by a signal's handler
-        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        self._later: list[Order] = []
-        self._control: ControlSocket | None = None
-        self._relocated = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.orders = Orders(self._shop, self._machines, self._wake)
         self._shop.meanwhile = self._meanwhile
         self._endpoint = None if settings.port is None else HttpEndpoint(self._shop.servings, settings.port)
 
@@ -155,29 +163,52 @@ class Agent:
             with FolderLock(folder / "store" / "rebuild.lock", wait=True):
                 pass  # a rebuild that an earlier agent left behind has ended now
         self._shop.flush_reports()
-        try:
-            self._control = ControlSocket(folder, self._take_order)
-        except OSError as bad:  # a file system without sockets
-            _log.warning("orders cannot be given while it runs", extra={"folder": str(folder), "reason": str(bad)})
+        self.orders.listen()
         self._shop.events.note("started")
         if self._endpoint is not None:
             self._endpoint.start()
-            write_json(self._disk, folder / "endpoint.json", {"url": self.url, "pid": os.getpid()})
+            with _serving_anyway("applications that read endpoint.json do not find the endpoint"):
+                write_json(self._disk, folder / "endpoint.json", {"url": self.url, "pid": os.getpid()})
+        with _serving_anyway("room that was set aside for an update stays taken"):
+            self._shop.reserve.give_back()
+        clean = self._was_stopped()
         for machine in self._machines.values():
-            machine.start()
+            machine.start(clean=clean)
+        self._watchdog.ready()
         _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": self.url})
 
     def __exit__(
         self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._control is not None:
-            self._control.close()
+        self.orders.close()
         if self._endpoint is not None:
             self._endpoint.stop()
         self._shop.budget.close()
-        remove(self._disk, self._settings.folder / "endpoint.json")
+        self._stop_machines(clean=kind is None)
+        with _serving_anyway("endpoint.json is left behind"):
+            remove(self._disk, self._settings.folder / "endpoint.json")
         self._shop.link.close()
         self._lock.__exit__(kind, bad, trace)
+
+    def _was_stopped(self) -> bool:
+        """Return whether the last agent here was asked to end in the middle of something, and did; say so only once."""
+        mark = self._settings.folder / _STOPPED
+        stopped = self._disk.exists(mark)
+        try:
+            remove(self._disk, mark)  # before anything answers: what ends the agent from here on is no stop
+        except OSError as bad:
+            _log.warning("the mark of a stop cannot be removed", extra={"detail": str(bad)})
+            return False
+        return stopped
+
+    def _stop_machines(self, *, clean: bool) -> None:
+        """Let nothing be compared any more; where the agent was asked to end, say that no crash ended it."""
+        under_way = not all(machine.idle for machine in self._machines.values())
+        with _serving_anyway("this stop counts like a crash against what is under way"):
+            for machine in self._machines.values():
+                machine.stop(keep=clean)
+            if clean and under_way:
+                write_json(self._disk, self._settings.folder / _STOPPED, {})
 
     @property
     def url(self) -> str:
@@ -207,14 +238,14 @@ class Agent:
         """Let `run` return soon. What is under way goes on at the next start."""
         if not self._stopped.is_set():
             self._stopped.set()
-            self._wake.put(None)
+            self._wake.put(None)  # may be called by a signal's handler, as this is
 
     def run(self, *, once: bool = False) -> int:
         """Work until `stop`, or, with `once`, until nothing is left to do.
 
         Returns:
             The exit code: 0 every assignment is fulfilled; 76 one was refused or went back; 1 one failed on this
-            device; 75 with `once`, link or server were not ready, or a condition of the policy is not met.
+            device; 75 with `once`, link or server were not ready, or a condition is not met.
         """
         self._unsettled_poll = True
         if once:
@@ -223,116 +254,64 @@ class Agent:
             wait_s = self.turn()
             if once and (code := self._once_done()) is not None:
                 return code
-            with contextlib.suppress(queue.Empty):
+            self._watchdog.step("waiting", wait_s + _WAKING_UP_S)
+            with suppress(queue.Empty):
                 self._wake.get(timeout=max(_SHORTEST_WAIT_S, wait_s))
         return self._exit_code()
 
     def turn(self) -> float:
         """Do what is due; return how long nothing will be, seconds."""
-        self._obey()
-        self._relink()
+        self.orders.do()
+        if self.orders.relocated:
+            self._relink()
         now = time.monotonic()
         if now >= self._next_poll:
             self._poll()
         waits = [machine.advance() for machine in list(self._machines.values())]  # a poll between may bring one more
-        self._collect()
+        self._watchdog.step("tidying up", _TIDYING_UP_S)
+        self._upkeep.tidy(self._machines.values())
         if now >= self._next_delivery or any(machine.settled for machine in self._machines.values()):
             self._deliver()
         now = time.monotonic()
         due = [self._next_poll - now, *(wait for wait in waits if wait is not None)]
-        if self._shop.outbox.waiting():
+        if self._shop.reports_wait:
             due.append(self._next_delivery - now)
         return max(0.0, min(due))
 
     def _meanwhile(self) -> bool:
         """Do what is due between two chunks of a download; return whether the download must end for it."""
-        self._obey(between=True)
+        if self.orders.do_within_download():
+            return True
         now = time.monotonic()
         if now >= self._next_poll:
-            self._poll()
+            with self._watchdog.aside():
+                self._poll()
         if now >= self._next_delivery and self._shop.outbox.waiting():
-            self._deliver()
-        return self._relocated or bool(self._later)
-
-    def _take_order(self, order: Order) -> None:
-        """Take an order from another thread."""
-        self._orders.put(order)
-        self._wake.put(None)
-
-    def _obey(self, *, between: bool = False) -> None:
-        """Do what somebody on this device asked for; within a download, what moves states waits until it ended."""
-        later, self._later = self._later, []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                later.append(self._orders.get_nowait())
-        for order in later:
-            if between and order.asked.get("do") == "rollback":
-                self._later.append(order)
-            else:
-                order.answer(self.obey)
-
-    def obey(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what somebody on this device asks for; return what came of it.
-
-        Raises:
-            InvalidInput: nobody knows what it is.
-            NotFound, Conflict: it cannot be done.
-        """
-        done: dict[str, Any]
-        match asked:
-            case {"do": "pause", "until": int() | float() as until}:
-                self._shop.journal.pause(float(until))
-                done = {"paused_until": float(until)}
-            case {"do": "resume"}:
-                self._shop.journal.pause(None)
-                done = {"paused_until": None}
-            case {"do": "rollback", "model": str(model)}:
-                done = {"model": model, "release": self._roll_back(model)}
-            case {"do": "look"}:
-                done = {}
-            case {"do": "relocate"}:
-                self._relocated = True
-                done = {}
-            case {"do": "settings"}:
-                done = {"holdouts": {model: str(path) for model, path in self._settings.holdouts.items()}}
-                done["hooks"] = None if self._settings.hooks is None else str(self._settings.hooks)
-                return done
-            case _:
-                raise InvalidInput(f"no such order: {asked.get('do')!r:.40}")
-        self._shop.events.note("order", **asked)
-        for machine in self._machines.values():
-            machine.look_again()
-        return done
-
-    def _roll_back(self, model: str) -> int:
-        if model not in self._machines:
-            raise NotFound(f"model {model!r} is not on this device; it has: {', '.join(self._machines) or 'none'}")
-        return self._machines[model].roll_back()
+            with self._watchdog.aside():
+                self._deliver()
+        return False
 
     def _relink(self) -> None:
-        """Ask the server at its new address, and go on with everything where it is."""
-        if not self._relocated:
-            return
-        self._relocated = False
+        """Turn to the server's new address, and go on with everything where it is."""
         folder = self._settings.folder
         self._identity = Identity.load(folder)
         self._shop.link.close()
-        self._shop.link = Link.of(
-            self._identity, load_key(folder), self._settings.link, counted=self._shop.budget.count
-        )
+        counted = self._shop.budget.count
+        self._shop.link = Link.of(self._identity, load_key(folder), self._settings.link, counted=counted)
+        self.orders.relocated = False
         self._backoff.reset()
         self._next_poll = 0.0
 
     def _poll(self) -> None:
         """Ask the server once, and take what both repositories agree on."""
+        self._watchdog.step("polling", _POLLING_S + 4 * self._settings.link.total_timeout_s)
         try:
             agreed = self._poller.poll()
             self._unsettled_poll = agreed is not None and self._take(agreed)
-        except (SpratError, OSError) as bad:
+        except (SpratError, OSError, MemoryError) as bad:
+            self._poller.look_again()
             wait_s = self._backoff.next_s(bad)
-            _log.warning(
-                "poll failed", extra={"code": getattr(bad, "code", "disk.failed"), "detail": str(bad), "wait_s": wait_s}
-            )
+            _log.warning("poll failed", extra={"code": code_of(bad), "detail": str(bad), "wait_s": wait_s})
             self._next_poll = time.monotonic() + (
                 wait_s if isinstance(bad, TryLater) else max(wait_s, self._poll_interval_s)
             )
@@ -364,58 +343,41 @@ class Agent:
         return taken
 
     def _machine(self, model: str) -> ModelMachine:
-        self._collect_due = True
         if model not in self._machines:
             self._machines[model] = ModelMachine(model, self._shop)
         return self._machines[model]
 
     def _deliver(self) -> None:
         """Deliver reports; those that cannot be delivered now wait in the outbox."""
+        reports = len(self._shop.journal.unsent) + 1
+        self._watchdog.step("delivering reports", _POLLING_S + reports * self._settings.link.total_timeout_s)
         try:
+            self._shop.flush_reports()
             if self._shop.outbox.deliver(self._shop.link):
                 self._next_poll = min(self._next_poll, time.monotonic() + min(1.0, self._poll_interval_s))
             self._report_backoff.reset()
             self._next_delivery = time.monotonic() + self._poll_interval_s
-        except (SpratError, OSError) as bad:
+        except (SpratError, OSError, MemoryError) as bad:
             wait_s = self._report_backoff.next_s(bad)
             _log.warning("report not delivered", extra={"detail": str(bad), "wait_s": wait_s})
             self._next_delivery = time.monotonic() + wait_s
 
-    def _collect(self) -> None:
-        """Remove what no slot needs, when no model is in the middle of something."""
-        if not self._collect_due or not all(machine.idle for machine in self._machines.values()):
-            return
-        self._collect_due = False
-        wanted: set[bytes] = set()
-        try:
-            for machine in self._machines.values():
-                slots = machine.shelf.slots()
-                keep = [slot.release_id for slot in (slots.active, slots.previous) if slot is not None]
-                for manifest in machine.shelf.collect(keep):
-                    wanted.update(manifest.files)
-            self._shop.store.collect(wanted)
-            self._shop.blobs = {}
-            if self._shop.downloads.is_dir():
-                for file in sorted(self._shop.downloads.iterdir()):
-                    remove(self._disk, file)
-        except (SpratError, OSError) as bad:
-            _log.warning("not cleaned up", extra={"detail": str(bad)})
-
     def _once_done(self) -> int | None:
         """Return the exit code of `run --once`, if there is nothing left to do or no way to do it."""
-        if self._poller.refused and not self._shop.outbox.waiting():
+        if self._poller.refused and not self._shop.reports_wait:
             return UpdateRejected.exit_code
         failures = max([self._backoff.failures, *(machine.failures for machine in self._machines.values())])
         if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
             return TryLater.exit_code
-        idle = all(machine.idle or machine.is_ahead for machine in self._machines.values())
-        if not self._unsettled_poll and not self._backoff.failures and not self._shop.outbox.waiting():
-            waiting = {model: reason for model, machine in self._machines.items() if (reason := machine.waits_for)}
-            if waiting and all(machine.idle or machine.waits_for for machine in self._machines.values()):
+        machines = self._machines.values()
+        idle = all(machine.idle or machine.is_ahead for machine in machines)
+        if not idle and not self._unsettled_poll and not self._backoff.failures and not self._shop.reports_wait:
+            waiting = {machine.model: reason for machine in machines if (reason := machine.waits_for)}
+            if waiting and all(machine.idle or machine.is_ahead or machine.waits_for for machine in machines):
                 for model, reason in waiting.items():
                     sys.stderr.write(f"sprat-agent: {model} waits: {reason}\n")
                 return TryLater.exit_code
-        if self._backoff.failures or self._unsettled_poll or not idle or self._shop.outbox.waiting():
+        if self._backoff.failures or self._unsettled_poll or not idle or self._shop.reports_wait:
             if idle and self._unsettled_poll and not self._backoff.failures:
                 self._next_poll = 0.0
             return None
@@ -426,3 +388,12 @@ class Agent:
         if self._poller.refused or outcomes & {Outcome.REFUSED, Outcome.ROLLED_BACK}:
             return UpdateRejected.exit_code
         return SpratError.exit_code if Outcome.FAILED in outcomes else 0
+
+
+@contextmanager
+def _serving_anyway(consequence: str) -> Iterator[None]:
+    """Go on where a disk that fails would only keep the agent from serving."""
+    try:
+        yield
+    except OSError as bad:
+        _log.warning("the disk fails", extra={"code": code_of(bad), "detail": str(bad), "consequence": consequence})

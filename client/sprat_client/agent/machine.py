@@ -1,5 +1,6 @@
 """One model's way through the state table: store the next state durably, tell the hooks, do its work."""
 
+import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -8,28 +9,46 @@ from typing import Final
 from sprat_client.agent import steps
 from sprat_client.agent.active import ActiveRelease
 from sprat_client.agent.desired import Desired
+from sprat_client.agent.formats import NewerFormat
+from sprat_client.agent.giving_way import GiveWay, Watch
+from sprat_client.agent.intake import Intake
 from sprat_client.agent.journal import ModelRecord, Work
 from sprat_client.agent.permits import Unmet
-from sprat_client.agent.progress import Progress, Settled
-from sprat_client.agent.releases import Shelf, Slot, Slots
-from sprat_client.agent.serve import Serving
-from sprat_client.agent.states import AFTER_POWER_CUT, Event, State, resume
+from sprat_client.agent.progress import DeadlineMissed, Progress, Settled
+from sprat_client.agent.releases import Shelf, Slots
+from sprat_client.agent.room import code_of
+from sprat_client.agent.states import (
+    AFTER_POWER_CUT,
+    AT_REST,
+    BEFORE_TRIAL,
+    BUILT,
+    NEXT,
+    RULES,
+    Event,
+    Late,
+    State,
+    is_late,
+    resume,
+)
 from sprat_client.agent.steps import Workshop, wished_release_id
+from sprat_client.agent.store import StoreCorrupted
 from sprat_client.agent.transfer import Backoff
+from sprat_client.agent.trial import GoOn, Healthy, Unhealthy
+from sprat_client.agent.tryout import Tryout
 from sprat_client.agent.validate import ValidationRefused
-from sprat_client.agent.watch import GiveWay, Watch
+from sprat_client.agent.watching import LOOK_AGAIN_S
 from sprat_client.runtime.onnxruntime_host import return_memory
-from sprat_client.runtime.ports import ModelHost
-from sprat_shared.errors import Conflict, SpratError, TryLater, UntrustedUpdate, UpdateRejected
-from sprat_shared.protocol.report import Outcome
+from sprat_shared.errors import Conflict, SpratError, TryLater, UpdateRejected
+from sprat_shared.protocol.report import Evidence, Outcome
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.targets import graph_path, update_path
 
 _log = logging.getLogger(__name__)
-ON_SITE: Final = "operator.rolled-back"
+_ON_SITE: Final = ("operator.rolled-back", "somebody on site went back to the release before: sprat-agent rollback")
 _SUPERSEDED: Final = "assignment.superseded"
-_AT_REST: Final = frozenset({State.IDLE, State.ROLLING_BACK})  # nothing new serves: there is nothing to reject
-_BEFORE_TRIAL: Final = frozenset(State) - _AT_REST - {State.TRIAL}
+_AGAINS_ALLOWED: Final = 2  # a disk that damages what is fetched over and over does not get better
+_DAMAGED_AGAIN: Final = frozenset({state for state, event in NEXT if event is Event.AGAIN})
+_KEEP_TIME_EVERY_S: Final = 900.0  # at most so much of a state's time is forgotten by a power cut
 
 
 class ModelMachine:
@@ -45,10 +64,14 @@ class ModelMachine:
         self.shelf = Shelf(model, shop.settings.folder / "models" / model, shop.store, shop.disk)
         self._backoff = Backoff(shop.settings.link)
         self._not_before = 0.0
-        self._candidate: ModelHost | None = None
         self.progress = Progress(model, shop)
         self.active = ActiveRelease(model, shop, self.shelf)
-        self.failures = 0  # tries in a row that ended with TryLater
+        self.tryout = Tryout(model, shop, self.shelf, self.active)
+        self.intake = Intake(model, shop, self.progress, self.active)
+        self.failures = 0  # tries in a row that ended with TryLater, or with a disk that fails
+        self._resumed = self._clean = False
+        self._verdict: tuple[str, str, Event, Evidence | None] | None = None  # on a trial, until it is on the disk
+        self._said_late = False
 
     @property
     def record(self) -> ModelRecord:
@@ -66,6 +89,75 @@ class ModelMachine:
         return self.record.state is State.IDLE and self.record.pending is None
 
     @property
+    def is_settled(self) -> bool:
+        """Whether what the disk must hold can be told: the slots' releases, and one that lies whole beside them."""
+        record = self.record
+        return record.pending is None and (record.state is State.IDLE or record.state in BUILT)
+
+    def start(self, *, clean: bool = False) -> None:
+        """Serve the active release again, and count the restart if it came in the middle of something.
+
+        Where the disk fails, what can be served serves, and `advance` tries the rest again.
+
+        Args:
+            clean: the agent was asked to end and did; that says nothing against what was under way.
+        """
+        self._clean = clean
+        try:
+            self._resume()
+        except (OSError, MemoryError) as bad:
+            self._not_before = time.monotonic() + self._say_stuck(bad)
+
+    def _resume(self) -> None:
+        record = self.record
+        untried = record.work.release_id if record.work is not None and record.state in BEFORE_TRIAL else None
+        self.active.serve(at_rest=record.state in AT_REST, untried=untried)
+        record = replace(record, state=AFTER_POWER_CUT[record.state])
+        if self._clean:
+            pass
+        elif record.state is State.TRIAL:
+            record = replace(record, trial_cuts=record.trial_cuts + 1)
+        elif record.state is not State.IDLE:
+            record = replace(record, resumes=record.resumes + 1)
+        if record != self.record:
+            self.progress.keep(record)
+            _log.info("resuming", extra={"model": self.model, "state": record.state, "resumes": record.resumes})
+        self._resumed = True
+        match resume(record.state, record.trial_cuts, record.resumes):
+            case Event.UNHEALTHY:
+                self._go_back("trial.cut-too-often", f"the device restarted {record.trial_cuts} times during the trial")
+            case Event.REJECTED if record.state is State.SHADOW:
+                why = f"the agent ended {record.resumes} times while the release answered in the shadow"
+                self._reject(ValidationRefused(why, code="shadow.cut-too-often", evidence=self._work.evidence))
+            case Event.REJECTED:
+                bad = SpratError(f"{record.resumes} restarts while {record.state}; giving up", code="agent.gave-up")
+                self._reject(bad)
+            case _:
+                self._tell_hooks()
+
+    def stop(self, *, keep: bool) -> None:
+        """Compare nothing any more, and keep what was seen, so that the next start goes on from there."""
+        if keep and self.record.work is not None and self.record.state in {State.SHADOW, State.TRIAL}:
+            self.progress.keep_work(self.tryout.seen(self._work, on_trial=self.record.state is State.TRIAL))
+        self.tryout.drop()
+
+    def wish(self, wish: Desired) -> bool:
+        """Take an assignment, if it is newer, or is not fulfilled and was not refused; return whether it was taken.
+
+        Raises:
+            UntrustedUpdate: a newer one was taken before.
+        """
+        taken = self.intake.take(wish, idle=self.idle)
+        if taken:
+            self._not_before = 0.0
+            self._backoff.reset()
+        return taken
+
+    def refuse(self, assigned: Assigned, bad: UpdateRejected) -> None:
+        """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""
+        self.intake.refuse(assigned, bad)
+
+    @property
     def waits_for(self) -> str | None:
         """What the update waits for that time or somebody must bring, in words; None: for nothing of that kind."""
         work = self.record.work
@@ -78,73 +170,28 @@ class ModelMachine:
         ready = record.state is State.READY and record.pending is None
         return ready and record.work is not None and record.work.wish.prefetch
 
-    def start(self) -> None:
-        """Serve the active release again, and count the restart if it came in the middle of something."""
-        self.active.serve(at_rest=self.record.state in _AT_REST)
-        record = replace(self.record, state=AFTER_POWER_CUT[self.record.state])
-        if record.state is State.TRIAL:
-            record = replace(record, trial_cuts=record.trial_cuts + 1)
-        elif record.state is not State.IDLE:
-            record = replace(record, resumes=record.resumes + 1)
-        if record != self.record:
-            self.progress.keep(record)
-            _log.info("resuming", extra={"model": self.model, "state": record.state, "resumes": record.resumes})
-        if resume(record.state, record.trial_cuts) is Event.UNHEALTHY:
-            self._go_back("trial.cut-too-often", f"the device restarted {record.trial_cuts} times during the trial")
-        elif record.state in _BEFORE_TRIAL and record.resumes > self._shop.settings.resumes:
-            self._reject(SpratError(f"{record.resumes} restarts while {record.state}; giving up", code="agent.gave-up"))
-        else:
-            self._tell_hooks()
-
-    def wish(self, wish: Desired) -> bool:
-        """Take an assignment, if it is newer, or is not fulfilled and was not refused; return whether it was taken.
-
-        Raises:
-            UntrustedUpdate: a newer one was taken before.
-        """
-        record = self.record
-        if wish.assignment < record.highest_assignment:
-            raise UntrustedUpdate(
-                f"assignment {wish.assignment} of {wish.full} is replayed: {record.highest_assignment} was seen before",
-                code="trust.replayed",
-            )
-        if wish.assignment == record.highest_assignment:
-            refused = any(refusal.assignment == wish.assignment for refusal in record.refused)
-            if not self.idle or refused or self.active.runs(wished_release_id(wish)):
-                return False
-        self.progress.keep(replace(record, pending=wish, highest_assignment=wish.assignment))
-        self._not_before = 0.0
-        self._backoff.reset()
-        _log.info("assigned", extra={"model": self.model, "release": wish.release, "assignment": wish.assignment})
-        return True
-
-    def refuse(self, assigned: Assigned, bad: UpdateRejected) -> None:
-        """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""
-        if assigned.assignment > self.record.highest_assignment:
-            self.progress.refuse(assigned, (bad.code, str(bad)))
-
     def look_again(self) -> None:
         """Look at once at what is waited for: something changed."""
         self._not_before = 0.0
 
-    def roll_back(self) -> int:
-        """Go back to the release in the other slot, by the word of somebody on site; return its number.
+    def roll_back(self) -> int | None:
+        """Go back to the release in the other slot, by the word of somebody on site; return what is active then.
 
         The standing assignment counts as refused: only a newer one changes what serves then.
 
         Raises:
             Conflict: no other release is held, or it is damaged.
         """
-        reason = (ON_SITE, "somebody on site went back to the release before: sprat-agent rollback")
         record, slots = self.record, self.shelf.slots()
         if record.state is State.TRIAL and self._work.back_to is not None:
-            self._go_back(*reason)
+            self._go_back(*_ON_SITE)
         elif record.state is not State.ROLLING_BACK:
             if slots.active is None or slots.previous is None or not self.active.is_intact(slots.previous):
                 raise Conflict(f"{self.model}: this device holds no release to go back to", code="agent.nothing-held")
             if record.state is not State.IDLE:
-                self._candidate = None
+                self.tryout.drop()
                 self._enter(Event.SUPERSEDED, None)
+                self._give_back_room()
             wish = Desired(
                 model=self.model,
                 release=slots.active.release,
@@ -154,20 +201,29 @@ class ModelMachine:
                 path=(),
                 full=update_path(self.model, slots.active.release, None),
             )
-            work = Work(wish=wish, started_at=time.time(), back_to=slots.previous.release_id, reason=reason)
+            work = Work(wish=wish, started_at=time.time(), back_to=slots.previous.release_id, reason=_ON_SITE)
             self._enter(Event.RETURN, work, pending_taken=True)
         self.advance()
         active = self.shelf.slots().active
-        return 0 if active is None else active.release
+        return None if active is None else active.release
 
     def advance(self) -> float | None:
-        """Work until there is nothing to do, or something to wait for; return how long to wait, seconds."""
-        while not self.idle:
+        """Work until there is nothing to do, or something to wait for; return how long to wait, seconds.
+
+        Raises:
+            NewerFormat: a newer agent wrote what this one must read.
+        """
+        while not (self.idle and self._resumed):
             wait_s = self._not_before - time.monotonic()
-            if wait_s > 0 and not (self.record.pending and self.record.state in _BEFORE_TRIAL):
+            if wait_s > 0 and not (self.record.pending and self.record.state in BEFORE_TRIAL):
                 return wait_s
+            self._shop.watchdog.step(f"{self.model}: {self.record.state}", self._limit_s())
             try:
-                wait = self._take_pending() or self._act()
+                if not self._resumed:
+                    self._resume()
+                self._take_pending()
+                self._judge_time()
+                wait = self._act()
                 self.failures = 0
             except TryLater as bad:
                 self.failures += 1
@@ -182,6 +238,8 @@ class ModelMachine:
                         "wait_s": wait,
                     },
                 )
+            except NewerFormat:
+                raise
             except (SpratError, OSError, MemoryError) as bad:
                 wait = self._failed(bad)
             if wait is not None:
@@ -189,11 +247,38 @@ class ModelMachine:
                 return wait
         return None
 
-    def _take_pending(self) -> float | None:
+    def _limit_s(self) -> float:
+        """Return how long one step of the present state may take: with what it waits for that has limits of its own."""
+        settings, state = self._shop.settings, self.record.state
+        own_s = 2 * settings.hook_timeout_s
+        if state in {State.IDLE, State.FETCHING, State.VERIFYING, State.REBUILDING}:  # they may ask the server
+            own_s += settings.link.total_timeout_s
+        if state is State.REBUILDING:
+            own_s += settings.rebuild_timeout_s + settings.statistics.timeout_s
+        return RULES[state].stuck_s + own_s
+
+    def _judge_time(self) -> None:
+        """Give up, or say, what takes longer than its state may; keep the time that it took."""
+        state, spent_s = self.record.state, self.progress.spent_s
+        if self.record.work is None:
+            return
+        if is_late(state, spent_s):
+            late = f"{spent_s:.0f} s while {state}; {RULES[state].deadline_s:.0f} s are allowed"
+            if RULES[state].late is Late.GIVE_UP:
+                self._reject(DeadlineMissed(f"{late}: given up"))
+            elif not self._said_late:
+                self._said_late = True
+                _log.error(
+                    "late", extra={"model": self.model, "state": state, "code": DeadlineMissed.code, "detail": late}
+                )
+        if self.progress.unkept_s > _KEEP_TIME_EVERY_S and self.record.work is not None:
+            self.progress.keep_work(self._work)
+
+    def _take_pending(self) -> None:
         """Give up the present work for a newer assignment."""
         record = self.record
         if record.pending is None or record.state in {State.IDLE, State.ROLLING_BACK} or record.work is None:
-            return None
+            return
         if wished_release_id(record.pending) == wished_release_id(record.work.wish):
             work = replace(record.work, wish=replace(record.pending, path=record.work.wish.path))
             self.progress.keep(replace(record, pending=None, work=work))
@@ -201,8 +286,9 @@ class ModelMachine:
             self._go_back(_SUPERSEDED, "a newer assignment arrived during the trial", Event.SUPERSEDED)
         else:
             _log.info("superseded", extra={"model": self.model, "release": record.work.wish.release})
+            self.tryout.drop()
             self._enter(Event.SUPERSEDED, None)
-        return None
+            self._give_back_room()
 
     def _act(self) -> float | None:
         """Do the work of the present state; return how long to wait before looking again, or None to go on."""
@@ -217,6 +303,9 @@ class ModelMachine:
             State.TRIAL: self._trial,
             State.ROLLING_BACK: self._rolling_back,
         }
+        if self._verdict is not None and self.record.state is State.TRIAL:
+            self._go_back(*self._verdict)
+            return None
         return act[self.record.state]()
 
     # the states --------------------------------------------------------------------------------------------------
@@ -231,11 +320,11 @@ class ModelMachine:
         wished = wished_release_id(wish)
         if slots.active is not None and slots.active.release_id == wished:
             self.shelf.point(replace(slots, active=replace(slots.active, release=wish.release)))
-            self.active.serve(at_rest=self.record.state in _AT_REST)
+            self.active.serve(at_rest=self.record.state in AT_REST)
             self.progress.settle(work, Outcome.COMMITTED)
         elif (back := slots.previous) is not None and back.release_id == wished and self.active.is_intact(back):
             self._enter(Event.RETURN, replace(work, back_to=wished), pending_taken=True)
-        else:
+        elif not self.intake.breaks(wish):
             self._enter(Event.ASSIGNED, work, pending_taken=True)
 
     def _fetching(self) -> float | None:
@@ -247,6 +336,8 @@ class ModelMachine:
             nonlocal received
             received += size
             self._backoff.reset()
+            self._shop.reserve.spend(size)
+            self._shop.watchdog.beat()
 
         work = replace(self._work, waiting=None)
         if not work.steps:
@@ -260,7 +351,7 @@ class ModelMachine:
         finally:
             if received:
                 work = replace(work, received_bytes=work.received_bytes + received)
-                self.progress.keep_work(work)
+                self.progress.keep(replace(self.record, work=work, resumes=0))  # it got further: no crash loop
         if gave_way is not None:
             return 0.0 if gave_way.unmet is None else self._wait(gave_way.unmet)
         self._enter(Event.DONE, work)
@@ -288,66 +379,55 @@ class ModelMachine:
             self.progress.keep_work(work)
         return unmet.wait_s
 
-    def _shadow(self) -> None:
-        self._enter(Event.HEALTHY, self._work)
+    def _shadow(self) -> float | None:
+        verdict, work = self.tryout.shadow(self._work)
+        match verdict:
+            case Healthy():
+                _log.info(
+                    "shadow ended",
+                    extra={"model": self.model, **({} if work.evidence is None else work.evidence.as_json())},
+                )
+                self._enter(Event.HEALTHY, work)
+                return None
+            case Unhealthy(code, why):
+                raise ValidationRefused(why, code=code, evidence=work.evidence)
+            case GoOn(left_s):
+                if self.tryout.must_be_kept():
+                    self.progress.keep(replace(self.record, work=work, resumes=0))  # it got further: no crash loop
+                return min(left_s, LOOK_AGAIN_S)
 
     def _validating(self) -> None:
-        self._candidate, validation = steps.compare(self._shop, self.shelf, self._work)
+        validation = self.tryout.compare(self._work)
         _log.info(
             "validated",
             extra={
                 "model": self.model,
-                "mode": validation.mode,
+                "mode": validation.told,
                 "detail": validation.detail,
-                "latency_p50_s": validation.latency_s[0],
-                "latency_p95_s": validation.latency_s[1],
-                "old_latency_p50_s": validation.old_latency_s and validation.old_latency_s[0],
-                "old_latency_p95_s": validation.old_latency_s and validation.old_latency_s[1],
                 "resident_bytes": validation.resident_bytes,
+                **validation.evidence.as_json(),
             },
         )
         active = self.shelf.slots().active
         back_to = None if active is None else active.release_id
-        work = replace(self._work, evidence=validation.evidence, validated=validation.mode, back_to=back_to)
-        self._enter(Event.DONE, work)
+        work = replace(self._work, evidence=validation.evidence, validated=validation.told, back_to=back_to)
+        self._enter(Event.WATCH if self.tryout.wants_shadow(work) else Event.DONE, work)
 
     def _trial(self) -> float | None:
-        serving = self._shop.servings.get(self.model)
-        if serving is None or serving.slot.release_id != self._work.release_id or serving.fallback is None:
-            serving = self._begin_trial(serving)
-        settings = self._shop.settings.under(self._work.wish.policy)
-        if serving.failed >= settings.trial_error_limit:
-            self._go_back("trial.errors", f"{serving.failed} requests failed on trial: {serving.last_failure}")
-            return None
-        left_s = serving.since + settings.trial_s - time.monotonic()
-        if left_s > 0 and serving.answered < settings.trial_requests:
-            return min(left_s, 0.05)
-        serving.fallback = None
-        self._enter(Event.HEALTHY, None, outcome=Outcome.COMMITTED)
-        return_memory()
-        return None
-
-    def _begin_trial(self, old: Serving | None) -> Serving:
-        """Point the slots at the new release and let it answer; what must be read is read before anything changes."""
-        work = self._work
-        slots = self.shelf.slots()
-        if work.release_id is None:
-            raise AssertionError("TRIAL follows VERIFYING, which sets the release id")
-        slot = Slot(release=work.wish.release, release_id=work.release_id, weights=work.wish.weights)
-        if old is not None and old.slot.release_id == work.release_id:  # a restart in the trial loaded it already
-            serving = old
-        else:
-            serving = self.active.load(slot, self._candidate)
-            serving.warm_up()
-        self._candidate = None
-        if slots.active is None or slots.active.release_id != work.release_id:
-            self.shelf.point(Slots(active=slot, previous=slots.active))
-        else:
-            old = None if slots.previous is None else self.active.load_or_none(slots.previous)
-        serving.fallback = old or serving
-        serving.since = time.monotonic()
-        self._shop.servings.swap(self.model, serving)
-        return serving
+        verdict, work = self.tryout.trial(self._work)
+        match verdict:
+            case Healthy():
+                self.tryout.commit()
+                self._enter(Event.HEALTHY, None, outcome=Outcome.COMMITTED, ended=work)
+                return_memory()
+                return None
+            case Unhealthy(code, why):
+                self._go_back(code, why, evidence=work.evidence)
+                return None
+            case GoOn(left_s):
+                if self.tryout.must_be_kept():
+                    self.progress.keep_work(work)
+                return min(left_s, LOOK_AGAIN_S)
 
     def _rolling_back(self) -> None:
         work, slots = self._work, self.shelf.slots()
@@ -359,7 +439,7 @@ class ModelMachine:
                 self.shelf.point(Slots(active=replace(slots.previous, release=work.wish.release), previous=active))
             else:
                 self.shelf.point(Slots(active=slots.previous, previous=None))
-        self.active.serve(at_rest=self.record.state in _AT_REST)
+        self.active.serve(at_rest=self.record.state in AT_REST)
         outcome = Outcome.RETURNED if work.reason is None else Outcome.ROLLED_BACK
         superseded = work.reason is not None and work.reason[0] == _SUPERSEDED  # the server knows: it did it
         self._enter(Event.DONE, None, outcome=None if superseded else outcome)
@@ -379,35 +459,57 @@ class ModelMachine:
         outcome: Outcome | None = None,
         bad: tuple[str, str] | None = None,
         pending_taken: bool = False,
+        ended: Work | None = None,
     ) -> None:
         """Enter the next state and tell the hooks; its work begins at once."""
         before, told = self.record.state, self.record.work or work
-        self.progress.enter(event, work, outcome=outcome, bad=bad, pending_taken=pending_taken)
+        self.progress.enter(event, work, outcome=outcome, bad=bad, pending_taken=pending_taken, ended=ended)
+        self.tryout.watch_no_more()
+        self._not_before, self._said_late = 0.0, False
         release = None if told is None else told.wish.release
         self._shop.left(before, event, self.model, release, None if bad is None else bad[0])
-        self._not_before = 0.0
         self._tell_hooks()
 
     def _failed(self, bad: BaseException) -> float | None:
-        """Deal with an error that is not of the link; return how long to wait where the work must be tried again."""
-        if self.record.state not in _AT_REST and not self._shop.stopping.is_set():
-            self._reject(bad)
-            return None
+        """Deal with an error that is not of the link; return how long to wait where the work must be tried again.
+
+        Where the end of the work cannot be written down either, the work is tried again as well, and nothing is lost:
+        what serves is what the journal says, or the release that it goes back to.
+        """
+        if self._resumed and self.record.state not in AT_REST and not self._shop.stopping.is_set():
+            try:
+                if not self._again(bad):
+                    self._reject(bad)
+            except (OSError, MemoryError) as worse:
+                bad = worse
+            else:
+                return None
+        return self._say_stuck(bad)
+
+    def _say_stuck(self, bad: BaseException) -> float:
         self.failures += 1
-        wait_s = self._backoff.next_s(bad)
         _log.error(
-            "cannot go on; trying again", extra={"model": self.model, "state": self.record.state, "detail": str(bad)}
+            "cannot go on; trying again",
+            extra={"model": self.model, "state": self.record.state, "code": code_of(bad), "detail": str(bad)},
         )
-        return wait_s
+        return self._backoff.next_s(bad)
+
+    def _again(self, bad: BaseException) -> bool:
+        """Fetch and rebuild anew where this disk damaged something of the update; return whether that is done."""
+        state = self.record.state
+        if code_of(bad) != StoreCorrupted.code or state not in _DAMAGED_AGAIN or self._work.agains >= _AGAINS_ALLOWED:
+            return False
+        _log.error("damaged; fetching it again", extra={"model": self.model, "state": state, "detail": str(bad)})
+        self.tryout.drop()
+        steps.fetch_again(self._shop, self.shelf, self._work)
+        self._enter(Event.AGAIN, replace(self._work, steps=(), agains=self._work.agains + 1))
+        return True
 
     def _reject(self, bad: BaseException) -> None:
         """End the present work: the old release serves on, untouched."""
-        code = (
-            bad.code if isinstance(bad, SpratError) else "disk.failed" if isinstance(bad, OSError) else "memory.short"
-        )
-        detail = str(bad) or type(bad).__name__
+        code, detail = code_of(bad), str(bad) or type(bad).__name__
         _log.error("given up", extra={"model": self.model, "state": self.record.state, "code": code, "detail": detail})
-        self._candidate = None
+        self.tryout.drop()
         if self.record.state is State.TRIAL:
             self._go_back(code, detail)
             return
@@ -417,11 +519,25 @@ class ModelMachine:
             self.progress.keep_work(work)
         outcome = Outcome.REFUSED if isinstance(bad, UpdateRejected) else Outcome.FAILED
         self._enter(Event.REJECTED, None, outcome=outcome, bad=(code, detail))
+        self._give_back_room()
+        self.active.serve(at_rest=True)  # where the active release is what was damaged
         return_memory()
 
-    def _go_back(self, code: str, detail: str, event: Event = Event.UNHEALTHY) -> None:
+    def _go_back(
+        self, code: str, detail: str, event: Event = Event.UNHEALTHY, evidence: Evidence | None = None
+    ) -> None:
+        """End the trial: the old release answers at once, whether or not that can be written down just now."""
         _log.warning("going back", extra={"model": self.model, "code": code, "detail": detail})
-        self._enter(event, replace(self._work, reason=(code, detail)))
+        evidence = evidence or self._work.evidence
+        self._verdict = (code, detail, event, evidence)
+        self.tryout.watch_no_more()
+        self.active.fall_back()
+        self._enter(event, replace(self._work, reason=(code, detail), evidence=evidence))
+        self._verdict = None
+
+    def _give_back_room(self) -> None:
+        with contextlib.suppress(OSError):  # the next start gives it back
+            self._shop.reserve.give_back()
 
     def _tell_hooks(self) -> None:
         record = self.record

@@ -85,21 +85,9 @@ def add_on_site(command: AddCommand, of_model: Callable[[str], tuple[str, Path]]
         )
 
 
-def run_on_site(asked: argparse.Namespace, emit: Callable[..., None]) -> int | None:
-    """Run one of these commands; return its exit code, None where it is none of them."""
-    commands = {
-        "status": _status,
-        "doctor": _doctor,
-        "events": _events,
-        "facts": _facts,
-        "pause": _pause,
-        "resume": _pause,
-        "rollback": _rollback,
-        "relocate": _relocate,
-    }
-    if asked.command not in commands:
-        return None
-    return commands[asked.command](asked, emit)
+def run_on_site(asked: argparse.Namespace, emit: Callable[..., None]) -> int:
+    """Run one of these commands; return its exit code."""
+    return ON_SITE[asked.command](asked, emit)
 
 
 def as_owner(folder: Path) -> Path:
@@ -218,7 +206,7 @@ def _rollback(asked: argparse.Namespace, emit: Callable[..., None]) -> int:
         from sprat_client.agent.settings import AgentSettings  # noqa: PLC0415  # likewise
 
         with Agent(AgentSettings(folder=folder, port=None)) as agent:
-            done = agent.obey(order)
+            done = agent.orders.obey(order)
     emit(done, as_json=asked.json)
     return 0
 
@@ -234,3 +222,15 @@ def _relocate(asked: argparse.Namespace, emit: Callable[..., None]) -> int:
     moved = relocate(folder, PosixDisk(), server_url=asked.server, ca_file=ca_file, insecure=asked.insecure)
     emit({"device": str(moved.device), "name": moved.name, "server": moved.server_url}, as_json=asked.json)
     return 0
+
+
+ON_SITE: Final[Mapping[str, Callable[[argparse.Namespace, Callable[..., None]], int]]] = {
+    "status": _status,
+    "doctor": _doctor,
+    "events": _events,
+    "facts": _facts,
+    "pause": _pause,
+    "resume": _pause,
+    "rollback": _rollback,
+    "relocate": _relocate,
+}

@@ -189,7 +189,7 @@ def test_a_pause_is_obeyed_within_a_download_and_a_resume_at_once(fleet: Fleet) 
 
 
 def test_a_condition_that_ends_within_a_download_ends_it(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sprat_client.agent.watch._LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr("sprat_client.agent.giving_way._LOOK_EVERY_S", 0.1)
     fleet.let_director_say(DevicePolicy(fetch=Wanted(unmetered=True)))
     fleet.proxy.bytes_per_s = 300_000
     assignment = fleet.server.assign(MODEL, 1)
