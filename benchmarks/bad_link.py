@@ -8,8 +8,8 @@ other; it enrols and gets release 1 over a good link, then the link turns bad an
 a poll's answer. In the middle the agent is killed (SIGKILL) and started again. The goal is asserted: release 2 is
 installed, and the body bytes that the agent read are at most 1.05 times the update.
 
-It needs root, or CAP_SYS_ADMIN and CAP_NET_ADMIN, and /dev/net/tun; without it says so and ends with 0. What it starts is
-in namespaces of its own, which end with it, whatever ends it.
+It needs root, or CAP_SYS_ADMIN and CAP_NET_ADMIN, and /dev/net/tun; without it says so and ends with 0. What it starts
+is in namespaces of its own, which end with it, whatever ends it.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
         code = 1
         try:
             code = run(asked, folder)
-        except BaseException:  # it must not come back into the parent's stack
+        except BaseException:  # noqa: BLE001 - it must not come back into the parent's stack
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -267,18 +267,18 @@ def reported_bytes(shell: Shell) -> int:
 
 def lines_of(report: dict[str, Any]) -> list[str]:
     """Return the report in words."""
-    link = report["link"]
+    link, outages = report["link"], ", ".join(f"{seconds:g} s" for seconds in report["outages_s"])
+    rows = {
+        "update": f"{report['update_bytes']:>12,} bytes",
+        "body bytes read for it": f"{report['body_bytes']:>12,} bytes, {report['ratio']:.4f} x (goal {GOAL_RATIO})",
+        "on the wire, IP, to the device": f"{report['wire_bytes_down']:>12,} bytes",
+        "on the wire, IP, from it": f"{report['wire_bytes_up']:>12,} bytes",
+        "from assignment to reported": f"{report['seconds']:>12.0f} s (the rate: {report['least_seconds']:.0f} s)",
+    }
     return [
         f"link: {1000 * link['delay_s']:.0f} ms one way, {100 * link['loss']:.0f} % lost each way, "
-        f"{8 * link['bytes_per_s'] / 1000:.0f} kbit/s each way; outages of "
-        + ", ".join(f"{seconds:g} s" for seconds in report["outages_s"])
-        + "; one SIGKILL",
-        f"{'update':<34}{report['update_bytes']:>12,} bytes",
-        f"{'body bytes read for it':<34}{report['body_bytes']:>12,} bytes, {report['ratio']:.4f} x (goal {GOAL_RATIO})",
-        f"{'on the wire, IP, to the device':<34}{report['wire_bytes_down']:>12,} bytes",
-        f"{'on the wire, IP, from it':<34}{report['wire_bytes_up']:>12,} bytes",
-        f"{'from assignment to reported':<34}{report['seconds']:>12.0f} s "
-        f"(the rate alone allows {report['least_seconds']:.0f} s)",
+        f"{8 * link['bytes_per_s'] / 1000:.0f} kbit/s each way; outages of {outages}; one SIGKILL",
+        *(f"{name:<34}{said}" for name, said in rows.items()),
     ]
 
 
