@@ -4,8 +4,9 @@
 
 Every figure is of a fresh process, the ways take turns, and medians count. Memory is resident memory (VmRSS) at rest
 and its peak (VmHWM) in work, mapped files included. Times are compared with reading, hashing and writing (durably, as
-the agent does) the same file in the same turn, so that a busy machine slows both; the load is printed. The goals stand
-in the tables; memory is asserted, times are only recorded.
+the agent does) the same file in the same turn, so that a busy machine slows both; the load is printed. Packages that
+httpx would load where they happen to be installed, and that no device has, are hidden. The goals stand in the tables;
+the bound on the memory of an update is asserted, the rest is recorded.
 """
 
 import argparse
@@ -95,7 +96,15 @@ def demo_model() -> tuple[dict[str, tuple[str, Any]], bytes]:
     return weights, export(module, ArrayTensors(weights), _EXAMPLE).graph.data
 
 
-def imports(rounds: int) -> dict[str, dict[str, float]]:
+def as_on_a_device(folder: Path) -> dict[str, str]:
+    """Return an environment in which httpx finds no more for its own commands than it does on a device."""
+    folder.mkdir()
+    hide = "import sys\nsys.modules.update(dict.fromkeys(('rich', 'pygments')))\n"
+    (folder / "sitecustomize.py").write_text(hide, encoding="utf-8")
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
+
+
+def imports(rounds: int, env: Mapping[str, str]) -> dict[str, dict[str, float]]:
     """Return the wall seconds and peak megabytes of starting Python and importing, by what."""
     what = {
         "python alone": "pass",
@@ -109,9 +118,8 @@ def imports(rounds: int) -> dict[str, dict[str, float]]:
         for name, code in what.items():
             peak = "; print([l.split()[1] for l in open('/proc/self/status') if l[:5] == 'VmHWM'][0])"
             began = time.perf_counter()
-            said = subprocess.run(
-                [sys.executable, "-c", code + peak], check=True, capture_output=True, text=True
-            ).stdout
+            command = [sys.executable, "-c", code + peak]
+            said = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
             runs[name].append((time.perf_counter() - began, int(said) * 1024 / MB))
     return {
         name: {"seconds": statistics.median(s for s, _ in rows), "peak_mb": statistics.median(m for _, m in rows)}
@@ -119,7 +127,7 @@ def imports(rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
-def at_rest(folder: Path) -> dict[str, float]:
+def at_rest(folder: Path, env: Mapping[str, str]) -> dict[str, float]:
     """Return the resident megabytes of `sprat-agent run` before a model is loaded, and serving the demo's model."""
     weights, graph = demo_model()
     server = DeviceServer()
@@ -130,7 +138,7 @@ def at_rest(folder: Path) -> dict[str, float]:
         enrol(folder, PosixDisk(), server_url=url, token=ENROLMENT_TOKEN, name="bench")
         command = [sys.executable, "-m", "sprat_client.agent", "run", "--dir", str(folder), "--trial-s", "0.1"]
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, stderr=log)
+            process = subprocess.Popen(command, env=env, stderr=log)
         try:
             while not (folder / "endpoint.json").exists() or len(server.requests) < _REQUESTS:
                 time.sleep(0.05)
@@ -255,12 +263,13 @@ def taking(folder: Path, weights: Mapping[str, tuple[str, Any]], rounds: int) ->
 
 def run(folder: Path, rounds: int) -> dict[str, Any]:
     """Measure all of it."""
+    env = as_on_a_device(folder / "as-on-a-device")
     demo = {name: value for name, value in demo_model()[0].items() if value[0] == "F32"}  # no counters
     large = {name: ("F32", array) for name, array in applying.model(np.random.default_rng(7)).items()}
     return {
         "load_before": os.getloadavg()[0],
-        "imports": imports(rounds),
-        "at_rest": at_rest(folder / "agent"),
+        "imports": imports(rounds, env),
+        "at_rest": at_rest(folder / "agent", env),
         "updates": {
             "the demo's model": taking(folder / "demo", demo, rounds),
             "a model of 22.7M values": taking(folder / "large", large, rounds),
@@ -290,21 +299,17 @@ def lines_of(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def misses(report: Mapping[str, Any]) -> Sequence[str]:
-    """Return what takes more memory than its goal."""
-    said = {
-        "idle": (report["at_rest"]["idle_mb"], GOAL_IDLE_MB),
-        "serving": (report["at_rest"]["serving_mb"], GOAL_SERVING_MB),
-        **{
-            name: (update["rows"]["sprat-agent takes the update"]["peak_mb"], update["bound_mb"])
-            for name, update in report["updates"].items()
-        },
-    }
-    return [f"{name}: {took:.1f} MB, goal {goal:.1f} MB" for name, (took, goal) in said.items() if took > goal]
+def over_the_bound(report: Mapping[str, Any]) -> Sequence[str]:
+    """Return the models whose update takes more memory than its bound."""
+    return [
+        f"{name}: {took:.1f} MB of {update['bound_mb']:.1f} MB"
+        for name, update in report["updates"].items()
+        if (took := update["rows"]["sprat-agent takes the update"]["peak_mb"]) > update["bound_mb"]
+    ]
 
 
 def main() -> None:
-    """Print the tables; write JSON where it is asked for; end with 1 where memory is over its goal."""
+    """Print the tables; write JSON where it is asked for; end with 1 where an update is over its bound."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each measurement (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the report here too")
@@ -314,8 +319,8 @@ def main() -> None:
     print("\n".join(lines_of(report)))
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if over := misses(report):
-        raise SystemExit("over the goal: " + "; ".join(over))
+    if over := over_the_bound(report):
+        raise SystemExit("over the bound: " + "; ".join(over))
 
 
 if __name__ == "__main__":

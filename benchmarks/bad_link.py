@@ -275,9 +275,12 @@ def lines_of(report: dict[str, Any]) -> list[str]:
         "on the wire, IP, from it": f"{report['wire_bytes_up']:>12,} bytes",
         "from assignment to reported": f"{report['seconds']:>12.0f} s (the rate: {report['least_seconds']:.0f} s)",
     }
-    return [
+    shape = (
         f"link: {1000 * link['delay_s']:.0f} ms one way, {100 * link['loss']:.0f} % lost each way, "
-        f"{8 * link['bytes_per_s'] / 1000:.0f} kbit/s each way; outages of {outages}; one SIGKILL",
+        f"{8 * link['bytes_per_s'] / 1000:.0f} kbit/s each way; outages of {outages}; one SIGKILL"
+    )
+    return [
+        shape,
         *(f"{name:<34}{said}" for name, said in rows.items()),
     ]
 
