@@ -8,11 +8,13 @@ import pytest
 from sprat_shared.errors import UntrustedUpdate
 from sprat_shared.ids import new_id
 from sprat_shared.trust.assignments import Assigned
+from sprat_shared.trust.policy import DevicePolicy, Wanted
 
 SAID = Assigned(device=new_id(), model="digits", release=3, assignment=7, path=("digits/3/from-2",))
+AHEAD = replace(SAID, prefetch=True, policy=DevicePolicy(alpha=0.01, fetch=Wanted(unmetered=True)))
 
 
-@pytest.mark.parametrize("said", [SAID, replace(SAID, path=()), replace(SAID, profile="camera-s")])
+@pytest.mark.parametrize("said", [SAID, replace(SAID, path=()), replace(SAID, profile="camera-s"), AHEAD])
 def test_an_assignment_is_read_as_it_was_said(said: Assigned) -> None:
     assert said.full == "digits/3/full"
     assert Assigned.from_custom(said.full, said.to_custom()) == said
@@ -40,6 +42,9 @@ def test_what_later_versions_add_is_passed_over() -> None:
         ("digits/3/full", {"path": "digits/3/from-2"}),
         ("digits/3/full", {"path": [2]}),
         ("digits/3/full", {"profile": 5}),
+        ("digits/3/full", {"prefetch": 1}),
+        ("digits/3/full", {"policy": {"alpha": 0.6}}),
+        ("digits/3/full", {"policy": {"alfa": "0.01"}}),
     ],
 )
 def test_what_is_missing_or_wrong_is_refused_by_name(path: str, changes: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The policy that the director signs with an assignment: read strictly, said briefly."""
 
 import pytest
+from securesystemslib.formats import encode_canonical
 
 from sprat_shared.errors import InvalidInput
 from sprat_shared.trust.policy import DevicePolicy, Wanted, Window
@@ -28,6 +29,18 @@ SAID = DevicePolicy(
 
 def test_a_policy_is_read_back_as_it_was_said() -> None:
     assert DevicePolicy.of(SAID.as_json()) == SAID
+
+
+def test_a_policy_can_be_signed_and_says_the_same_then() -> None:
+    encode_canonical(SAID.as_signed())  # refuses what canonical JSON cannot say
+    assert DevicePolicy.of_signed(SAID.as_signed()) == SAID
+    assert DevicePolicy(alpha=0.05, trial_s=60.0).as_signed() == {"alpha": "0.05", "trial_s": 60}
+
+
+@pytest.mark.parametrize("said", [[], {"alpha": "much"}, {"alpha": "nan"}, {"alpha": "0.6"}, {"attempts": "3"}])
+def test_a_signed_policy_is_read_as_strictly(said: object) -> None:
+    with pytest.raises(InvalidInput, match="policy"):
+        DevicePolicy.of_signed(said)
 
 
 def test_a_policy_that_says_nothing_takes_no_bytes() -> None:

@@ -1,4 +1,4 @@
-"""`python -m sprat_client.agent.healthcheck [DIR]`: ends with 0 where the agent on the folder answers. For containers."""
+"""`python -m sprat_client.agent.healthcheck [DIR]`: for containers: ends with 0 where the agent answers."""
 
 import json
 import sys

@@ -45,9 +45,12 @@ class Intake:
                 f"assignment {wish.assignment} of {wish.full} is replayed: {record.highest_assignment} was seen before",
                 code="trust.replayed",
             )
-        standing = wish.assignment == record.highest_assignment
-        if standing and (not idle or self._is_answered(wish) or self._active.runs(wished_release_id(wish))):
-            return False
+        if wish.assignment == record.highest_assignment:
+            wished = wished_release_id(wish)
+            if not idle or self._is_answered(wish) or self._active.fulfils(wished, at_hand=wish.prefetch):
+                if (following := record.under(wish)) != record:
+                    self._progress.keep(following)
+                return False
         self._progress.keep(replace(record, pending=wish, highest_assignment=wish.assignment))
         _log.info("assigned", extra={"model": self._model, "release": wish.release, "assignment": wish.assignment})
         return True

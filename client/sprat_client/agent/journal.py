@@ -16,7 +16,7 @@ from sprat_client.agent.states import State
 from sprat_client.agent.trust.marks import Marks
 from sprat_shared.errors import InvalidInput, SpratError
 from sprat_shared.protocol.fields import Fields
-from sprat_shared.protocol.report import Evidence, Report, TrustReport
+from sprat_shared.protocol.report import AnyReport, Evidence, Report, TrustReport
 
 FORMAT: Final = 2
 REFUSALS_KEPT: Final = 16
@@ -49,6 +49,7 @@ class Work:
         spent_s: how long the agent has worked or waited in the present state, while it ran.
         agains: how often something of it was damaged here and fetched once more.
         waiting: what it waits for, in words; None: for nothing.
+        told_ready: the assignment of which it was reported that the release is ready; 0: of none.
     """
 
     wish: Desired
@@ -65,6 +66,7 @@ class Work:
     spent_s: float = 0.0
     agains: int = 0
     waiting: str | None = None
+    told_ready: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -83,6 +85,7 @@ class Work:
             "spent_s": self.spent_s,
             "agains": self.agains,
             "waiting": self.waiting,
+            "told_ready": self.told_ready,
         }
 
     @classmethod
@@ -105,6 +108,7 @@ class Work:
             spent_s=fields.number("spent_s"),
             agains=fields.integer("agains"),
             waiting=fields.text("waiting") if fields.has("waiting") else None,
+            told_ready=fields.integer("told_ready") if fields.has("told_ready") else 0,
         )
 
 
@@ -206,6 +210,15 @@ class ModelRecord:
     def forgiven(self, release_id: str) -> "ModelRecord":
         """Return the record that holds nothing against a release."""
         return replace(self, failures={name: count for name, count in self.failures.items() if name != release_id})
+
+    def under(self, wish: Desired) -> "ModelRecord":
+        """Return the record in which what waits, or is worked on, for this assignment goes by its newest policy."""
+        pending, work = self.pending, self.work
+        if pending is not None and pending.assignment == wish.assignment:
+            pending = replace(pending, policy=wish.policy)
+        if work is not None and work.wish.assignment == wish.assignment:
+            work = replace(work, wish=replace(work.wish, policy=wish.policy))
+        return replace(self, pending=pending, work=work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,8 +354,12 @@ class Journal:
         """Make a record durable, together with the report that its transition causes."""
         self._write(self._reported(replace(self._content, models={**self._content.models, model: record}), report))
 
+    def say(self, report: AnyReport) -> None:
+        """Make a report durable that no transition causes."""
+        self._write(self._reported(self._content, report))
+
     @staticmethod
-    def _reported(content: _Content, report: Report | TrustReport | None) -> _Content:
+    def _reported(content: _Content, report: AnyReport | None) -> _Content:
         if report is None:
             return content
         return replace(content, sequence=report.sequence, unsent=(*content.unsent, report.to_json().decode()))

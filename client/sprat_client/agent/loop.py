@@ -6,16 +6,19 @@ import queue
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self
 
+from sprat_client.agent.applications import Applications
 from sprat_client.agent.budget import BUDGET_FILE, ByteBudget
+from sprat_client.agent.drift import DriftReporter
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.estimate import Estimator, SubprocessEstimator
 from sprat_client.agent.events import EventLog
 from sprat_client.agent.facts import DeviceFacts
+from sprat_client.agent.holdout import Holdouts
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.http_endpoint import HttpEndpoint
 from sprat_client.agent.identity import Identity, load_key
@@ -23,6 +26,7 @@ from sprat_client.agent.journal import Journal
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.machine import ModelMachine
 from sprat_client.agent.orders import Orders
+from sprat_client.agent.overview import Overview
 from sprat_client.agent.permits import Permits
 from sprat_client.agent.polling import Poller
 from sprat_client.agent.progress import Settled
@@ -110,6 +114,7 @@ class Agent:
             raise
         self._backoff = Backoff(settings.link)
         self._report_backoff = Backoff(settings.link)
+        self._disk_backoff = Backoff(settings.link)
         self._poll_interval_s = settings.poll_interval_s or self._identity.poll_interval_s
         self._next_poll = self._next_delivery = 0.0
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
@@ -117,7 +122,9 @@ class Agent:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.orders = Orders(self._shop, self._machines, self._wake)
         self._shop.meanwhile = self._meanwhile
-        self._endpoint = None if settings.port is None else HttpEndpoint(self._shop.servings, settings.port)
+        self._applications = Applications(self._shop.servings, self._shop.holdouts, Overview(self._shop))
+        self._drift = DriftReporter(self._shop)
+        self._endpoint = None if settings.port is None else HttpEndpoint(self._applications, settings.port)
 
     def _open(
         self, rebuilder: Rebuilder | None, estimator: Estimator | None, runtime: Runtime | None, clock: Clock | None
@@ -147,6 +154,7 @@ class Agent:
             permits=Permits(DeviceFacts(folder), journal, clock.now),
             budget=budget,
             events=events,
+            holdouts=Holdouts(folder / "holdout", self._disk, settings.kept),
         )
 
     def __enter__(self) -> Self:
@@ -232,7 +240,44 @@ class Agent:
             InvalidInput: the inputs do not fit.
             InferenceFailed: the model failed.
         """
-        return self._shop.servings.of(model).answer(inputs)
+        return self._applications.infer(model, inputs)
+
+    def report_error(self, model: str, text: str, *, release: int | None = None) -> int:
+        """Say that an answer was wrong. A release on trial that gives rise to too many of these is taken back.
+
+        Args:
+            model: its name.
+            text: what was wrong, 1 to 500 characters, for logs and the report; no samples.
+            release: `Answer.release`; the release that serves when left out.
+
+        Returns:
+            The release that it counts against.
+
+        Raises:
+            InvalidInput: the text is empty or too long.
+            NotFound: the model is not served.
+        """
+        return self._applications.report_error(model, text, release)
+
+    def add_labelled(self, model: str, inputs: Array, labels: Array | Sequence[int]) -> int:
+        """Add labelled samples to those that new releases must not do worse on; they never leave the device.
+
+        Once this returns, a power cut does not take them.
+
+        Args:
+            model: its name.
+            inputs: (n, ...), as the model takes them.
+            labels: (n,) whole numbers from 0.
+
+        Returns:
+            How many samples are kept now: the newest of each class, within `AgentSettings.kept`.
+
+        Raises:
+            InvalidInput: they do not fit the model or each other.
+            NotFound: the model is not served.
+            OSError: the disk failed; nothing was kept.
+        """
+        return self._applications.add_labelled(model, inputs, labels)
 
     def stop(self) -> None:
         """Let `run` return soon. What is under way goes on at the next start."""
@@ -260,7 +305,18 @@ class Agent:
         return self._exit_code()
 
     def turn(self) -> float:
-        """Do what is due; return how long nothing will be, seconds."""
+        """Do what is due; return how long nothing will be, seconds. A disk that fails only puts it off."""
+        try:
+            wait_s = self._do_what_is_due()
+        except (OSError, MemoryError) as bad:
+            wait_s = self._disk_backoff.next_s(bad)
+            said = {"code": code_of(bad), "detail": str(bad), "wait_s": wait_s}
+            _log.exception("the disk or the system fails; trying again", extra=said)
+        else:
+            self._disk_backoff.reset()
+        return wait_s
+
+    def _do_what_is_due(self) -> float:
         self.orders.do()
         if self.orders.relocated:
             self._relink()
@@ -270,6 +326,7 @@ class Agent:
         waits = [machine.advance() for machine in list(self._machines.values())]  # a poll between may bring one more
         self._watchdog.step("tidying up", _TIDYING_UP_S)
         self._upkeep.tidy(self._machines.values())
+        self._drift.look()
         if now >= self._next_delivery or any(machine.settled for machine in self._machines.values()):
             self._deliver()
         now = time.monotonic()
@@ -339,6 +396,9 @@ class Agent:
                 self._shop.events.note("refused", **said, code=why.code, detail=str(why))
             self._machine(assigned.model).refuse(assigned, why)
             troubles.append(refused.why)
+        named = {wish.model for wish in agreed.desired} | {refused.assigned.model for refused in agreed.refused}
+        for model in self._machines.keys() - named if not agreed.foreign else ():
+            self._machines[model].let_go()
         self._poller.settle(troubles[0] if troubles else None)
         return taken
 
@@ -370,10 +430,13 @@ class Agent:
         if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
             return TryLater.exit_code
         machines = self._machines.values()
-        idle = all(machine.idle or machine.is_ahead for machine in machines)
+        idle = all(machine.idle or machine.ready for machine in machines)
         if not idle and not self._unsettled_poll and not self._backoff.failures and not self._shop.reports_wait:
-            waiting = {machine.model: reason for machine in machines if (reason := machine.waits_for)}
-            if waiting and all(machine.idle or machine.is_ahead or machine.waits_for for machine in machines):
+            busy = [machine for machine in machines if not (machine.idle or machine.ready)]
+            waiting = {
+                machine.model: work.waiting for machine in busy if (work := machine.record.work) and work.waiting
+            }
+            if len(waiting) == len(busy) and not any(machine.record.pending for machine in busy):
                 for model, reason in waiting.items():
                     sys.stderr.write(f"sprat-agent: {model} waits: {reason}\n")
                 return TryLater.exit_code

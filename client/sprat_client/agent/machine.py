@@ -9,12 +9,13 @@ from typing import Final
 from sprat_client.agent import steps
 from sprat_client.agent.active import ActiveRelease
 from sprat_client.agent.desired import Desired
+from sprat_client.agent.fetching import GiveWay, fetch_update
 from sprat_client.agent.formats import NewerFormat
-from sprat_client.agent.giving_way import GiveWay, Watch
 from sprat_client.agent.intake import Intake
 from sprat_client.agent.journal import ModelRecord, Work
+from sprat_client.agent.patience import Patience
 from sprat_client.agent.permits import Unmet
-from sprat_client.agent.progress import DeadlineMissed, Progress, Settled
+from sprat_client.agent.progress import Progress, Settled
 from sprat_client.agent.releases import Shelf, Slots
 from sprat_client.agent.room import code_of
 from sprat_client.agent.states import (
@@ -23,11 +24,8 @@ from sprat_client.agent.states import (
     BEFORE_TRIAL,
     BUILT,
     NEXT,
-    RULES,
     Event,
-    Late,
     State,
-    is_late,
     resume,
 )
 from sprat_client.agent.steps import Workshop, wished_release_id
@@ -41,14 +39,13 @@ from sprat_client.runtime.onnxruntime_host import return_memory
 from sprat_shared.errors import Conflict, SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import Evidence, Outcome
 from sprat_shared.trust.assignments import Assigned
-from sprat_shared.trust.targets import graph_path, update_path
 
 _log = logging.getLogger(__name__)
-_ON_SITE: Final = ("operator.rolled-back", "somebody on site went back to the release before: sprat-agent rollback")
 _SUPERSEDED: Final = "assignment.superseded"
 _AGAINS_ALLOWED: Final = 2  # a disk that damages what is fetched over and over does not get better
 _DAMAGED_AGAIN: Final = frozenset({state for state, event in NEXT if event is Event.AGAIN})
-_KEEP_TIME_EVERY_S: Final = 900.0  # at most so much of a state's time is forgotten by a power cut
+_STARTS: Final = 3  # tries to serve before anything else is done: one bad read must not cost a poll's time
+_ACTIVATED: Final = frozenset({State.VALIDATING, State.SHADOW, State.TRIAL})
 
 
 class ModelMachine:
@@ -67,11 +64,11 @@ class ModelMachine:
         self.progress = Progress(model, shop)
         self.active = ActiveRelease(model, shop, self.shelf)
         self.tryout = Tryout(model, shop, self.shelf, self.active)
+        self.patience = Patience(model, self.progress, shop.settings)
         self.intake = Intake(model, shop, self.progress, self.active)
         self.failures = 0  # tries in a row that ended with TryLater, or with a disk that fails
         self._resumed = self._clean = False
         self._verdict: tuple[str, str, Event, Evidence | None] | None = None  # on a trial, until it is on the disk
-        self._said_late = False
 
     @property
     def record(self) -> ModelRecord:
@@ -89,6 +86,13 @@ class ModelMachine:
         return self.record.state is State.IDLE and self.record.pending is None
 
     @property
+    def ready(self) -> bool:
+        """Whether all that is left is a release that was assigned ahead and lies here, which was reported."""
+        record = self.record
+        told = record.work is not None and record.work.wish.prefetch and record.work.told_ready
+        return record.state is State.READY and record.pending is None and told == record.highest_assignment
+
+    @property
     def is_settled(self) -> bool:
         """Whether what the disk must hold can be told: the slots' releases, and one that lies whole beside them."""
         record = self.record
@@ -103,10 +107,13 @@ class ModelMachine:
             clean: the agent was asked to end and did; that says nothing against what was under way.
         """
         self._clean = clean
-        try:
-            self._resume()
-        except (OSError, MemoryError) as bad:
-            self._not_before = time.monotonic() + self._say_stuck(bad)
+        for _ in range(_STARTS):
+            try:
+                self._resume()
+            except (OSError, MemoryError) as bad:
+                self._not_before = time.monotonic() + self._say_stuck(bad)
+            else:
+                return
 
     def _resume(self) -> None:
         record = self.record
@@ -117,8 +124,8 @@ class ModelMachine:
             pass
         elif record.state is State.TRIAL:
             record = replace(record, trial_cuts=record.trial_cuts + 1)
-        elif record.state is not State.IDLE:
-            record = replace(record, resumes=record.resumes + 1)
+        elif record.state is not State.IDLE and (record.work is None or record.work.waiting is None):
+            record = replace(record, resumes=record.resumes + 1)  # while it waits for leave a restart is no failure
         if record != self.record:
             self.progress.keep(record)
             _log.info("resuming", extra={"model": self.model, "state": record.state, "resumes": record.resumes})
@@ -127,8 +134,13 @@ class ModelMachine:
             case Event.UNHEALTHY:
                 self._go_back("trial.cut-too-often", f"the device restarted {record.trial_cuts} times during the trial")
             case Event.REJECTED if record.state is State.SHADOW:
-                why = f"the agent ended {record.resumes} times while the release answered in the shadow"
-                self._reject(ValidationRefused(why, code="shadow.cut-too-often", evidence=self._work.evidence))
+                self._reject(
+                    ValidationRefused(
+                        f"the agent ended {record.resumes} times while the release answered in the shadow",
+                        code="shadow.cut-too-often",
+                        evidence=self._work.evidence,
+                    )
+                )
             case Event.REJECTED:
                 bad = SpratError(f"{record.resumes} restarts while {record.state}; giving up", code="agent.gave-up")
                 self._reject(bad)
@@ -147,65 +159,47 @@ class ModelMachine:
         Raises:
             UntrustedUpdate: a newer one was taken before.
         """
+        before = self.record
         taken = self.intake.take(wish, idle=self.idle)
+        if self.record != before:
+            self._not_before = 0.0  # what it waited for may not be asked any more
         if taken:
-            self._not_before = 0.0
             self._backoff.reset()
         return taken
+
+    def let_go(self) -> None:
+        """Give up what was fetched ahead: the director names the model no more."""
+        record = self.record
+        if record.work is not None and record.work.wish.prefetch and record.state in BEFORE_TRIAL:
+            self._abandon()
 
     def refuse(self, assigned: Assigned, bad: UpdateRejected) -> None:
         """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""
         self.intake.refuse(assigned, bad)
 
-    @property
-    def waits_for(self) -> str | None:
-        """What the update waits for that time or somebody must bring, in words; None: for nothing of that kind."""
-        work = self.record.work
-        return None if work is None or self.is_ahead or self.record.pending is not None else work.waiting
+    def roll_back(self, reason: tuple[str, str]) -> int | None:
+        """Go back to the other slot's release until a newer assignment comes; Conflict where none can be served.
 
-    @property
-    def is_ahead(self) -> bool:
-        """Whether all is done for a release that was assigned ahead."""
-        record = self.record
-        ready = record.state is State.READY and record.pending is None
-        return ready and record.work is not None and record.work.wish.prefetch
-
-    def look_again(self) -> None:
-        """Look at once at what is waited for: something changed."""
-        self._not_before = 0.0
-
-    def roll_back(self) -> int | None:
-        """Go back to the release in the other slot, by the word of somebody on site; return what is active then.
-
-        The standing assignment counts as refused: only a newer one changes what serves then.
-
-        Raises:
-            Conflict: no other release is held, or it is damaged.
+        Args:
+            reason: code and sentence, for the report.
         """
         record, slots = self.record, self.shelf.slots()
         if record.state is State.TRIAL and self._work.back_to is not None:
-            self._go_back(*_ON_SITE)
+            self._go_back(*reason)
         elif record.state is not State.ROLLING_BACK:
             if slots.active is None or slots.previous is None or not self.active.is_intact(slots.previous):
                 raise Conflict(f"{self.model}: this device holds no release to go back to", code="agent.nothing-held")
             if record.state is not State.IDLE:
-                self.tryout.drop()
-                self._enter(Event.SUPERSEDED, None)
-                self._give_back_room()
-            wish = Desired(
-                model=self.model,
-                release=slots.active.release,
-                weights=slots.active.weights,
-                assignment=record.highest_assignment,
-                graph=graph_path(self.model, self.shelf.manifest(slots.active.release_id).graph),
-                path=(),
-                full=update_path(self.model, slots.active.release, None),
-            )
-            work = Work(wish=wish, started_at=time.time(), back_to=slots.previous.release_id, reason=_ON_SITE)
+                self._abandon()
+            wish = self.shelf.manifest(slots.active.release_id).as_wish(slots.active.release, record.highest_assignment)
+            work = Work(wish=wish, started_at=time.time(), back_to=slots.previous.release_id, reason=reason)
             self._enter(Event.RETURN, work, pending_taken=True)
         self.advance()
-        active = self.shelf.slots().active
-        return None if active is None else active.release
+        return None if (active := self.shelf.slots().active) is None else active.release
+
+    def look_again(self) -> None:
+        """Look at once at what is waited for: something changed."""
+        self._not_before = 0.0
 
     def advance(self) -> float | None:
         """Work until there is nothing to do, or something to wait for; return how long to wait, seconds.
@@ -217,12 +211,13 @@ class ModelMachine:
             wait_s = self._not_before - time.monotonic()
             if wait_s > 0 and not (self.record.pending and self.record.state in BEFORE_TRIAL):
                 return wait_s
-            self._shop.watchdog.step(f"{self.model}: {self.record.state}", self._limit_s())
+            self._shop.watchdog.step(f"{self.model}: {self.record.state}", self.patience.step_limit_s())
             try:
                 if not self._resumed:
                     self._resume()
                 self._take_pending()
-                self._judge_time()
+                if (late := self.patience.judge()) is not None:
+                    self._reject(late)
                 wait = self._act()
                 self.failures = 0
             except TryLater as bad:
@@ -247,48 +242,27 @@ class ModelMachine:
                 return wait
         return None
 
-    def _limit_s(self) -> float:
-        """Return how long one step of the present state may take: with what it waits for that has limits of its own."""
-        settings, state = self._shop.settings, self.record.state
-        own_s = 2 * settings.hook_timeout_s
-        if state in {State.IDLE, State.FETCHING, State.VERIFYING, State.REBUILDING}:  # they may ask the server
-            own_s += settings.link.total_timeout_s
-        if state is State.REBUILDING:
-            own_s += settings.rebuild_timeout_s + settings.statistics.timeout_s
-        return RULES[state].stuck_s + own_s
-
-    def _judge_time(self) -> None:
-        """Give up, or say, what takes longer than its state may; keep the time that it took."""
-        state, spent_s = self.record.state, self.progress.spent_s
-        if self.record.work is None:
-            return
-        if is_late(state, spent_s):
-            late = f"{spent_s:.0f} s while {state}; {RULES[state].deadline_s:.0f} s are allowed"
-            if RULES[state].late is Late.GIVE_UP:
-                self._reject(DeadlineMissed(f"{late}: given up"))
-            elif not self._said_late:
-                self._said_late = True
-                _log.error(
-                    "late", extra={"model": self.model, "state": state, "code": DeadlineMissed.code, "detail": late}
-                )
-        if self.progress.unkept_s > _KEEP_TIME_EVERY_S and self.record.work is not None:
-            self.progress.keep_work(self._work)
-
     def _take_pending(self) -> None:
         """Give up the present work for a newer assignment."""
         record = self.record
         if record.pending is None or record.state in {State.IDLE, State.ROLLING_BACK} or record.work is None:
             return
-        if wished_release_id(record.pending) == wished_release_id(record.work.wish):
+        starts = record.pending.prefetch and record.state in _ACTIVATED  # it serves, or begins to, and shall wait
+        if wished_release_id(record.pending) == wished_release_id(record.work.wish) and not starts:
             work = replace(record.work, wish=replace(record.pending, path=record.work.wish.path))
+            if work.told_ready == record.work.wish.assignment:  # what it took was told with that report
+                work = replace(work, received_bytes=0, started_at=time.time())
             self.progress.keep(replace(record, pending=None, work=work))
         elif record.state is State.TRIAL:
             self._go_back(_SUPERSEDED, "a newer assignment arrived during the trial", Event.SUPERSEDED)
         else:
             _log.info("superseded", extra={"model": self.model, "release": record.work.wish.release})
-            self.tryout.drop()
-            self._enter(Event.SUPERSEDED, None)
-            self._give_back_room()
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self.tryout.drop()
+        self._enter(Event.SUPERSEDED, None)
+        self._give_back_room()
 
     def _act(self) -> float | None:
         """Do the work of the present state; return how long to wait before looking again, or None to go on."""
@@ -315,10 +289,12 @@ class ModelMachine:
         wish = record.pending
         if wish is None:
             return
-        slots = self.shelf.slots()
+        slots = self.active.slots()
         work = Work(wish=wish, started_at=time.time())
         wished = wished_release_id(wish)
-        if slots.active is not None and slots.active.release_id == wished:
+        if wish.prefetch and self.active.fulfils(wished, at_hand=True):
+            self.progress.settle(work, Outcome.READY)
+        elif slots.active is not None and slots.active.release_id == wished:
             self.shelf.point(replace(slots, active=replace(slots.active, release=wish.release)))
             self.active.serve(at_rest=self.record.state in AT_REST)
             self.progress.settle(work, Outcome.COMMITTED)
@@ -330,30 +306,10 @@ class ModelMachine:
     def _fetching(self) -> float | None:
         if (unmet := self._shop.permits.fetch(self._work.wish)) is not None:
             return self._wait(unmet)
-        received, gave_way = 0, None
-
-        def count(size: int) -> None:
-            nonlocal received
-            received += size
-            self._backoff.reset()
-            self._shop.reserve.spend(size)
-            self._shop.watchdog.beat()
-
-        work = replace(self._work, waiting=None)
-        if not work.steps:
-            work = replace(work, steps=steps.choose_steps(self._shop, self.shelf, work.wish))
-            self.progress.keep_work(work)
         try:
-            watch = Watch(self._shop, work.wish, count, lambda: self.record.pending is not None)
-            steps.fetch(self._shop, self.shelf, work, watch)
+            work = fetch_update(self._shop, self.shelf, self.progress, self._backoff.reset)
         except GiveWay as other:
-            gave_way = other
-        finally:
-            if received:
-                work = replace(work, received_bytes=work.received_bytes + received)
-                self.progress.keep(replace(self.record, work=work, resumes=0))  # it got further: no crash loop
-        if gave_way is not None:
-            return 0.0 if gave_way.unmet is None else self._wait(gave_way.unmet)
+            return 0.0 if other.unmet is None else self._wait(other.unmet)
         self._enter(Event.DONE, work)
         return None
 
@@ -366,6 +322,8 @@ class ModelMachine:
         self._enter(Event.DONE, self._work)
 
     def _ready(self) -> float | None:
+        if (work := self._work).wish.prefetch and work.told_ready != work.wish.assignment:
+            self.progress.tell_ready(work)
         if (unmet := self._shop.permits.activate(self._work.wish)) is not None:
             return self._wait(unmet)
         self._enter(Event.DONE, replace(self._work, waiting=None))
@@ -465,9 +423,8 @@ class ModelMachine:
         before, told = self.record.state, self.record.work or work
         self.progress.enter(event, work, outcome=outcome, bad=bad, pending_taken=pending_taken, ended=ended)
         self.tryout.watch_no_more()
-        self._not_before, self._said_late = 0.0, False
-        release = None if told is None else told.wish.release
-        self._shop.left(before, event, self.model, release, None if bad is None else bad[0])
+        self._not_before = 0.0
+        self._shop.left(before, event, self.model, told, bad)
         self._tell_hooks()
 
     def _failed(self, bad: BaseException) -> float | None:

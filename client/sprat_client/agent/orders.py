@@ -4,7 +4,7 @@ import contextlib
 import logging
 import queue
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from sprat_client.agent.control import ControlSocket, Order
 from sprat_client.agent.machine import ModelMachine
@@ -12,6 +12,7 @@ from sprat_client.agent.steps import Workshop
 from sprat_shared.errors import InvalidInput, NotFound
 
 _log = logging.getLogger(__name__)
+_ON_SITE: Final = ("operator.rolled-back", "somebody on site went back to the release before: sprat-agent rollback")
 
 
 class Orders:
@@ -97,7 +98,7 @@ class Orders:
     def _roll_back(self, model: str) -> int | None:
         if model not in self._machines:
             raise NotFound(f"model {model!r} is not on this device; it has: {', '.join(self._machines) or 'none'}")
-        return self._machines[model].roll_back()
+        return self._machines[model].roll_back(_ON_SITE)
 
     def _take(self, order: Order) -> None:
         self._waiting.put(order)

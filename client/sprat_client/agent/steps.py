@@ -9,7 +9,6 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
@@ -19,6 +18,7 @@ from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import Disk, make_folder, write_file
 from sprat_client.agent.estimate import EstimateJob, Estimator
 from sprat_client.agent.events import EventLog
+from sprat_client.agent.holdout import Holdouts
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.journal import Journal, Work
 from sprat_client.agent.measure import Memory, load_measured
@@ -27,7 +27,7 @@ from sprat_client.agent.rebuild import Rebuilder, RebuildStep
 from sprat_client.agent.releases import Manifest, Shelf, Slot
 from sprat_client.agent.reports import Outbox
 from sprat_client.agent.room import REBUILD_PROCESS_BYTES, Reserve, code_of, require_memory
-from sprat_client.agent.samples import load_holdout, load_inputs
+from sprat_client.agent.samples import joined, load_holdout, load_inputs
 from sprat_client.agent.serve import Serving, Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.states import Event, State
@@ -38,6 +38,7 @@ from sprat_client.agent.trust.repository import TrustedTarget
 from sprat_client.agent.trust.store import Signed, TrustStore, VerifiedUpdate
 from sprat_client.agent.validate import Validation, ValidationRefused, validate
 from sprat_client.agent.watchdog import Watchdog
+from sprat_client.agent.ways import FILE_BYTES, Step, cheapest_way
 from sprat_client.runtime.ports import ModelHost, ModelNotLoadable, Runtime
 from sprat_shared.errors import DigestMismatch, TryLater, UntrustedUpdate
 from sprat_shared.ids import digest_text, parse_digest
@@ -67,6 +68,7 @@ class Workshop:
         servings: what serves.
         hooks: the owner's executables.
         permits: whether an update may be worked on now.
+        holdouts: labelled samples that applications added.
         blobs: payloads of the last poll, by digest.
         stopping: the agent was asked to end; long work is left for the next start.
         watchdog: is told what is done, and that it goes forward.
@@ -92,6 +94,7 @@ class Workshop:
     permits: Permits
     budget: ByteBudget
     events: EventLog
+    holdouts: Holdouts
     blobs: dict[str, bytes] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
     watchdog: Watchdog = field(default_factory=Watchdog)
@@ -102,10 +105,14 @@ class Workshop:
         """The folder of payloads, named by the hex of their digests."""
         return self.settings.folder / "downloads"
 
-    def left(self, before: State, event: Event, model: str, release: int | None, code: str | None) -> None:
-        """Tell of a transition that is durable; `code` says what went wrong, if anything did."""
-        said = {"model": model, "state": self.journal.record(model).state.value, "was": before.value}
-        self.events.note("state", **said, by=event.value, release=release, **({} if code is None else {"code": code}))
+    def left(
+        self, before: State, event: Event, model: str, work: Work | None, bad: tuple[str, str] | None = None
+    ) -> None:
+        """Tell of a transition that is durable: from which state, by what, with which work, and what went wrong."""
+        release = None if work is None else work.wish.release
+        said = {"model": model, "state": self.journal.record(model).state.value, "was": before.value, "by": event.value}
+        code = {} if bad is None else {"code": bad[0]}
+        self.events.note("state", **said, release=release, **code)
         self.hooks.left(before, event, model, release)
 
     @property
@@ -145,7 +152,7 @@ def _is_usable(shelf: Shelf, slot: Slot) -> bool:
     try:
         shelf.check(shelf.manifest(slot.release_id))
     except StoreCorrupted as bad:
-        _log.error("the release to start from is damaged; the full update will be fetched", extra=_said(bad))
+        _log.error("a release to start from is damaged; another way will be taken", extra=_said(bad))
         return False
     return True
 
@@ -172,16 +179,50 @@ def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
 
 
 def choose_steps(shop: Workshop, shelf: Shelf, wish: Desired) -> tuple[str, ...]:
-    """Return the target paths to apply: the director's path where it starts from a slot, else the full update."""
-    if not wish.path:
-        return (wish.full,)
-    signed = find_targets(shop, wish.path)
-    targets = [UpdateTarget.from_custom(path, signed[path].custom) for path in wish.path]
-    base = _slot_with(shelf, targets[0].base_weights)
-    joined = all(before.weights == after.base_weights for before, after in pairwise(targets))
-    if base is None or not joined or not _is_usable(shelf, base):
-        return (wish.full,)
-    return tuple(wish.path)
+    """Return the target paths to apply: of all that is signed the way with the fewest bytes that are not here yet.
+
+    It starts from a slot whose files have their bytes, or from nothing. The director's path says what it sends along,
+    as far as it knows what is held here; the slots decide.
+
+    Raises:
+        UntrustedUpdate: nothing is signed that leads there, or the metadata are refused.
+        TryLater: link or server are not ready.
+    """
+    find_targets(shop, [wish.full])  # the metadata are here now, or nothing can be chosen
+    steps = [
+        Step(
+            path=target.path,
+            base=target.base_weights,
+            weights=target.weights,
+            release=target.release,
+            cost=_left_of(shop, trusted),
+        )
+        for target, trusted in shop.trust.updates(wish)
+    ]
+    slots = shelf.slots()
+    held = {slot.weights: slot for slot in (slots.previous, slots.active) if slot is not None}
+    while way := cheapest_way(steps, held, release=wish.release, weights=wish.weights):
+        start = way[0].base
+        if start is None or _is_usable(shelf, held[start]):
+            return tuple(step.path for step in way)
+        del held[start]
+    return (wish.full,)  # whatever is wrong with it, verification says it
+
+
+def still_signed(shop: Workshop, work: Work) -> bool:
+    """Return whether all steps that were chosen are signed by what is held; pruned ones are chosen anew."""
+    with contextlib.suppress(TryLater, UntrustedUpdate):  # they are asked for once more, and then it is said
+        return len(shop.trust.find(work.steps)) == len(set(work.steps))
+    return True
+
+
+def _left_of(shop: Workshop, target: TrustedTarget) -> int:
+    """Return how many bytes of a payload, and of asking for it, are still to be read."""
+    if digest_text(target.sha256) in shop.blobs:
+        return 0
+    file = shop.downloads / target.sha256.hex()
+    here = file.stat().st_size if file.exists() else 0
+    return 0 if here == target.length else target.length - min(here, target.length) + FILE_BYTES
 
 
 class Receiver(Protocol):
@@ -369,6 +410,8 @@ def compare(shop: Workshop, shelf: Shelf, work: Work) -> tuple[ModelHost, Valida
     new, memory = _load_both(shop, shelf, work, serving)
     path, unlabelled = shop.settings.holdouts.get(model), shop.settings.unlabelled.get(model)
     holdout = None if path is None else load_holdout(path)
+    if len(new.inputs) == 1:
+        holdout = joined(holdout, shop.holdouts.of(model).load(new.inputs[0]))
     inputs = load_inputs(unlabelled) if holdout is None and unlabelled is not None else None
     settings = shop.settings.under(work.wish.policy).validation
     old = None if serving is None else serving.host

@@ -111,6 +111,10 @@ class Rollouts:
         }
         return self._view(self._transport.post("/rollouts", body))
 
+    def prefetch(self, rollout_id: str) -> RolloutView:
+        """Have the devices of a draft fetch its release ahead."""
+        return self._view(self._transport.post(f"/rollouts/{rollout_id}/prefetch"))
+
     def start(self, rollout_id: str) -> RolloutView:
         """Open the first wave."""
         return self._view(self._transport.post(f"/rollouts/{rollout_id}/start"))
@@ -139,10 +143,15 @@ class Rollouts:
         """Return the id of the rollout that `wanted` is, or uniquely starts or ends."""
         return wanted if is_full_id(wanted) else unique_match("rollout", wanted, [one["id"] for one in self.list()])
 
-    def follow(self, rollout_id: str, *, timeout_s: float | None = None) -> Iterator[RolloutView]:
+    def follow(self, rollout_id: str, *, timeout_s: float | None = None, ahead: bool = False) -> Iterator[RolloutView]:
         """Yield the rollout whenever it changed, until and including its end (succeeded, halted or aborted).
 
         A server that restarts meanwhile is waited for (up to a minute without an answer).
+
+        Args:
+            rollout_id: its id.
+            timeout_s: after so long the caller is told that it goes on; None: never.
+            ahead: end where no device is fetching the release ahead any more.
 
         Raises:
             TryLater: `timeout_s` passed before the end; the rollout goes on.
@@ -154,7 +163,7 @@ class Rollouts:
             rollout = self._view(answer)
             if rollout != last:
                 yield rollout
-            if rollout["state"] in ROLLOUT_ENDS:
+            if rollout["state"] in ROLLOUT_ENDS or (ahead and not _fetching_ahead(rollout)):
                 return
             last = rollout
             if deadline is not None and time.monotonic() >= deadline:
@@ -164,3 +173,8 @@ class Rollouts:
     @staticmethod
     def _view(answer: object) -> RolloutView:
         return cast("RolloutView", answer)
+
+
+def _fetching_ahead(rollout: RolloutView) -> bool:
+    parts = [*rollout["unplaced"], *(part for wave in rollout["waves"] for part in wave["devices"])]
+    return any(part["prefetch"] == "asked" and part["state"] != "left" for part in parts)

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from sprat_client.api.naming import unique_match
 from sprat_client.api.transport import Transport
-from sprat_client.api.views import DatasetView, JobView, ModelView, ReleaseView, WayView
+from sprat_client.api.views import DatasetView, JobView, ModelView, PolicyView, ReleaseView, WayView
 from sprat_shared.errors import NotFound
 
 
@@ -86,6 +86,24 @@ class Models:
     def updates(self, name: str, *, to: int | None = None) -> list[WayView]:
         """Return the way from each release of a model to one release (the newest when None), with its bytes."""
         return list(self._transport.pages(f"/models/{name}/updates", to=to))
+
+    def policy(self, name: str, *, profile: str | None = None) -> PolicyView:
+        """Return the policy that holds for devices of a profile; None: of any."""
+        return cast("PolicyView", self._transport.get(f"/models/{name}/policy", profile=profile))
+
+    def set_policy(self, name: str, policy: Mapping[str, Any], *, profile: str | None = None) -> PolicyView:
+        """Set a policy (`sprat_shared.trust.policy`) in the place of the one before.
+
+        Args:
+            name: the model.
+            policy: the JSON object.
+            profile: of devices for which it stands in the place of the model's; None: of all others.
+        """
+        return cast("PolicyView", self._transport.put(f"/models/{name}/policy", dict(policy), profile=profile))
+
+    def clear_policy(self, name: str, *, profile: str | None = None) -> PolicyView:
+        """Take a policy away; return what holds then."""
+        return cast("PolicyView", self._transport.delete(f"/models/{name}/policy", profile=profile))
 
     def list(self) -> list[ModelView]:
         """Return all models."""

@@ -61,15 +61,19 @@ class Transport:
 
     def get(self, path: str, **query: Any) -> Any:
         """Return the JSON at `/api/v1` + `path`; query values that are None are left out."""
-        return self._json("GET", path, params={name: value for name, value in query.items() if value is not None})
+        return self._json("GET", path, params=_said(query))
 
     def post(self, path: str, body: Any = None) -> Any:
         """Send `body` as JSON to `/api/v1` + `path` and return the answer's JSON, or None where there is none."""
         return self._json("POST", path, json={} if body is None else body)
 
-    def delete(self, path: str) -> Any:
-        """Delete `/api/v1` + `path`."""
-        return self._json("DELETE", path)
+    def put(self, path: str, body: Any, **query: Any) -> Any:
+        """Put `body` as JSON to `/api/v1` + `path` and return the answer's JSON; query values as with `get`."""
+        return self._json("PUT", path, json=body, params=_said(query))
+
+    def delete(self, path: str, **query: Any) -> Any:
+        """Delete `/api/v1` + `path` and return the answer's JSON, or None; query values as with `get`."""
+        return self._json("DELETE", path, params=_said(query))
 
     def pages(self, path: str, *, limit: int | None = None, **query: Any) -> Iterator[Any]:
         """Iterate the items of a list, page after page, at most `limit` of them (None: all)."""
@@ -177,3 +181,7 @@ class Transport:
             raise SpratError(
                 f"{response.url} answered {response.status_code} with something that is not JSON; is it a sprat-server?"
             ) from None
+
+
+def _said(query: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}

@@ -87,6 +87,18 @@ class WayView(TypedDict):
     path: list[str]
 
 
+class PolicyView(TypedDict):
+    """The policy that holds for devices of a profile (None: of any), and for what it was set (`agent`: for nothing)."""
+
+    model: str
+    profile: str | None
+    source: Literal["profile", "model", "agent"]
+    policy: dict[str, Any]
+    set_by: str | None
+    set_at: str | None
+    profiles: list[str]
+
+
 class ProgressView(TypedDict):
     """How far a job is: `fraction` of the whole, 0 to 1."""
 
@@ -129,6 +141,7 @@ class RolloutDeviceView(TypedDict):
     previous: int | None
     exposed_by: int | None
     returned_by: int | None
+    prefetch: Literal["asked", "ready", "failed"] | None
 
 
 class WaveView(TypedDict):
@@ -154,6 +167,8 @@ class RolloutView(TypedDict):
     exposed: int
     committed: int
     failed: int
+    prefetched: int
+    ready: int
     waves: list[WaveView]
     unplaced: list[RolloutDeviceView]
     created_by: str
@@ -163,11 +178,12 @@ class RolloutView(TypedDict):
 
 
 class DeviceModelView(TypedDict):
-    """One model on a device: what it should run, and what it said it runs."""
+    """One model on a device: what it should run (`prefetch`: have at hand), and what it said it runs."""
 
     model: str
     assigned: int | None
     assignment: int | None
+    prefetch: bool
     active: int | None
     previous: int | None
     weights: str | None

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sprat_client.cli import access, audit, datasets, devices, doctor, jobs, keys, models, releases, rollouts
+from sprat_client.cli import access, audit, datasets, devices, doctor, jobs, keys, models, policies, releases, rollouts
 from sprat_client.cli.invocation import Invocation
 from sprat_shared import errors
 
@@ -38,6 +38,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(models.app, name="model")
+app.add_typer(policies.app, name="policy")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(releases.app, name="release")
 app.command("retrain")(releases.retrain)

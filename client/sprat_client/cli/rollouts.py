@@ -54,6 +54,25 @@ def create(
         _finish(client, made, watch=watch, as_json=json_)
 
 
+@app.command()
+def prefetch(
+    ctx: typer.Context,
+    *,
+    rollout: Rollout,
+    watch: Annotated[bool, typer.Option("--watch", help="Wait until the devices have it.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Have the devices of a draft fetch its release now; it serves nowhere before the rollout is started.
+
+    Starting it then takes no further payload byte. Asked again, it reaches devices that joined since or failed.
+
+    Example: sprat rollout prefetch 0198c0de --watch
+    """
+    with connect(ctx) as client:
+        asked = client.rollouts.prefetch(client.rollouts.resolve(rollout))
+        _finish(client, asked, watch=watch, ahead=True, as_json=json_)
+
+
 @app.command("start")
 def start_(ctx: typer.Context, *, rollout: Rollout, watch: Watch = False, json_: JsonFlag = False) -> None:
     """Start a draft: its first wave opens.
@@ -131,8 +150,8 @@ def list_(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
     emit_table(rollouts, columns, as_json=json_, empty="no rollout yet; see: sprat rollout create --help")
 
 
-def _finish(client: "SpratClient", rollout: "RolloutView", *, watch: bool, as_json: bool) -> None:
-    """Print the rollout as it is, or follow it to its end first.
+def _finish(client: "SpratClient", rollout: "RolloutView", *, watch: bool, as_json: bool, ahead: bool = False) -> None:
+    """Print the rollout as it is, or follow it to its end first, or until its release is fetched ahead.
 
     Raises:
         RolloutStopped: it was followed, and halted or was aborted.
@@ -143,10 +162,10 @@ def _finish(client: "SpratClient", rollout: "RolloutView", *, watch: bool, as_js
             bar(f"rollout {rollout['model']}@{rollout['release']}") as show,
             leaves_going(f"rollout {rollout['id']}", see),
         ):
-            for now in client.rollouts.follow(rollout["id"]):
+            for now in client.rollouts.follow(rollout["id"], ahead=ahead):
                 rollout = now
-                done = sum(wave["state"] == "succeeded" for wave in now["waves"])
-                show(done / max(len(now["waves"]), 1), rollout_line(now))
+                done = now["ready"] if ahead else sum(wave["state"] == "succeeded" for wave in now["waves"])
+                show(done / max(now["prefetched"] if ahead else len(now["waves"]), 1), rollout_line(now))
     emit(rollout, as_json=as_json, text=f"{rollout['id']}  {rollout_line(rollout)}")
     if watch and rollout["state"] in {"halted", "aborted"}:
         raise RolloutStopped(

@@ -107,4 +107,5 @@ def rollout_line(rollout: "RolloutView") -> str:
         for wave in rollout["waves"]
     )
     reason = f"  ({rollout['reason']})" if rollout["reason"] else ""
-    return f"{rollout['model']}@{rollout['release']} {rollout['state']}; {waves}{reason}"
+    ahead = f", fetched ahead by {rollout['ready']}/{rollout['prefetched']}" if rollout["prefetched"] else ""
+    return f"{rollout['model']}@{rollout['release']} {rollout['state']}{ahead}; {waves}{reason}"

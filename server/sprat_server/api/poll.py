@@ -2,10 +2,10 @@
 
 What answers 304 is kept in memory: for the hash of each device's token the entity tag that was found to name the newest
 of all that the device needs, and until when that holds (the director signs again at half of a life). All of it is
-forgotten when PostgreSQL notifies of new metadata of the image repository or a new root, a device's entry when it
-notifies of an assignment, a report or a revocation (LISTEN/NOTIFY, by triggers, with the commit), so every replica of
-the server may keep its own. While the listening connection is away nothing is remembered and every poll asks the
-database.
+forgotten when PostgreSQL notifies of new metadata of the image repository, a new root or another policy, a device's
+entry when it notifies of an assignment, a report or a revocation (LISTEN/NOTIFY, by triggers, with the commit), so
+every replica of the server may keep its own. While the listening connection is away nothing is remembered and every
+poll asks the database.
 
 Answers carry as few headers as HTTP allows. A device knows its entity tag by itself: it names what it holds.
 """
@@ -43,7 +43,7 @@ from sprat_shared.protocol.poll import CONTENT_TYPE, DEFAULT_INLINE_BYTES, INLIN
 from sprat_shared.trust.signed_time import NONCE_HEADER, check_nonce
 
 PATH: Final = "/device/v1/poll"
-CHANNEL: Final = "sprat_poll"  # the triggers of migrations 0004, 0005 and 0010 notify it
+CHANNEL: Final = "sprat_poll"  # the triggers of migrations 0004, 0005, 0010 and 0013 notify it
 MAX_INLINE_BYTES: Final = 8 << 20
 _NONCE: Final = NONCE_HEADER.lower().encode()
 _SEEN_EVERY_S: Final = 5.0
@@ -89,7 +89,7 @@ class PollMemory:
             self._tokens[current.poller.device] = token_hash
 
     def forget(self, notice: str) -> None:
-        """Drop what a notification makes stale: `device=<id>`, or `timestamp=<version>`, which concerns everyone."""
+        """Drop what a notification makes stale: `device=<id>` that device's; all else, as a timestamp, everyone's."""
         kind, _, value = notice.partition("=")
         if kind != "device":
             self.forget_all(listening=self.listening)

@@ -48,6 +48,18 @@ def get_rollout(rollout_id: UUID, session: SessionDep, _viewer: Viewer) -> Rollo
     return flow.view(session, service.get(session, rollout_id))
 
 
+@router.post("/{rollout_id}/prefetch")
+def prefetch_rollout(
+    rollout_id: UUID,
+    session: SessionDep,
+    settings: SettingsDep,
+    operator: Operator,
+    body: MaybeReason | None = None,
+) -> RolloutView:
+    """Have the devices of a draft fetch and rebuild its release, which waits there until the rollout is started."""
+    return _moved(session, operator, "prefetch", rollout_id, partial(flow.prefetch, settings=settings), body)
+
+
 @router.post("/{rollout_id}/start")
 def start_rollout(
     rollout_id: UUID,

@@ -5,7 +5,7 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from sprat_server.api import access, agents, blobs, datasets, devices, health, jobs, keys, models, rollouts
+from sprat_server.api import access, agents, blobs, datasets, devices, health, jobs, keys, models, policies, rollouts
 
 OPERATORS: Final[Sequence[APIRouter]] = (
     access.router,
@@ -15,6 +15,7 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     jobs.router,
     keys.router,
     models.router,
+    policies.router,
     rollouts.router,
 )
 """Below /api/v1."""

@@ -4,6 +4,7 @@ A device's key changes only by a replacement that an operator allowed, and the o
 """
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func
@@ -127,14 +128,17 @@ class EnrolmentRequest(Base):
 
 
 class Assignment(Base):
-    """Which release a device should run of one model. The one with the largest counter holds."""
+    """Which release a device should run of one model. The one with the largest counter holds.
+
+    Of the reason `prefetch`: which one it should have at hand; what it runs is not touched.
+    """
 
     __tablename__ = "assignment"
     __table_args__ = (
         ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
         Index(None, "device_id", "model_id", "counter"),
         CheckConstraint("counter >= 1", name="counter_is_positive"),
-        CheckConstraint("reason IN ('rollout', 'return', 'enrolment')", name="reason_is_known"),
+        CheckConstraint("reason IN ('rollout', 'return', 'enrolment', 'prefetch')", name="reason_is_known"),
         CheckConstraint("number IS NOT NULL OR reason = 'return'", name="only_a_return_can_withdraw"),
     )
 
@@ -161,7 +165,7 @@ class DeviceReport(Base):
         CheckConstraint("num_nulls(model_id, assignment, outcome) IN (0, 3)", name="is_of_an_assignment_or_of_none"),
         CheckConstraint("octet_length(signature) = 64", name="signature_is_ed25519"),
         CheckConstraint(
-            "outcome IN ('committed', 'refused', 'rolled_back', 'failed', 'returned')", name="outcome_is_known"
+            "outcome IN ('committed', 'refused', 'rolled_back', 'failed', 'returned', 'ready')", name="outcome_is_known"
         ),
     )
 
@@ -194,3 +198,21 @@ class DeviceSlots(Base):
     weights: Mapped[str | None]  # digest of what serves, computed by the device over its files
     outcome: Mapped[str]  # of its newest report
     reported_at: Mapped[datetime]
+
+
+class PolicyRow(Base):
+    """What is asked of the devices that have a model, or of those of one profile: that one is in the other's place."""
+
+    __tablename__ = "device_policy"
+    __table_args__ = (
+        UniqueConstraint("model_id", "profile", postgresql_nulls_not_distinct=True),
+        CheckConstraint("profile ~ '^[a-z0-9-]{1,63}$'", name="profile_is_plain"),
+        CheckConstraint("jsonb_typeof(policy) = 'object'", name="policy_is_an_object"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
+    profile: Mapped[str | None]  # NULL: of every device whose profile has none of its own
+    policy: Mapped[dict[str, Any]]
+    set_by: Mapped[str]
+    set_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -59,7 +59,8 @@ def record_report(session: Session, device: Device, report: AnyReport, body: byt
             )
         row.model_id, row.assignment, row.outcome = assignment.model_id, report.assignment, report.outcome.value
         row.serving_number, row.serving_weights = report.serving_release, report.serving_weights
-        _move_slots(session, assignment.model_id, report)
+        if report.outcome != Outcome.READY:  # that release waits beside the slots
+            _move_slots(session, assignment.model_id, report)
     device.report_sequence = report.sequence
     device.agent = report.agent
     session.add(row)

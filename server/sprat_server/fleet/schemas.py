@@ -15,6 +15,7 @@ from sprat_server.fleet.models import (
     DeviceSlots,
     EnrolmentRequest,
     EnrolmentToken,
+    PolicyRow,
 )
 from sprat_shared.protocol.enrol import fingerprint
 
@@ -100,11 +101,15 @@ class LeaveReason(BaseModel):
 
 
 class DeviceModelView(BaseModel):
-    """One model on a device: what it should run, and what it said it runs; `local` names what it computed itself."""
+    """One model on a device: what it should run, and what it said it runs; `local` names what it computed itself.
+
+    Where `prefetch` is true, it should only have the assigned release at hand.
+    """
 
     model: str
     assigned: int | None
     assignment: int | None
+    prefetch: bool
     active: int | None
     previous: int | None
     weights: str | None
@@ -119,6 +124,7 @@ class DeviceModelView(BaseModel):
             model=model,
             assigned=None if wish is None else wish.number,
             assignment=None if wish is None else wish.counter,
+            prefetch=wish is not None and wish.reason == "prefetch",
             active=None if slots is None else slots.active,
             previous=None if slots is None else slots.previous,
             weights=None if slots is None else slots.weights,
@@ -196,3 +202,35 @@ class ReportView(BaseModel):
         said: Mapping[str, Any] = json.loads(row.body)
         fields = {name: said[name] for name in cls.model_fields if name in said}
         return cls(**fields | {"sequence": row.sequence, "received_at": row.received_at})
+
+
+class PolicyView(BaseModel):
+    """The policy that holds for the devices of a model, or for those of one profile of it.
+
+    `source` says where it comes from: it was set for the `profile`, for the `model`, or, where nothing was said, for
+    none (`agent`: its own settings). `profiles` have one of their own.
+    """
+
+    model: str
+    profile: str | None
+    source: Literal["profile", "model", "agent"]
+    policy: dict[str, Any]
+    set_by: str | None
+    set_at: datetime | None
+    profiles: list[str]
+
+    @classmethod
+    def of(cls, model: str, profile: str | None, row: PolicyRow | None, profiles: Sequence[str]) -> Self:
+        """Show what holds; None: nothing was said."""
+        source: Literal["profile", "model", "agent"] = "agent"
+        if row is not None:
+            source = "model" if row.profile is None else "profile"
+        return cls(
+            model=model,
+            profile=profile,
+            source=source,
+            policy={} if row is None else row.policy,
+            set_by=None if row is None else row.set_by,
+            set_at=None if row is None else row.set_at,
+            profiles=list(profiles),
+        )

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
 from sprat_shared.errors import NotFound
 
-Reason = Literal["rollout", "return", "enrolment"]
+Reason = Literal["rollout", "return", "enrolment", "prefetch"]
 
 
 def get_device(session: Session, device_id: UUID) -> Device:
@@ -130,6 +130,21 @@ def current_assignments(
         newest = newest.where(Assignment.model_id == model_id)
     query = select(Assignment).where(tuple_(Assignment.device_id, Assignment.counter).in_(newest))
     return list(session.scalars(query))
+
+
+def running_wishes(session: Session, model_id: UUID, device_ids: Iterable[UUID]) -> dict[UUID, int | None]:
+    """Return the release of a model that each device should run, whatever it was asked to fetch ahead since."""
+    newest = (
+        select(Assignment.device_id, func.max(Assignment.counter))
+        .where(
+            Assignment.model_id == model_id,
+            Assignment.device_id.in_(list(device_ids)),
+            Assignment.reason != "prefetch",
+        )
+        .group_by(Assignment.device_id)
+    )
+    rows = select(Assignment.device_id, Assignment.number)
+    return dict(session.execute(rows.where(tuple_(Assignment.device_id, Assignment.counter).in_(newest))).all())
 
 
 def slots(

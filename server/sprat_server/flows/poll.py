@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.fleet import policies
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.authentication import authenticate_device
 from sprat_server.fleet.models import Assignment, Device, DeviceSlots
@@ -185,6 +186,8 @@ def _wish(
         assignment=assignment.counter,
         path=tuple(update_path(model.name, step.number, step.base_number) for step in steps),
         profile=device.profile,
+        prefetch=assignment.reason == "prefetch",
+        policy=policies.policy_of(session, model.id, device.profile),
     )
     return Wish(
         assigned,

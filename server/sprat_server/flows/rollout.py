@@ -6,7 +6,7 @@ The moves lock is one for the server. Whoever may assign releases to many device
 two rollouts of different models cannot cross on the same devices, and no device joins unseen while a rollout succeeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -30,6 +30,7 @@ from sprat_server.rollouts.models import Rollout, RolloutDevice
 from sprat_server.rollouts.schemas import RolloutView
 from sprat_server.rollouts.waves import (
     DeviceState,
+    Prefetch,
     RolloutState,
     Step,
     WaveState,
@@ -75,6 +76,34 @@ def create(
     return rollouts.create(session, model_id=lineage.id, number=release, reaches=reaches, devices=devices, by=by)
 
 
+def prefetch(session: Session, rollout_id: UUID, settings: Settings) -> Rollout:
+    """Have the cohort fetch the release of a draft and rebuild it; it waits there until the rollout is started.
+
+    Asked again, it reaches devices that joined since, and those that failed.
+
+    Raises:
+        NotFound: there is none of this id.
+        Conflict: as `start`.
+    """
+    rollout, model = _to_move(session, rollout_id, "prefetch")
+    parts = {part.device_id: part for part in rollouts.devices_of(session, rollout)}
+    cohort = _cohort(session, rollout)
+    wishes = fleet.running_wishes(session, model.id, cohort)
+    held = {device: row.active for (device, _), row in fleet.slots(session, model_id=model.id).items()}
+    asked = {device_id for device_id, part in parts.items() if part.prefetch in {Prefetch.ASKED, Prefetch.READY}}
+    lacking = [d for d in cohort - asked if rollout.number not in {held.get(d), wishes.get(d)}]
+    live.bring_in(session, open_repository(session, settings), model, rollout.number)
+    counters = _assign(session, rollout, dict.fromkeys(lacking, rollout.number), "prefetch")
+    for device_id, counter in counters.items():
+        part = parts.get(device_id) or RolloutDevice(rollout_id=rollout.id, device_id=device_id)
+        part.prefetch, part.prefetched_by = Prefetch.ASKED, counter
+        part.previous = _had(rollout, wishes.get(device_id), held.get(device_id))
+        session.add(part)
+    session.flush()
+    direct.enqueue(session, model)
+    return rollout
+
+
 def start(session: Session, rollout_id: UUID, settings: Settings) -> Rollout:
     """Decide who is in which wave and open the first. The release is signed back in first where it was pruned.
 
@@ -82,20 +111,9 @@ def start(session: Session, rollout_id: UUID, settings: Settings) -> Rollout:
         NotFound: there is none of this id.
         Conflict: it is no draft, another rollout of the model runs, or its release must be signed by people first.
     """
-    model = _model_of(session, rollouts.get(session, rollout_id))
-    registry.lock_model(session, model)
-    rollout = _lock(session, rollout_id)
-    rollouts.require(rollout, "start")
-    other = rollouts.live_rollout(session, model.id)
-    if other is not None:
-        raise Conflict(
-            f"rollout {other.id} of {model.name} is {other.state}; abort it or let it end before you start another",
-            code="rollout.busy",
-        )
-    there = set(fleet.live_devices(session))
-    named = {device.device_id for device in rollouts.devices_of(session, rollout)}
-    cohort = there if rollout.whole_fleet else there & named
-    wishes = {a.device_id: a.number for a in fleet.current_assignments(session, device_ids=cohort, model_id=model.id)}
+    rollout, model = _to_move(session, rollout_id, "start")
+    cohort = _cohort(session, rollout)
+    wishes = fleet.running_wishes(session, model.id, cohort)
     held = {device: row.active for (device, _), row in fleet.slots(session, model_id=model.id).items()}
     reaches = [wave.reach for wave in rollouts.waves_of(session, rollout)]
     live.bring_in(session, open_repository(session, settings), model, rollout.number)
@@ -166,7 +184,10 @@ def on_report(session: Session, device: Device, body: bytes, signature: bytes) -
         kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
         _log.info("device.holdout", device=str(device.id), model=report.model, samples=report.samples)
         return kept
-    part = rollouts.exposure(session, device.id, report.assignment) if report.device == device.id else None
+    part = None
+    if report.device == device.id:
+        part = rollouts.exposure(session, device.id, report.assignment)
+        part = part or rollouts.prefetch(session, device.id, report.assignment)
     rollout = None if part is None else _lock(session, part.rollout_id)
     locked = fleet.lock_device(session, device.id)
     model = _reported_model(session, report)
@@ -229,8 +250,48 @@ def _lock(session: Session, rollout_id: UUID) -> Rollout:
     return rollouts.lock(session, rollout_id)
 
 
+def _to_move(session: Session, rollout_id: UUID, action: str) -> tuple[Rollout, Model]:
+    """Lock a draft and its model for a move that assigns; Conflict where another rollout of the model is live."""
+    model = _model_of(session, rollouts.get(session, rollout_id))
+    registry.lock_model(session, model)
+    rollout = _lock(session, rollout_id)
+    rollouts.require(rollout, action)
+    other = rollouts.live_rollout(session, model.id)
+    if other is not None:
+        raise Conflict(
+            f"rollout {other.id} of {model.name} is {other.state}; abort it or let it end before you start another",
+            code="rollout.busy",
+        )
+    return rollout, model
+
+
+def _cohort(session: Session, rollout: Rollout) -> set[UUID]:
+    there = set(fleet.live_devices(session))
+    named = {device.device_id for device in rollouts.devices_of(session, rollout)}
+    return there if rollout.whole_fleet else there & named
+
+
+def _assign(
+    session: Session, rollout: Rollout, wishes: Mapping[UUID, int | None], reason: fleet.Reason
+) -> dict[UUID, int]:
+    """Assign as `fleet.assign`; what other drafts had these devices fetch ahead is given up with it."""
+    counters = fleet.assign(session, rollout.model_id, wishes, reason)
+    rollouts.forget_prefetches(session, rollout.model_id, counters, but=rollout.id)
+    return counters
+
+
+def _had(rollout: Rollout, *releases: int | None) -> int | None:
+    """Return the first of the releases that a device had and could go back to."""
+    return next((number for number in releases if number not in {None, rollout.number}), None)
+
+
 def _judge(session: Session, rollout: Rollout, part: RolloutDevice, report: Report, model: Model) -> None:
-    if part.state != DeviceState.EXPOSED:
+    if report.assignment == part.prefetched_by:
+        there = report.outcome in {Outcome.READY, Outcome.COMMITTED, Outcome.RETURNED}
+        part.prefetch = Prefetch.READY if there and report.release == rollout.number else Prefetch.FAILED
+        session.flush()
+        return
+    if part.state != DeviceState.EXPOSED or report.outcome == Outcome.READY:
         return
     promised = registry.get_release(session, model, rollout.number).weights_digest
     serves_it = report.serving_release == rollout.number and report.serving_weights == promised
@@ -271,18 +332,16 @@ def _expose(session: Session, rollout: Rollout, devices: Sequence[RolloutDevice]
     waiting = {device.device_id: device for device in devices if device.state == DeviceState.WAITING}
     if not waiting:
         return
-    current = fleet.current_assignments(session, device_ids=waiting, model_id=rollout.model_id)
-    wishes = {assignment.device_id: assignment.number for assignment in current}
+    wishes = fleet.running_wishes(session, rollout.model_id, waiting)
     held = fleet.slots(session, device_ids=waiting, model_id=rollout.model_id)
-    counters = fleet.assign(session, rollout.model_id, dict.fromkeys(waiting, rollout.number), "rollout")
+    counters = _assign(session, rollout, dict.fromkeys(waiting, rollout.number), "rollout")
     for device_id, part in waiting.items():
         if device_id not in counters:
             part.state = DeviceState.LEFT
             continue
         part.state, part.exposed_by = DeviceState.EXPOSED, counters[device_id]
         slots = held.get((device_id, rollout.model_id))
-        had = (wishes.get(device_id), None if slots is None else slots.active)
-        part.previous = next((number for number in had if number not in {None, rollout.number}), None)
+        part.previous = _had(rollout, wishes.get(device_id), None if slots is None else slots.active)
     session.flush()
 
 
@@ -290,19 +349,28 @@ def _stop(session: Session, rollout: Rollout, state: RolloutState, reason: str) 
     for wave in rollouts.waves_of(session, rollout):
         if wave.state == WaveState.OPEN:
             rollouts.end_wave(session, wave, WaveState.HALTED)
-    exposed = {device.device_id: device for device in rollouts.exposed_devices(session, rollout)}
-    goes_back = {device_id: device.previous for device_id, device in exposed.items()}
-    counters = fleet.assign(session, rollout.model_id, goes_back, "return")
+    returned = _take_back(session, rollout, rollouts.exposed_devices(session, rollout))
+    rollouts.end(session, rollout, state, reason)
+    _log.warning("rollout stopped", rollout=str(rollout.id), state=state.value, reason=reason, returned=returned)
+
+
+def _take_back(session: Session, rollout: Rollout, parts: Sequence[RolloutDevice]) -> int:
+    """Assign to devices what they had before; return how many were."""
+    exposed = {part.device_id: part for part in parts}
+    goes_back = {device_id: part.previous for device_id, part in exposed.items()}
+    counters = _assign(session, rollout, goes_back, "return")
     for device_id, counter in counters.items():
         exposed[device_id].returned_by = counter
-    rollouts.end(session, rollout, state, reason)
-    _log.warning("rollout stopped", rollout=str(rollout.id), state=state.value, reason=reason, returned=len(counters))
+    session.flush()
+    return len(counters)
 
 
 def _succeed(session: Session, rollout: Rollout, reached: set[UUID]) -> None:
     if rollout.whole_fleet and reaches_everyone([wave.reach for wave in rollouts.waves_of(session, rollout)]):
         late = dict.fromkeys(set(fleet.live_devices(session)) - reached, rollout.number)
-        fleet.assign(session, rollout.model_id, late, "enrolment")
+        _assign(session, rollout, late, "enrolment")
+    waiting = [part for part in rollouts.exposed_devices(session, rollout) if part.exposed_by is None]
+    _take_back(session, rollout, waiting)  # they fetched it ahead, and no wave reaches them
     rollouts.end(session, rollout, RolloutState.SUCCEEDED)
     _log.info("rollout succeeded", rollout=str(rollout.id))
 

@@ -2,9 +2,9 @@
 
 Its root is one for all devices, its key may be taken offline. Timestamp, snapshot and targets are each device's own,
 signed by one online key and kept in `director_metadata` until something changes: an assignment, the cheapest path, the
-profile, the online key, or half of a life is over. What is signed names, for each assigned model, the full update of
-the release with the length and hash that the image repository signs for the same path, and the path of updates
-(`sprat_shared.trust.assignments`). Its timestamp says when it was signed (`sprat_shared.trust.signed_time`).
+profile, the policy, the online key, or half of a life is over. What is signed names, for each assigned model, the full
+update of the release with the length and hash that the image repository signs for the same path, and the path of
+updates (`sprat_shared.trust.assignments`). Its timestamp says when it was signed (`sprat_shared.trust.signed_time`).
 
 One writer for each device (advisory lock, held until the transaction ends): replicas that are asked at the same time
 sign one version, and what is signed later was read later.

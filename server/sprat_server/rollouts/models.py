@@ -81,7 +81,17 @@ class RolloutDevice(Base):
         CheckConstraint("state <> 'waiting' OR exposed_by IS NULL", name="who_waits_is_not_exposed"),
         CheckConstraint("state NOT IN ('exposed', 'failed') OR exposed_by IS NOT NULL", name="exposure_is_assigned"),
         CheckConstraint("returned_by > exposed_by", name="a_return_is_newer"),
-        CheckConstraint("returned_by IS NULL OR exposed_by IS NOT NULL", name="a_return_needs_an_exposure"),
+        CheckConstraint(
+            "returned_by IS NULL OR num_nonnulls(exposed_by, prefetched_by) > 0", name="a_return_needs_an_exposure"
+        ),
+        ForeignKeyConstraint(
+            ["device_id", "prefetched_by"], ["assignment.device_id", "assignment.counter"], name="prefetch_exists"
+        ),
+        Index("uq_rollout_device_prefetch", "device_id", "prefetched_by", unique=True),
+        CheckConstraint("prefetch IN ('asked', 'ready', 'failed')", name="prefetch_is_known"),
+        CheckConstraint("(prefetch IS NULL) = (prefetched_by IS NULL)", name="prefetch_is_assigned"),
+        CheckConstraint("exposed_by > prefetched_by", name="an_exposure_is_newer"),
+        CheckConstraint("returned_by > prefetched_by", name="a_return_is_newer_than_a_prefetch"),
     )
 
     rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
@@ -91,3 +101,5 @@ class RolloutDevice(Base):
     previous: Mapped[int | None]  # the release it had, and goes back to
     exposed_by: Mapped[int | None]  # counter of the assignment that offered the release
     returned_by: Mapped[int | None]  # counter of the assignment that took it back
+    prefetch: Mapped[str | None]  # how far fetching ahead is; NULL: it was not asked for, or somebody else's was
+    prefetched_by: Mapped[int | None]  # counter of the assignment that asked for it

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
-from sprat_server.rollouts.waves import DeviceState, RolloutState, WaveState
+from sprat_server.rollouts.waves import DeviceState, Prefetch, RolloutState, WaveState
 
 
 class NewRollout(BaseModel):
@@ -44,7 +44,10 @@ class MaybeReason(BaseModel):
 
 
 class RolloutDeviceView(BaseModel):
-    """One device's part: its state, the release it had, and the assignments that offered and took back."""
+    """One device's part: its state, the release it had, and the assignments that offered and took back.
+
+    `prefetch` says how far it is with fetching the release ahead; None: it was not asked to.
+    """
 
     device: UUID
     name: str
@@ -52,6 +55,7 @@ class RolloutDeviceView(BaseModel):
     previous: int | None
     exposed_by: int | None
     returned_by: int | None
+    prefetch: Prefetch | None
 
 
 class WaveView(BaseModel):
@@ -66,7 +70,10 @@ class WaveView(BaseModel):
 
 
 class RolloutView(BaseModel):
-    """A rollout; `exposed` counts the devices that were offered the release."""
+    """A rollout; `exposed` counts the devices that were offered the release.
+
+    `prefetched` counts those that were asked to fetch it ahead, and `ready` those that have it.
+    """
 
     id: UUID
     model: str
@@ -77,6 +84,8 @@ class RolloutView(BaseModel):
     exposed: int
     committed: int
     failed: int
+    prefetched: int
+    ready: int
     waves: list[WaveView]
     unplaced: list[RolloutDeviceView]
     created_by: str
@@ -95,6 +104,7 @@ class RolloutView(BaseModel):
     ) -> Self:
         """Show these rows; `unplaced` are devices without a wave (before the start, or out of every wave's reach)."""
         states = [device.state for device in devices]
+        ahead = [device.prefetch for device in devices if device.prefetch and device.state != DeviceState.LEFT]
         return cls(
             id=rollout.id,
             model=model,
@@ -105,6 +115,8 @@ class RolloutView(BaseModel):
             exposed=sum(device.exposed_by is not None for device in devices),
             committed=states.count(DeviceState.COMMITTED),
             failed=states.count(DeviceState.FAILED),
+            prefetched=len(ahead),
+            ready=ahead.count(Prefetch.READY),
             waves=[
                 WaveView(
                     ordinal=wave.ordinal,
@@ -132,4 +144,5 @@ def _part(device: RolloutDevice, names: Mapping[UUID, str]) -> RolloutDeviceView
         previous=device.previous,
         exposed_by=device.exposed_by,
         returned_by=device.returned_by,
+        prefetch=None if device.prefetch is None else Prefetch(device.prefetch),
     )

@@ -1,11 +1,11 @@
 """Read and move rollouts. What a move does to devices is for `flows.rollout`; callers own the transaction."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
@@ -94,7 +94,13 @@ def require(rollout: Rollout, action: str) -> None:
         )
 
 
-_PARTICIPLE = {"start": "started", "pause": "paused", "resume": "resumed", "abort": "aborted"}
+_PARTICIPLE = {
+    "prefetch": "fetched ahead",
+    "start": "started",
+    "pause": "paused",
+    "resume": "resumed",
+    "abort": "aborted",
+}
 
 
 def live_rollout(session: Session, model_id: UUID) -> Rollout | None:
@@ -116,12 +122,12 @@ def devices_of(session: Session, rollout: Rollout, *, ordinal: int | None = None
 
 
 def exposed_devices(session: Session, rollout: Rollout) -> list[RolloutDevice]:
-    """Return the parts of devices that were offered the release and were not assigned back."""
+    """Return the parts of devices that were offered the release, or fetched it ahead, and were not assigned back."""
     return list(
         session.scalars(
             select(RolloutDevice).where(
                 RolloutDevice.rollout_id == rollout.id,
-                RolloutDevice.exposed_by.is_not(None),
+                or_(RolloutDevice.exposed_by.is_not(None), RolloutDevice.prefetched_by.is_not(None)),
                 RolloutDevice.returned_by.is_(None),
             )
         )
@@ -185,6 +191,28 @@ def exposure(session: Session, device_id: UUID, counter: int) -> RolloutDevice |
     """Return the part of a device in the rollout that made this assignment; None where none did."""
     return session.scalar(
         select(RolloutDevice).where(RolloutDevice.device_id == device_id, RolloutDevice.exposed_by == counter)
+    )
+
+
+def prefetch(session: Session, device_id: UUID, counter: int) -> RolloutDevice | None:
+    """Return the part of a device in the rollout that asked it, by this assignment, to fetch ahead."""
+    return session.scalar(
+        select(RolloutDevice).where(RolloutDevice.device_id == device_id, RolloutDevice.prefetched_by == counter)
+    )
+
+
+def forget_prefetches(session: Session, model_id: UUID, device_ids: Collection[UUID], *, but: UUID | None) -> None:
+    """Believe no more that these devices hold what other rollouts of the model had them fetch ahead.
+
+    A newer assignment of the model gives that up, but for one by the rollout `but`.
+    """
+    drafts = select(Rollout.id).where(Rollout.model_id == model_id, Rollout.state == RolloutState.DRAFT)
+    if but is not None:
+        drafts = drafts.where(Rollout.id != but)
+    session.execute(
+        update(RolloutDevice)
+        .where(RolloutDevice.device_id.in_(list(device_ids)), RolloutDevice.rollout_id.in_(drafts))
+        .values(prefetch=None, prefetched_by=None, previous=None)
     )
 
 

@@ -45,6 +45,14 @@ class DeviceState(StrEnum):
     LEFT = "left"  # it was revoked meanwhile and is waited for no more
 
 
+class Prefetch(StrEnum):
+    """How far a device is with a release that it was asked to fetch ahead of the rollout."""
+
+    ASKED = "asked"
+    READY = "ready"  # it is there, verified and rebuilt, and waits
+    FAILED = "failed"  # the device could not, or would not; its wave asks it again
+
+
 class Step(StrEnum):
     """What a rollout does next."""
 
@@ -57,6 +65,7 @@ class Step(StrEnum):
 
 # What a person may ask for, by the state it is asked in; anything else is a conflict.
 ALLOWED: Final[dict[str, frozenset[RolloutState]]] = {
+    "prefetch": frozenset({RolloutState.DRAFT}),
     "start": frozenset({RolloutState.DRAFT}),
     "pause": frozenset({RolloutState.RUNNING}),
     "resume": frozenset({RolloutState.PAUSED}),

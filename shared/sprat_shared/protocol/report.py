@@ -27,6 +27,7 @@ class Outcome(StrEnum):
     ROLLED_BACK = "rolled_back"  # it served in a trial and went back
     FAILED = "failed"  # the device could not do it (disk, link, too many cuts); the old release serves
     RETURNED = "returned"  # it went back to a release it still held, as assigned
+    READY = "ready"  # it was assigned ahead, and waits, rebuilt, for the assignment that lets it serve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ class Assigned:
             said["profile"] = self.profile
         if self.prefetch:
             said["prefetch"] = True
-        if policy := self.policy.as_json():
+        if policy := self.policy.as_signed():
             said["policy"] = policy
         return {_KEY: said}
 
@@ -89,7 +89,7 @@ class Assigned:
                 path=tuple(steps),
                 profile=profile,
                 prefetch=prefetch,
-                policy=DevicePolicy.of(said.get("policy", {})),
+                policy=DevicePolicy.of_signed(said.get("policy", {})),
             )
         except (KeyError, TypeError, AttributeError, ValueError, InvalidInput) as bad:
             raise UntrustedUpdate(f"assignment {path}: its signed description cannot be read ({bad!r})") from bad

@@ -110,6 +110,9 @@ _NUMBERS: Final[Mapping[str, tuple[float, float, bool]]] = {
 }
 
 
+_FRACTIONS: Final = frozenset(name for name, (_, _, whole) in _NUMBERS.items() if not whole)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePolicy:
     """One policy. None: the agent's own setting.
@@ -160,8 +163,12 @@ class DevicePolicy:
             value = getattr(self, name)
             value = value.as_json() if isinstance(value, Wanted) else value
             if value not in (None, {}):
-                said[name] = value
+                said[name] = int(value) if isinstance(value, float) and value.is_integer() else value
         return said
+
+    def as_signed(self) -> dict[str, Any]:
+        """Return the JSON object as it is signed: canonical JSON has no fractions, so they stand as decimal text."""
+        return {name: repr(value) if isinstance(value, float) else value for name, value in self.as_json().items()}
 
     @classmethod
     def of(cls, value: Any) -> "DevicePolicy":
@@ -181,6 +188,20 @@ class DevicePolicy:
             too_few=too_few,
             **numbers,
         )
+
+    @classmethod
+    def of_signed(cls, value: Any) -> "DevicePolicy":
+        """Read the JSON object as it is signed (`as_signed`); InvalidInput as `of`."""
+        if not isinstance(value, Mapping):
+            return cls.of(value)
+        return cls.of({name: _fraction(said) if name in _FRACTIONS else said for name, said in value.items()})
+
+
+def _fraction(said: Any) -> Any:
+    try:
+        return float(said) if isinstance(said, str) else said
+    except ValueError:
+        return said
 
 
 def _number(name: str, value: Any) -> Any:

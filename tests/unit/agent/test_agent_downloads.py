@@ -96,6 +96,11 @@ def wait_until(holds: Callable[[], object], timeout_s: float = 20.0) -> None:
         time.sleep(0.01)
 
 
+def waits_for(agent: Agent) -> str | None:
+    work = agent._machines[MODEL].record.work
+    return None if work is None else work.waiting
+
+
 def test_twenty_cuts_and_three_kills_cost_less_than_a_twentieth_of_the_file(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +182,7 @@ def test_a_pause_is_obeyed_within_a_download_and_a_resume_at_once(fleet: Fleet) 
     with running(fleet.agent()) as agent:
         wait_until(lambda: len(list((fleet.folder / "downloads").glob("*"))))
         give_order(fleet.folder, {"do": "pause", "until": time.time() + 3600})
-        wait_until(lambda: agent._machines[MODEL].waits_for)
+        wait_until(lambda: waits_for(agent))
         part = next((fleet.folder / "downloads").iterdir())
         size = part.stat().st_size
         assert 0 < size < len(fleet.payload)
@@ -196,7 +201,7 @@ def test_a_condition_that_ends_within_a_download_ends_it(fleet: Fleet, monkeypat
     with running(fleet.agent()) as agent:
         wait_until(lambda: len(list((fleet.folder / "downloads").glob("*"))))
         (fleet.folder / "facts.json").write_text(json.dumps({"metered": True}))
-        wait_until(lambda: agent._machines[MODEL].waits_for == "the link is metered")
+        wait_until(lambda: waits_for(agent) == "the link is metered")
         assert next((fleet.folder / "downloads").iterdir()).stat().st_size < len(fleet.payload)
         (fleet.folder / "facts.json").write_text(json.dumps({"metered": False}))
         give_order(fleet.folder, {"do": "look"})

@@ -117,3 +117,12 @@ def test_no_other_way_has_fewer_bytes(
     else:
         with pytest.raises(NotFound):
             cheapest_path(updates, base, target)
+
+
+@given(edges, st.lists(st.integers(1, 5), min_size=1, max_size=2, unique=True), st.integers(1, 5))
+def test_the_better_of_both_slots_is_the_start(
+    lineage: list[tuple[int | None, int, int]], held: list[int], target: int
+) -> None:
+    updates = [update(None, target, 99), *(update(*edge) for edge in lineage)]
+    found = cheapest_from(updates, held, target)
+    assert cost(found) == min(cost(cheapest_path(updates, base, target)) for base in held)

@@ -6,12 +6,12 @@ marks, which are then fetched again: never a mark that is older than a file, so 
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import quote, unquote
 
 from tuf.api.exceptions import (
@@ -32,6 +32,7 @@ from sprat_client.agent.trust.workflow import HISTORY, TIMESTAMP_FILE, Offer, Of
 from sprat_shared.errors import TryLater, UntrustedUpdate
 from sprat_shared.protocol.poll import TOP_ROLES, HeldMetadata
 
+T = TypeVar("T")
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -146,10 +147,26 @@ class TrustedRepository:
             TryLater: the metadata are expired, or link or server are not ready.
             UntrustedUpdate: signatures, versions or digests are wrong; the code says which.
         """
-        offer = offer or Offer()
+
+        def read(workflow: Workflow) -> dict[str, TrustedTarget]:
+            found = {path: workflow.get_targetinfo(path) for path in _wanted(paths, workflow)}
+            return {path: TrustedTarget.of(target) for path, target in found.items() if target is not None}
+
+        return self._refresh(offer or Offer(), read) or {}
+
+    def look_around(self, role: str, path: str) -> list[TrustedTarget]:
+        """Return all that a role signs, by what is held; it is trusted for them as far as for the target `path`.
+
+        Raises:
+            TryLater, UntrustedUpdate: as `look_up`.
+        """
+        return self._refresh(Offer(), lambda flow: list(map(TrustedTarget.of, flow.targets_of(role, path)))) or []
+
+    def _refresh(self, offer: Offer, read: Callable[[Workflow], T]) -> T | None:
+        """Return what `read` finds after a refresh; None where nothing is held and nothing offered."""
         unchanged = self._unchanged(offer)
         if unchanged is None and not offer.parts and offer.source is None:
-            return {}
+            return None
         marks = self._keeper.marks(self.name)
         fetcher = OfferFetcher(self.name, offer, marks.versions.get("root", 0))
         with _named(self.name):
@@ -164,10 +181,9 @@ class TrustedRepository:
             )
             try:
                 workflow.refresh()
-                found = {path: workflow.get_targetinfo(path) for path in _wanted(paths, workflow)}
+                return read(workflow)
             finally:
                 self._keep(marks, workflow)
-        return {path: TrustedTarget.of(target) for path, target in found.items() if target is not None}
 
     def let_go(self, wanted: Collection[str]) -> None:
         """Remove the files of delegated roles that are not wanted any more; their marks stay."""

@@ -4,6 +4,7 @@ The director says which release this device should run; the image repository say
 keys of one can at most offer what the other signed.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -180,6 +181,23 @@ class TrustStore:
         Without `source` only what is held is asked. See `TrustedRepository.look_up` for the errors.
         """
         return self.image.look_up(paths, Offer(source=source))
+
+    def updates(self, wish: Desired) -> list[tuple[UpdateTarget, TrustedTarget]]:
+        """Return all updates of a model that are signed, by what is held, and that this agent can read.
+
+        They say which ways there are; `verify` checks each step of the one that is taken.
+
+        Raises:
+            TryLater, UntrustedUpdate: as `find`.
+        """
+        found = []
+        for trusted in self.image.look_around(role_of_model(wish.model), wish.full):
+            with contextlib.suppress(UpdateRejected):  # a graph, or what a newer agent reads
+                target = UpdateTarget.from_custom(trusted.path, trusted.custom)
+                _check_versions(target)
+                if target.model == wish.model:
+                    found.append((target, trusted))
+        return found
 
     def verify(
         self, wish: Desired, steps: Sequence[str], base_weights: str | None, payloads: Path

@@ -17,7 +17,7 @@ from tuf.api.exceptions import (
     LengthOrHashMismatchError,
     RepositoryError,
 )
-from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.ngclient import FetcherInterface, Updater
 
 from sprat_client.agent.trust.clock import Clock
@@ -149,6 +149,12 @@ class Workflow(Updater):
     def top_targets(self) -> list[str]:
         """Return the paths of the targets that the top role signs itself."""
         return list(self._trusted_set.targets.targets)
+
+    def targets_of(self, role: str, path: str) -> list[TargetFile]:
+        """Return all that a role signs, which the delegations on the way to the target `path` lead to."""
+        self.get_targetinfo(path)
+        signed = self._trusted_set.get(role)
+        return list(signed.targets.values()) if isinstance(signed, Targets) else []
 
     # the workflow's steps, held against the marks ----------------------------------------------------------------
 
