@@ -101,7 +101,8 @@ class DeviceServer:
         self.endless = False  # a poll's answer never ends
         self.proves_time = True
         self.cut_after: list[int] = []  # the next blob bodies end after so many bytes
-        self.unavailable = 0  # so many answers of 503, with
+        self.unavailable = 0  # so many answers of
+        self.unavailable_status = 503  # with
         self.retry_after: str | None = None
         self.blob_bytes_sent = 0
 
@@ -395,7 +396,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.unavailable -= busy
         if busy:
             after = {} if server.retry_after is None else {"Retry-After": server.retry_after}
-            return self._send(503, b'{"detail": "busy"}', after)
+            return self._send(server.unavailable_status, b'{"detail": "busy"}', after)
         if path == "/device/v1/enrol":
             return self._send(*server.enrol(body, self.headers.get(SIGNATURE_HEADER, ""), token))
         if path == TOKEN_PATH:

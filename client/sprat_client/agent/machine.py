@@ -333,8 +333,7 @@ class ModelMachine:
         """Say durably, once, what is waited for; return how long to wait before looking again."""
         if self._work.waiting != unmet.reason:
             _log.info("waiting", extra={"model": self.model, "state": self.record.state, "for": unmet.reason})
-            work = replace(self._work, waiting=unmet.reason)
-            self.progress.keep_work(work)
+            self.progress.keep_work(replace(self._work, waiting=unmet.reason))
         return unmet.wait_s
 
     def _shadow(self) -> float | None:
