@@ -1,4 +1,4 @@
-"""The command `sprat-agent`: enrol, run, status, retry, infer, tuf."""
+"""The command `sprat-agent`: enrol, run, retry, infer, tuf; `on_site` has the others."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sprat_client.agent.logs import log_json_to_stderr
+from sprat_client.agent.on_site import ON_SITE, add_on_site, run_on_site
 from sprat_client.agent.settings import AgentSettings, StatisticsSettings
 from sprat_client.agent.version import VERSION
 from sprat_shared.errors import InvalidInput, SpratError
@@ -21,12 +22,13 @@ _LEAST_INPUTS: Final = 2
 _EXIT_CODES: Final = """\
 exit codes:
   0    done; with `run`: every assignment is fulfilled
-  1    an assignment failed on this device (disk, memory, holdout samples); the old release serves
+  1    an assignment failed on this device (disk, memory, holdout samples); the old release serves;
+       `doctor`: something is bad
   2    the command line is wrong
   65   what was given cannot be used
   66   not enrolled, or no agent runs on the folder
-  73   already enrolled, or another agent runs on the folder
-  75   link or server are not ready: try again later (`enrol`, `run --once`)
+  73   already enrolled, or another agent runs on the folder; `rollback`: nothing to go back to
+  75   link or server are not ready, or a condition is not met (`enrol`, `run --once`); the agent is busy
   76   an update was refused or went back; the old release serves
   77   the server does not accept the token
   74   the disk fails: nothing can be read or written
@@ -117,15 +119,17 @@ def _parser() -> argparse.ArgumentParser:
         "--poll-interval-s", type=_positive, metavar="S", help="ask so often (default: as the server says)"
     )
     run.add_argument(
-        "--hooks", type=Path, metavar="H", help="folder of executables named like states, run on entering them"
+        "--hooks",
+        type=Path,
+        metavar="H",
+        help="executables named like states, run on entering them, and STATE.after",
     )
     run.add_argument(
         "--trial-s", type=_positive, default=5.0, metavar="S", help="a trial without an error ends after so long"
     )
     run.add_argument("--trial-requests", type=int, default=100, metavar="N", help="or after so many requests")
 
-    status = command("status", "Say what the agent is doing.", "sprat-agent status --dir /var/lib/sprat --json")
-    status.add_argument("--json", action="store_true", help="print one JSON object")
+    add_on_site(command, _of_model)
 
     retry = command(
         "retry",
@@ -295,13 +299,6 @@ def _run(asked: argparse.Namespace) -> int:
         return agent.run(once=asked.once)
 
 
-def _status(asked: argparse.Namespace) -> int:
-    from sprat_client.agent.status import read_status  # noqa: PLC0415
-
-    _emit(read_status(asked.dir), as_json=asked.json)
-    return 0
-
-
 def _retry(asked: argparse.Namespace) -> int:
     from sprat_client.agent.retry import retry  # noqa: PLC0415
 
@@ -329,7 +326,6 @@ def _infer(asked: argparse.Namespace) -> int:
 _COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "enrol": _enrol,
     "run": _run,
-    "status": _status,
     "retry": _retry,
     "infer": _infer,
     "tuf": _tuf,
@@ -341,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     log_json_to_stderr()
     try:
-        return _COMMANDS[asked.command](asked)
+        return run_on_site(asked, _emit) if asked.command in ON_SITE else _COMMANDS[asked.command](asked)
     except SpratError as bad:
         if getattr(asked, "json", False):
             sys.stdout.write(json.dumps({"error": {"code": bad.code, "detail": str(bad)}}) + "\n")

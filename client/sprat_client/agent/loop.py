@@ -2,17 +2,21 @@
 
 import logging
 import os
+import queue
 import random
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self
 
 from sprat_client.agent.applications import Applications
+from sprat_client.agent.budget import BUDGET_FILE, ByteBudget
 from sprat_client.agent.drift import DriftReporter
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.estimate import Estimator, SubprocessEstimator
+from sprat_client.agent.events import EventLog
 from sprat_client.agent.facts import DeviceFacts
 from sprat_client.agent.holdout import Holdouts
 from sprat_client.agent.hooks import Hooks
@@ -21,6 +25,7 @@ from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.journal import Journal
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.machine import ModelMachine
+from sprat_client.agent.orders import Orders
 from sprat_client.agent.overview import Overview
 from sprat_client.agent.permits import Permits
 from sprat_client.agent.polling import Poller
@@ -28,7 +33,7 @@ from sprat_client.agent.progress import Settled
 from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
 from sprat_client.agent.reports import Outbox
 from sprat_client.agent.room import code_of
-from sprat_client.agent.serve import Answer, Servings
+from sprat_client.agent.serve import Answer, Serving, Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import TensorStore
@@ -51,6 +56,20 @@ _STOPPED: Final = "stopped.json"  # is there while the agent was asked to end in
 _POLLING_S: Final = 300.0
 _TIDYING_UP_S: Final = 1800.0
 _WAKING_UP_S: Final = 300.0
+
+
+class _NotedServings(Servings):
+    """What serves; each swap is noted as an event."""
+
+    def __init__(self, events: EventLog) -> None:
+        super().__init__()
+        self._events = events
+
+    def swap(self, model: str, serving: Serving | None) -> None:
+        before, after = self.get(model), None if serving is None else serving.slot.release
+        super().swap(model, serving)
+        if (None if before is None else before.slot.release) != after:
+            self._events.note("serves", model=model, release=after)
 
 
 class Agent:
@@ -100,6 +119,9 @@ class Agent:
         self._next_poll = self._next_delivery = 0.0
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
         self._stopped = self._shop.stopping
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.orders = Orders(self._shop, self._machines, self._wake)
+        self._shop.meanwhile = self._meanwhile
         self._applications = Applications(self._shop.servings, self._shop.holdouts, Overview(self._shop))
         self._drift = DriftReporter(self._shop)
         self._endpoint = None if settings.port is None else HttpEndpoint(self._applications, settings.port)
@@ -113,6 +135,7 @@ class Agent:
         clock = clock or Clock()
         if (latest := journal.marks(DIRECTOR_REPOSITORY).time) is not None:
             clock.know(latest)
+        budget, events = ByteBudget(folder / BUDGET_FILE, self._disk, clock.now), EventLog(folder, self._disk)
         return Workshop(
             settings=settings,
             device=self._identity.device,
@@ -122,13 +145,15 @@ class Agent:
             trust=TrustStore(folder / "trust", self._disk, identity=self._identity, keeper=journal, clock=clock),
             clock=clock,
             store=TensorStore(folder / "store", self._disk),
-            link=Link.of(self._identity, key, settings.link),
+            link=Link.of(self._identity, key, settings.link, counted=budget.count),
             rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
             estimator=estimator or SubprocessEstimator(),
             runtime=runtime if runtime is not None else OnnxRuntime(),
-            servings=Servings(),
+            servings=_NotedServings(events),
             hooks=Hooks(settings.hooks, settings.hook_timeout_s),
             permits=Permits(DeviceFacts(folder), journal, clock.now),
+            budget=budget,
+            events=events,
             holdouts=Holdouts(folder / "holdout", self._disk, settings.kept),
         )
 
@@ -146,6 +171,8 @@ class Agent:
             with FolderLock(folder / "store" / "rebuild.lock", wait=True):
                 pass  # a rebuild that an earlier agent left behind has ended now
         self._shop.flush_reports()
+        self.orders.listen()
+        self._shop.events.note("started")
         if self._endpoint is not None:
             self._endpoint.start()
             with _serving_anyway("applications that read endpoint.json do not find the endpoint"):
@@ -161,8 +188,10 @@ class Agent:
     def __exit__(
         self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.orders.close()
         if self._endpoint is not None:
             self._endpoint.stop()
+        self._shop.budget.close()
         self._stop_machines(clean=kind is None)
         with _serving_anyway("endpoint.json is left behind"):
             remove(self._disk, self._settings.folder / "endpoint.json")
@@ -252,14 +281,16 @@ class Agent:
 
     def stop(self) -> None:
         """Let `run` return soon. What is under way goes on at the next start."""
-        self._stopped.set()
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self._wake.put(None)  # may be called by a signal's handler, as this is
 
     def run(self, *, once: bool = False) -> int:
         """Work until `stop`, or, with `once`, until nothing is left to do.
 
         Returns:
             The exit code: 0 every assignment is fulfilled; 76 one was refused or went back; 1 one failed on this
-            device; 75 with `once`, link or server were not ready.
+            device; 75 with `once`, link or server were not ready, or a condition is not met.
         """
         self._unsettled_poll = True
         if once:
@@ -269,7 +300,8 @@ class Agent:
             if once and (code := self._once_done()) is not None:
                 return code
             self._watchdog.step("waiting", wait_s + _WAKING_UP_S)
-            self._stopped.wait(max(_SHORTEST_WAIT_S, wait_s))
+            with suppress(queue.Empty):
+                self._wake.get(timeout=max(_SHORTEST_WAIT_S, wait_s))
         return self._exit_code()
 
     def turn(self) -> float:
@@ -285,10 +317,13 @@ class Agent:
         return wait_s
 
     def _do_what_is_due(self) -> float:
+        self.orders.do()
+        if self.orders.relocated:
+            self._relink()
         now = time.monotonic()
         if now >= self._next_poll:
             self._poll()
-        waits = [machine.advance() for machine in self._machines.values()]
+        waits = [machine.advance() for machine in list(self._machines.values())]  # a poll between may bring one more
         self._watchdog.step("tidying up", _TIDYING_UP_S)
         self._upkeep.tidy(self._machines.values())
         self._drift.look()
@@ -299,6 +334,30 @@ class Agent:
         if self._shop.reports_wait:
             due.append(self._next_delivery - now)
         return max(0.0, min(due))
+
+    def _meanwhile(self) -> bool:
+        """Do what is due between two chunks of a download; return whether the download must end for it."""
+        if self.orders.do_within_download():
+            return True
+        now = time.monotonic()
+        if now >= self._next_poll:
+            with self._watchdog.aside():
+                self._poll()
+        if now >= self._next_delivery and self._shop.outbox.waiting():
+            with self._watchdog.aside():
+                self._deliver()
+        return False
+
+    def _relink(self) -> None:
+        """Turn to the server's new address, and go on with everything where it is."""
+        folder = self._settings.folder
+        self._identity = Identity.load(folder)
+        self._shop.link.close()
+        counted = self._shop.budget.count
+        self._shop.link = Link.of(self._identity, load_key(folder), self._settings.link, counted=counted)
+        self.orders.relocated = False
+        self._backoff.reset()
+        self._next_poll = 0.0
 
     def _poll(self) -> None:
         """Ask the server once, and take what both repositories agree on."""
@@ -324,11 +383,18 @@ class Agent:
         troubles, taken = list(agreed.foreign), False
         for wish in agreed.desired:
             try:
-                taken |= self._machine(wish.model).wish(wish)
+                if self._machine(wish.model).wish(wish):
+                    taken = True
+                    said = {"model": wish.model, "release": wish.release, "assignment": wish.assignment}
+                    self._shop.events.note("assigned", **said)
             except UpdateRejected as replayed:
                 troubles.append(replayed)
         for refused in agreed.refused:
-            self._machine(refused.assigned.model).refuse(refused.assigned, refused.why)
+            assigned, why = refused.assigned, refused.why
+            if assigned.assignment > self._machine(assigned.model).record.highest_assignment:
+                said = {"model": assigned.model, "release": assigned.release, "assignment": assigned.assignment}
+                self._shop.events.note("refused", **said, code=why.code, detail=str(why))
+            self._machine(assigned.model).refuse(assigned, why)
             troubles.append(refused.why)
         named = {wish.model for wish in agreed.desired} | {refused.assigned.model for refused in agreed.refused}
         for model in self._machines.keys() - named if not agreed.foreign else ():
@@ -363,7 +429,17 @@ class Agent:
         failures = max([self._backoff.failures, *(machine.failures for machine in self._machines.values())])
         if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
             return TryLater.exit_code
-        idle = all(machine.idle or machine.ready for machine in self._machines.values())
+        machines = self._machines.values()
+        idle = all(machine.idle or machine.ready for machine in machines)
+        if not idle and not self._unsettled_poll and not self._backoff.failures and not self._shop.reports_wait:
+            busy = [machine for machine in machines if not (machine.idle or machine.ready)]
+            waiting = {
+                machine.model: work.waiting for machine in busy if (work := machine.record.work) and work.waiting
+            }
+            if len(waiting) == len(busy) and not any(machine.record.pending for machine in busy):
+                for model, reason in waiting.items():
+                    sys.stderr.write(f"sprat-agent: {model} waits: {reason}\n")
+                return TryLater.exit_code
         if self._backoff.failures or self._unsettled_poll or not idle or self._shop.reports_wait:
             if idle and self._unsettled_poll and not self._backoff.failures:
                 self._next_poll = 0.0

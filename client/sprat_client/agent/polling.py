@@ -116,6 +116,7 @@ class Poller:
         report = None
         if after.trouble is not None and (before.trouble is None or before.trouble.code != after.trouble.code):
             _log.error("not believed", extra={"code": after.trouble.code, "detail": after.trouble.detail})
+            self._shop.events.note("not believed", code=after.trouble.code, detail=after.trouble.detail)
             report = TrustReport(
                 device=self._shop.device,
                 sequence=journal.next_sequence,

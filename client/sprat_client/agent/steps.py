@@ -10,11 +10,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 from uuid import UUID
 
+from sprat_client.agent.budget import ByteBudget
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import Disk, make_folder, write_file
 from sprat_client.agent.estimate import EstimateJob, Estimator
+from sprat_client.agent.events import EventLog
 from sprat_client.agent.holdout import Holdouts
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.journal import Journal, Work
@@ -27,6 +30,7 @@ from sprat_client.agent.room import REBUILD_PROCESS_BYTES, Reserve, code_of, req
 from sprat_client.agent.samples import joined, load_holdout, load_inputs
 from sprat_client.agent.serve import Serving, Servings
 from sprat_client.agent.settings import AgentSettings
+from sprat_client.agent.states import Event, State
 from sprat_client.agent.store import StoreCorrupted, TensorStore
 from sprat_client.agent.transfer import Blob, Link
 from sprat_client.agent.trust.clock import Clock
@@ -68,6 +72,9 @@ class Workshop:
         blobs: payloads of the last poll, by digest.
         stopping: the agent was asked to end; long work is left for the next start.
         watchdog: is told what is done, and that it goes forward.
+        budget: the bytes of the day.
+        events: what happened.
+        meanwhile: does what is due while a download goes on; returns whether the download must end for it.
     """
 
     settings: AgentSettings
@@ -85,15 +92,28 @@ class Workshop:
     servings: Servings
     hooks: Hooks
     permits: Permits
+    budget: ByteBudget
+    events: EventLog
     holdouts: Holdouts
     blobs: dict[str, bytes] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
     watchdog: Watchdog = field(default_factory=Watchdog)
+    meanwhile: Callable[[], bool] = lambda: False
 
     @property
     def downloads(self) -> Path:
         """The folder of payloads, named by the hex of their digests."""
         return self.settings.folder / "downloads"
+
+    def left(
+        self, before: State, event: Event, model: str, work: Work | None, bad: tuple[str, str] | None = None
+    ) -> None:
+        """Tell of a transition that is durable: from which state, by what, with which work, and what went wrong."""
+        release = None if work is None else work.wish.release
+        said = {"model": model, "state": self.journal.record(model).state.value, "was": before.value, "by": event.value}
+        code = {} if bad is None else {"code": bad[0]}
+        self.events.note("state", **said, release=release, **code)
+        self.hooks.left(before, event, model, release)
 
     @property
     def reports_wait(self) -> bool:
@@ -205,7 +225,19 @@ def _left_of(shop: Workshop, target: TrustedTarget) -> int:
     return 0 if here == target.length else target.length - min(here, target.length) + FILE_BYTES
 
 
-def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], None]) -> None:
+class Receiver(Protocol):
+    """Told of a download's pieces, and asked before each request how many bytes it may bring (None: any number)."""
+
+    count: Callable[[int], None]
+
+    def __call__(self, size: int) -> None:
+        """Take note of a piece; what it raises ends the download."""
+
+    def allowed(self) -> int | None:
+        """Return how many bytes the next request may bring."""
+
+
+def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Receiver) -> None:
     """Bring everything that the update's steps need onto the disk.
 
     Raises:
@@ -246,15 +278,15 @@ def _tensor_bytes(base: Manifest | None, payloads: int) -> int:
     return 4 * payloads if base is None else max(payloads, held)
 
 
-def _fetch_one(shop: Workshop, target: TrustedTarget, received: Callable[[int], None]) -> None:
+def _fetch_one(shop: Workshop, target: TrustedTarget, received: Receiver) -> None:
     file = shop.downloads / target.sha256.hex()
     inline = shop.blobs.get(digest_text(target.sha256))
     if inline is not None and hashlib.sha256(inline).digest() == target.sha256:
         make_folder(shop.disk, shop.downloads)
         write_file(shop.disk, file, inline)
-        received(len(inline))
+        received.count(len(inline))
         return
-    shop.link.download(Blob(target.sha256, target.length, file), shop.disk, received)
+    shop.link.download(Blob(target.sha256, target.length, file), shop.disk, received, received.allowed)
 
 
 def verify(shop: Workshop, shelf: Shelf, work: Work) -> list[VerifiedUpdate]:
