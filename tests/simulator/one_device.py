@@ -35,7 +35,9 @@ def estimator_on(disk: Disk) -> Estimator:
     return lambda store, job: estimate_into(TensorStore(store, disk), job)
 
 
-def agent_on(folder: Path, disk: Disk | None = None, clock: Clock | None = None, **changes: Any) -> Agent:
+def agent_on(
+    folder: Path, disk: Disk | None = None, clock: Clock | None = None, *, offline: bool = False, **changes: Any
+) -> Agent:
     """Return an agent that polls at once, tries a release for a moment, and rebuilds in this process."""
     disk = disk or PosixDisk()
     settings = AgentSettings(
@@ -53,6 +55,7 @@ def agent_on(folder: Path, disk: Disk | None = None, clock: Clock | None = None,
         rebuilder=rebuilder_on(disk),
         estimator=estimator_on(disk),
         clock=clock,
+        offline=offline,
     )
 
 

@@ -1,4 +1,4 @@
-"""The command `sprat-agent`: enrol, run, status, infer, tuf."""
+"""The command `sprat-agent`: enrol, run, install, status, infer, tuf."""
 
 import argparse
 import json
@@ -120,6 +120,19 @@ def _parser() -> argparse.ArgumentParser:
         "--trial-s", type=_positive, default=5.0, metavar="S", help="a trial without an error ends after so long"
     )
     run.add_argument("--trial-requests", type=int, default=100, metavar="N", help="or after so many requests")
+
+    install = commands.add_parser(
+        "install",
+        parents=[run],  # what it installs is judged and tried as by `run`
+        conflict_handler="resolve",
+        add_help=False,
+        help="Install what a bundle holds for this device, without the network.",
+        description="Installs what a bundle holds for this device, verified as over the network, and never touches the "
+        "network. No agent may run on the folder meanwhile: stop it first, and start it again after.",
+        epilog="example:\n  sprat-agent install /media/usb/line-3.bundle --dir /var/lib/sprat\n\n" + _EXIT_CODES,
+        formatter_class=raw,
+    )
+    install.add_argument("bundle", type=Path, metavar="BUNDLE", help="file that `sprat bundle export` wrote")
 
     status = command("status", "Say what the agent is doing.", "sprat-agent status --dir /var/lib/sprat --json")
     status.add_argument("--json", action="store_true", help="print one JSON object")
@@ -276,11 +289,21 @@ def _run(asked: argparse.Namespace) -> int:
         trial_requests=asked.trial_requests,
         statistics=replace(StatisticsSettings(), least=asked.least_inputs),
     )
+    if asked.command == "install":
+        return _install(asked.bundle, replace(settings, port=None))
     with Agent(settings) as agent:
         if threading.current_thread() is threading.main_thread():
             for stop in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(stop, lambda *_: agent.stop())
         return agent.run(once=asked.once)
+
+
+def _install(path: Path, settings: AgentSettings) -> int:
+    from sprat_client.agent.bundle_file import BundleFile  # noqa: PLC0415
+    from sprat_client.agent.loop import Agent  # noqa: PLC0415
+
+    with BundleFile(path) as bundle, Agent(settings, offline=True) as agent:
+        return agent.install(bundle)
 
 
 def _status(asked: argparse.Namespace) -> int:
@@ -312,7 +335,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     log_json_to_stderr()
     try:
-        return {"enrol": _enrol, "run": _run, "status": _status, "infer": _infer, "tuf": _tuf}[asked.command](asked)
+        return {"enrol": _enrol, "run": _run, "install": _run, "status": _status, "infer": _infer, "tuf": _tuf}[
+            asked.command
+        ](asked)
     except SpratError as bad:
         if getattr(asked, "json", False):
             sys.stdout.write(json.dumps({"error": {"code": bad.code, "detail": str(bad)}}) + "\n")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Self
 
+from sprat_client.agent.bundle_file import BundleFile
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.estimate import Estimator, SubprocessEstimator
 from sprat_client.agent.facts import DeviceFacts
@@ -25,7 +26,7 @@ from sprat_client.agent.serve import Answer, Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import TensorStore
-from sprat_client.agent.transfer import Backoff, Link
+from sprat_client.agent.transfer import Backoff, Link, NoNetwork
 from sprat_client.agent.trust.clock import Clock
 from sprat_client.agent.trust.store import Agreed, TrustStore
 from sprat_client.runtime.onnxruntime_host import OnnxRuntime
@@ -49,6 +50,7 @@ class Agent:
         estimator: computes local statistics; likewise.
         runtime: loads models; onnxruntime when left out.
         clock: of the device; the real one when left out.
+        offline: nothing is sent to the network, whatever happens.
 
     Raises:
         NotFound: the folder is not enrolled.
@@ -64,8 +66,10 @@ class Agent:
         estimator: Estimator | None = None,
         runtime: Runtime | None = None,
         clock: Clock | None = None,
+        offline: bool = False,
     ) -> None:
         self._settings, self._disk = settings, disk or PosixDisk()
+        self._transport = NoNetwork() if offline else None
         self._identity = Identity.load(settings.folder)
         self._lock = FolderLock(settings.folder / "run.lock")
         try:
@@ -102,7 +106,7 @@ class Agent:
             trust=TrustStore(folder / "trust", self._disk, identity=self._identity, keeper=journal, clock=clock),
             clock=clock,
             store=TensorStore(folder / "store", self._disk),
-            link=Link.of(self._identity, key, settings.link),
+            link=Link.of(self._identity, key, settings.link, transport=self._transport),
             rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
             estimator=estimator or SubprocessEstimator(),
             runtime=runtime if runtime is not None else OnnxRuntime(),
@@ -184,6 +188,36 @@ class Agent:
             if once and (code := self._once_done()) is not None:
                 return code
             self._stopped.wait(max(_SHORTEST_WAIT_S, wait_s))
+        return self._exit_code()
+
+    def install(self, bundle: BundleFile) -> int:
+        """Work until nothing is left to do of what a bundle holds for this device, without the network.
+
+        Reports wait in the outbox until the device has a network, or somebody carries them.
+
+        Returns:
+            The exit code, as `run` with `once`.
+
+        Raises:
+            InvalidInput: the bundle was changed, or is for other devices.
+            TryLater: its metadata are expired, or it lacks a payload that this device needs.
+            UntrustedUpdate: its metadata are refused: it is an old one, or was tampered with.
+        """
+        bundle.check()
+        agreed = self._poller.carried(bundle.metadata(self._identity.device))
+        self._take(agreed)
+        if agreed.foreign:
+            raise agreed.foreign[0]
+        for wish in agreed.desired:
+            self._machines[wish.model].stock(bundle)
+        while not self._stopped.is_set():
+            waits = [machine.advance() for machine in self._machines.values()]
+            if all(machine.idle or machine.ready for machine in self._machines.values()):
+                self._collect()
+                break
+            if max(machine.failures for machine in self._machines.values()) >= _GIVE_UP_AFTER:
+                return TryLater.exit_code
+            self._stopped.wait(max(_SHORTEST_WAIT_S, min(wait for wait in waits if wait is not None)))
         return self._exit_code()
 
     def turn(self) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sprat_client.agent import steps
+from sprat_client.agent.bundle_file import BundleFile
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.fetcher import LinkDown
 from sprat_client.agent.journal import ModelRecord, Work
@@ -118,6 +119,13 @@ class ModelMachine:
         self._backoff.reset()
         _log.info("assigned", extra={"model": self.model, "release": wish.release, "assignment": wish.assignment})
         return True
+
+    def stock(self, bundle: BundleFile) -> None:
+        """Copy out of a bundle what the newest assignment needs, if it is not fulfilled; errors as `steps.stock`."""
+        record = self.record
+        wish = record.work.wish if record.pending is None and record.work is not None else record.pending
+        if wish is not None and not self.ready and not self._fulfils(replace(wish, prefetch=True)):
+            steps.stock(self._shop, self.shelf, wish, bundle)
 
     def let_go(self) -> None:
         """Give up what was fetched ahead: the director names the model no more."""

@@ -7,13 +7,15 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from uuid import UUID
 
+from sprat_client.agent.bundle_file import BundleFile
 from sprat_client.agent.desired import Desired
-from sprat_client.agent.durable import Disk, make_folder, write_file
+from sprat_client.agent.durable import Disk, finish_appends, make_folder, remove, write_file
 from sprat_client.agent.estimate import EstimateJob, Estimator
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.journal import Journal, Work
@@ -137,11 +139,13 @@ def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
     return signed
 
 
-def choose_steps(shop: Workshop, shelf: Shelf, wish: Desired) -> tuple[str, ...]:
+def choose_steps(
+    shop: Workshop, shelf: Shelf, wish: Desired, *, at_hand: Mapping[bytes, int] = MappingProxyType({})
+) -> tuple[str, ...]:
     """Return the target paths to apply: of all that is signed the way with the fewest bytes that are not here yet.
 
     It starts from a slot whose files have their bytes, or from nothing. The director's path says what it sends along,
-    as far as it knows what is held here; the slots decide.
+    as far as it knows what is held here; the slots decide. Payloads `at_hand`, by SHA-256, cost nothing.
 
     Raises:
         UntrustedUpdate: nothing is signed that leads there, or the metadata are refused.
@@ -154,7 +158,7 @@ def choose_steps(shop: Workshop, shelf: Shelf, wish: Desired) -> tuple[str, ...]
             base=target.base_weights,
             weights=target.weights,
             release=target.release,
-            cost=_left_of(shop, trusted),
+            cost=_left_of(shop, trusted, at_hand),
         )
         for target, trusted in shop.trust.updates(wish)
     ]
@@ -168,6 +172,40 @@ def choose_steps(shop: Workshop, shelf: Shelf, wish: Desired) -> tuple[str, ...]
     return (wish.full,)  # whatever is wrong with it, verification says it
 
 
+def stock(shop: Workshop, shelf: Shelf, wish: Desired, bundle: BundleFile) -> None:
+    """Copy out of a bundle what an assignment needs, so that nothing has to be fetched for it.
+
+    Raises:
+        NoSpace: there is no room; nothing was copied.
+        TryLater: (`bundle.incomplete`) a payload is neither here nor in the bundle.
+        UntrustedUpdate: nothing is signed that leads there.
+    """
+    work = Work(wish=wish, started_at=0.0, steps=choose_steps(shop, shelf, wish, at_hand=bundle.payloads))
+    targets, graphs = _needed(shop, work)
+    lacking = [
+        target
+        for target in (*targets, *(graph for graph in graphs if not shop.store.holds(graph.sha256, graph.length)))
+        if _left_of(shop, target, {})
+    ]
+    for target in lacking:
+        if bundle.payloads.get(target.sha256) != target.length:
+            raise TryLater(
+                f"{target.path} is not in the bundle: this device holds something else than the server believes; "
+                "export the bundle with --full",
+                code="bundle.incomplete",
+            )
+    size = sum(target.length for target in lacking)
+    require_space(shop.settings.folder, size, margin=shop.settings.space_margin_bytes)
+    make_folder(shop.disk, shop.downloads)
+    for target in lacking:
+        file = shop.downloads / target.sha256.hex()
+        remove(shop.disk, file)
+        shop.disk.append(file, b"")
+        for piece in bundle.payload(target.sha256):
+            shop.disk.append(file, piece)
+        finish_appends(shop.disk, file)
+
+
 def still_signed(shop: Workshop, work: Work) -> bool:
     """Return whether all steps that were chosen are signed by what is held; pruned ones are chosen anew."""
     with contextlib.suppress(TryLater, UntrustedUpdate):  # they are asked for once more, and then it is said
@@ -175,9 +213,9 @@ def still_signed(shop: Workshop, work: Work) -> bool:
     return True
 
 
-def _left_of(shop: Workshop, target: TrustedTarget) -> int:
+def _left_of(shop: Workshop, target: TrustedTarget, at_hand: Mapping[bytes, int]) -> int:
     """Return how many bytes of a payload, and of asking for it, are still to be read."""
-    if digest_text(target.sha256) in shop.blobs:
+    if digest_text(target.sha256) in shop.blobs or at_hand.get(target.sha256) == target.length:
         return 0
     file = shop.downloads / target.sha256.hex()
     here = file.stat().st_size if file.exists() else 0
@@ -192,13 +230,7 @@ def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], No
         UntrustedUpdate: it is not signed for.
         LinkDown: cut; call again later.
     """
-    signed = find_targets(shop, [*work.steps, work.wish.graph])
-    targets = [signed[path] for path in work.steps]
-    graphs = [signed[work.wish.graph]]
-    local = UpdateTarget.from_custom(work.steps[-1], signed[work.steps[-1]].custom).local
-    if local is not None:
-        path = graph_path(work.wish.model, local.graph)
-        graphs.append(find_targets(shop, [path])[path])
+    targets, graphs = _needed(shop, work)
     active = shelf.slots().active
     _require_space(shop, targets, graphs, None if active is None else shelf.manifest(active.release_id))
     for target in targets:
@@ -206,6 +238,17 @@ def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], No
     for graph in graphs:
         if not shop.store.holds(graph.sha256, graph.length):
             _fetch_one(shop, graph, received)
+
+
+def _needed(shop: Workshop, work: Work) -> tuple[list[TrustedTarget], list[TrustedTarget]]:
+    """Return the updates of the work's steps, and the graphs that the release needs."""
+    signed = find_targets(shop, [*work.steps, work.wish.graph])
+    graphs = [signed[work.wish.graph]]
+    local = UpdateTarget.from_custom(work.steps[-1], signed[work.steps[-1]].custom).local
+    if local is not None:
+        path = graph_path(work.wish.model, local.graph)
+        graphs.append(find_targets(shop, [path])[path])
+    return [signed[path] for path in work.steps], graphs
 
 
 def _require_space(
