@@ -24,7 +24,7 @@ from sprat_server.registry.service import NewUpdate
 from sprat_server.settings import Settings
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
 from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag, parse_tag
-from sprat_shared.protocol.report import Outcome, Report, TrustReport, format_signature
+from sprat_shared.protocol.report import AnyReport, Outcome, Report, format_signature
 from sprat_shared.protocol.token import ASSERTION_TYPE, AUDIENCE, GRANT_TYPE
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.targets import UpdateTarget, role_of_model
@@ -153,7 +153,7 @@ class TestDevice:
         }
         return Report(**(fields | changes))  # type: ignore[arg-type]
 
-    def send(self, report: Report | TrustReport, *, key: Ed25519PrivateKey | None = None) -> httpx.Response:
+    def send(self, report: AnyReport, *, key: Ed25519PrivateKey | None = None) -> httpx.Response:
         """Sign and send a report."""
         body = report.to_json()
         signature = format_signature((key or self.key).sign(body))

@@ -13,7 +13,9 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
-from sprat_shared.protocol.report import Outcome, Report, TrustReport, format_signature
+from sprat_shared.protocol.holdout_report import HoldoutReport
+from sprat_shared.protocol.report import Evidence, Outcome, Report, TrustReport, format_signature
+from sprat_shared.protocol.watched import Watched
 
 
 @pytest.fixture
@@ -155,6 +157,53 @@ def test_what_a_device_does_not_believe_is_kept_and_shown_among_its_reports(
     assert (answer.status_code, answer.json()["code"]) == (409, "report.replayed")
     assert device.send(replace(doubt, sequence=9), key=Ed25519PrivateKey.generate()).status_code == 403
     assert device.send(replace(doubt, sequence=9, device=UUID(int=7))).status_code == 403
+
+
+def test_what_a_device_says_of_its_holdout_is_kept_and_shown_among_its_reports(viewer: Api, device: TestDevice) -> None:
+    device.tell(Outcome.COMMITTED)
+    drift = HoldoutReport(
+        device=device.id,
+        sequence=device.sequence + 1,
+        model="mnist",
+        release=1,
+        samples=5,
+        added=9,
+        classes=((3, 4), (1, 1)),
+        others=0,
+        confidences=(0, 0, 0, 0, 0, 0, 0, 0, 2, 3),
+        correct=(0, 0, 0, 0, 0, 0, 0, 0, 1, 3),
+        agent="0.1.0",
+    )
+    assert device.send(replace(drift, model="other")).json()["code"] == "report.unknown-release"
+    assert device.send(replace(drift, release=9)).json()["code"] == "report.unknown-release"
+    assert device.send(replace(drift, confidences=(5,) * 10)).status_code == 422
+    assert device.send(drift).status_code == 204
+    shown = made(viewer.get(f"/api/v1/devices/{device.id}/reports"))["items"][0]
+    assert (shown["kind"], shown["model"], shown["assignment"]) == ("holdout", "mnist", None)
+    assert (shown["samples"], shown["classes"], shown["correct"][-2:]) == (5, [[3, 4], [1, 1]], [1, 3])
+    assert device.send(drift).json()["code"] == "report.replayed"
+
+
+def test_what_validation_shadow_and_trial_saw_is_shown_as_it_was_signed(viewer: Api, device: TestDevice) -> None:
+    evidence = Evidence(
+        samples=0,
+        old_correct=None,
+        new_correct=0,
+        only_old=0,
+        only_new=0,
+        p_worse=1.0,
+        old_latency_s=0.01,
+        new_latency_s=0.02,
+        mode="unlabelled",
+        compared=100,
+        agreed=97,
+        max_drop=0.08,
+        shadow=Watched(seconds=60.0, requests=30, compared=30, agreed=29, dropped=2),
+    )
+    device.tell(Outcome.COMMITTED, evidence=evidence)
+    shown = made(viewer.get(f"/api/v1/devices/{device.id}/reports"))["items"][0]
+    assert shown["evidence"] == evidence.as_json()
+    assert "trial" not in shown["evidence"], "what is not known is not sent"
 
 
 def test_slots_follow_what_the_device_says_it_serves(app: FastAPI, device: TestDevice) -> None:

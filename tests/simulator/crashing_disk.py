@@ -146,6 +146,11 @@ class CrashingDisk:
             raise OSError(39, "folder is not empty", str(path))
         del names[path.name]
 
+    def reserve(self, path: Path, size: int) -> None:
+        """Never durable, and so gone after a cut."""
+        self._tick()
+        self._folder(path.parent).names[path.name] = _File(bytes(size), b"")
+
     # to and from real folders ------------------------------------------------------------------------------------
 
     def take(self, folder: Path) -> None:
@@ -252,3 +257,7 @@ class RecordingDisk(PosixDisk):
     def remove(self, path: Path) -> None:
         super().remove(path)
         self._note("remove", path)
+
+    def reserve(self, path: Path, size: int) -> None:
+        super().reserve(path, size)
+        self._note("reserve", path, min(size, 4096))  # what is in it does not matter

@@ -31,6 +31,7 @@ from sprat_shared.apply import apply_update
 from sprat_shared.encode import encode_delta, encode_full
 from sprat_shared.ids import digest_text, new_id
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolPending, EnrolRequest, fingerprint
+from sprat_shared.protocol.holdout_report import HoldoutReport
 from sprat_shared.protocol.poll import (
     CONTENT_TYPE,
     DEFAULT_INLINE_BYTES,
@@ -63,8 +64,10 @@ class Device:
     wishes: dict[str, tuple[int, int]] = field(default_factory=dict)  # model to (release, assignment)
     assigned: dict[tuple[str, int, int], Assigned] = field(default_factory=dict)  # what the director made of them
     counter: int = 0
+    sequence: int = 0
     reports: list[Report] = field(default_factory=list)
     refusals: list[TrustReport] = field(default_factory=list)
+    drifts: list[HoldoutReport] = field(default_factory=list)
 
     def running(self, model: str) -> int | None:
         """Return the release that the device last said it serves."""
@@ -337,12 +340,16 @@ class DeviceServer:
             return 403
         report = read_report(body)
         with self.reported:
-            if report.sequence <= max((one.sequence for one in (*device.reports, *device.refusals)), default=0):
+            if report.sequence <= device.sequence:
                 return 409
-            if isinstance(report, Report):
-                device.reports.append(report)
-            else:
-                device.refusals.append(report)
+            device.sequence = report.sequence
+            match report:
+                case Report():
+                    device.reports.append(report)
+                case TrustReport():
+                    device.refusals.append(report)
+                case HoldoutReport():
+                    device.drifts.append(report)
             self.reported.notify_all()
         return 204
 

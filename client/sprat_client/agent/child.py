@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sprat_client.agent.lock import FolderLock
+from sprat_client.agent.room import code_of
 from sprat_shared.errors import SpratError, TryLater, UpdateRejected
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -83,6 +84,8 @@ def serve_job(work: Callable[[Path, Mapping[str, Any]], dict[str, Any]]) -> int:
             result = work(store, job)
     except SpratError as bad:
         result = {"error": str(bad), "code": bad.code, "kind": _kind(bad)}
+    except (OSError, MemoryError) as bad:
+        result = {"error": str(bad) or type(bad).__name__, "code": code_of(bad), "kind": "failed"}
     json.dump(result, sys.stdout)
     return 0
 

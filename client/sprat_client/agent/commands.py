@@ -1,11 +1,12 @@
-"""The command `sprat-agent`: enrol, run, install, status, infer, tuf."""
+"""The command `sprat-agent`: enrol, run, install, status, retry, infer, tuf."""
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +29,9 @@ exit codes:
   75   link or server are not ready: try again later (`enrol`, `run --once`)
   76   an update was refused or went back; the old release serves
   77   the server does not accept the token
-  78   the journal in the folder cannot be read
+  74   the disk fails: nothing can be read or written
+  78   the folder's files cannot be read: they are damaged, or a newer agent wrote them
+  79   a step was stuck, and the agent ended itself: start it again
 """
 
 
@@ -136,6 +139,14 @@ def _parser() -> argparse.ArgumentParser:
 
     status = command("status", "Say what the agent is doing.", "sprat-agent status --dir /var/lib/sprat --json")
     status.add_argument("--json", action="store_true", help="print one JSON object")
+
+    retry = command(
+        "retry",
+        "Let releases that failed too often on this device be tried again.",
+        "sprat-agent retry --dir /var/lib/sprat pcb-defects",
+    )
+    retry.add_argument("model", type=check_model_name, metavar="MODEL", help="name of the model")
+    retry.add_argument("--json", action="store_true", help="print one JSON object")
 
     _add_tuf(commands, raw)
 
@@ -269,6 +280,7 @@ def _say_waiting(fingerprint: str) -> None:
 
 def _run(asked: argparse.Namespace) -> int:
     from sprat_client.agent.loop import Agent  # noqa: PLC0415
+    from sprat_client.agent.watchdog import Watchdog  # noqa: PLC0415
 
     for option, given in (("--holdout", asked.holdout), ("--unlabelled", asked.unlabelled)):
         for model, path in given:
@@ -291,7 +303,7 @@ def _run(asked: argparse.Namespace) -> int:
     )
     if asked.command == "install":
         return _install(asked.bundle, replace(settings, port=None))
-    with Agent(settings) as agent:
+    with Watchdog() as watchdog, Agent(settings, watchdog=watchdog) as agent:
         if threading.current_thread() is threading.main_thread():
             for stop in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(stop, lambda *_: agent.stop())
@@ -313,6 +325,13 @@ def _status(asked: argparse.Namespace) -> int:
     return 0
 
 
+def _retry(asked: argparse.Namespace) -> int:
+    from sprat_client.agent.retry import retry  # noqa: PLC0415
+
+    _emit(retry(asked.dir, asked.model), as_json=asked.json)
+    return 0
+
+
 def _infer(asked: argparse.Namespace) -> int:
     import numpy as np  # noqa: PLC0415
 
@@ -330,16 +349,28 @@ def _infer(asked: argparse.Namespace) -> int:
     return 0
 
 
+_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
+    "enrol": _enrol,
+    "run": _run,
+    "install": _run,
+    "status": _status,
+    "retry": _retry,
+    "infer": _infer,
+    "tuf": _tuf,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     asked = _parser().parse_args(arguments)
     log_json_to_stderr()
     try:
-        return {"enrol": _enrol, "run": _run, "install": _run, "status": _status, "infer": _infer, "tuf": _tuf}[
-            asked.command
-        ](asked)
+        return _COMMANDS[asked.command](asked)
     except SpratError as bad:
         if getattr(asked, "json", False):
             sys.stdout.write(json.dumps({"error": {"code": bad.code, "detail": str(bad)}}) + "\n")
         sys.stderr.write(f"sprat-agent: {bad}\n")
         return bad.exit_code
+    except OSError as bad:
+        sys.stderr.write(f"sprat-agent: {bad}: the disk fails, or the folder is not this user's\n")
+        return os.EX_IOERR

@@ -60,6 +60,9 @@ class Disk(Protocol):
     def remove(self, path: Path) -> None:
         """Remove a file's name, or an empty folder."""
 
+    def reserve(self, path: Path, size: int) -> None:
+        """Set room for `size` bytes aside, as a file of that length whose content nobody reads. Not durable."""
+
 
 class PosixDisk:
     """The real one."""
@@ -114,6 +117,15 @@ class PosixDisk:
             path.rmdir()
         else:
             path.unlink()
+
+    def reserve(self, path: Path, size: int) -> None:
+        """See `Disk.reserve`."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if size:
+                os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
 
 
 def _fsync(path: Path, flags: int) -> None:

@@ -20,10 +20,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from sprat_client.agent.durable import Disk, make_folder, write_file, write_json
+from sprat_client.agent.formats import FORMAT, check_format
 from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.fields import Fields
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_FORMAT = 1
 _ROOTS = ("image_root", "director_root")
 
 
@@ -56,7 +58,7 @@ class Identity:
     def save(self, folder: Path, disk: Disk) -> None:
         """Write agent.json, durably."""
         roots = {name: base64.b64encode(getattr(self, name)).decode() for name in _ROOTS}
-        write_json(disk, folder / "agent.json", {**asdict(self), **roots, "device": str(self.device), "format": 1})
+        write_json(disk, folder / "agent.json", {**asdict(self), **roots, "device": str(self.device), FORMAT: _FORMAT})
 
     @classmethod
     def load(cls, folder: Path) -> "Identity":
@@ -65,10 +67,13 @@ class Identity:
         Raises:
             NotFound: the folder is not enrolled.
             InvalidInput: the file is damaged.
+            NewerFormat: a newer agent wrote it.
         """
         path = folder / "agent.json"
         try:
-            fields = Fields(json.loads(path.read_bytes()), str(path))
+            value = json.loads(path.read_bytes())
+            check_format(value, path, _FORMAT)
+            fields = Fields(value, str(path))
         except FileNotFoundError:
             raise NotFound(
                 f"{folder}: not enrolled; run `sprat-agent enrol --server URL --token T --dir {folder}` first",

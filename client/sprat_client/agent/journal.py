@@ -4,6 +4,7 @@ A transition and the report it causes are one write: after a cut either both hap
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import Disk, write_json
+from sprat_client.agent.formats import check_format
 from sprat_client.agent.states import State
 from sprat_client.agent.trust.marks import Marks
 from sprat_shared.errors import InvalidInput, SpratError
@@ -41,9 +43,12 @@ class Work:
         back_to: release id to go back to, in ROLLING_BACK; None: to no release at all.
         reason: public code and sentence of what went wrong, for the report of ROLLING_BACK.
         evidence: of validation.
-        validated: what VALIDATING could say: `paired`, `labelled` (no old release), `unvalidated`.
+        validated: what VALIDATING could say: `paired`, `labelled` (no old release), `unlabelled`, `unvalidated`, and
+            whether that is unproven.
         received_bytes: body bytes read so far.
-        entered_at: when its present state was entered, likewise.
+        entered_at: when its present state was entered, likewise; for people, no decision counts from it.
+        spent_s: how long the agent has worked or waited in the present state, while it ran.
+        agains: how often something of it was damaged here and fetched once more.
         waiting: what it waits for, in words; None: for nothing.
         told_ready: the assignment of which it was reported that the release is ready; 0: of none.
     """
@@ -59,8 +64,16 @@ class Work:
     validated: str | None = None
     received_bytes: int = 0
     entered_at: float = 0.0
+    spent_s: float = 0.0
+    agains: int = 0
     waiting: str | None = None
     told_ready: int = 0
+
+    def for_newer(self, wish: Desired) -> "Work":
+        """Return the work for a newer assignment of the same release; what was told of it already counts no more."""
+        work = replace(self, wish=replace(wish, path=self.wish.path))
+        told = self.told_ready == self.wish.assignment
+        return replace(work, received_bytes=0, started_at=time.time()) if told else work
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -72,10 +85,12 @@ class Work:
             "graph": self.graph,
             "back_to": self.back_to,
             "reason": None if self.reason is None else list(self.reason),
-            "evidence": None if self.evidence is None else asdict(self.evidence),
+            "evidence": None if self.evidence is None else self.evidence.as_json(),
             "validated": self.validated,
             "received_bytes": self.received_bytes,
             "entered_at": self.entered_at,
+            "spent_s": self.spent_s,
+            "agains": self.agains,
             "waiting": self.waiting,
             "told_ready": self.told_ready,
         }
@@ -97,6 +112,8 @@ class Work:
             validated=fields.text("validated") if fields.has("validated") else None,
             received_bytes=fields.integer("received_bytes"),
             entered_at=fields.number("entered_at"),
+            spent_s=fields.number("spent_s"),
+            agains=fields.integer("agains"),
             waiting=fields.text("waiting") if fields.has("waiting") else None,
             told_ready=fields.integer("told_ready") if fields.has("told_ready") else 0,
         )
@@ -104,11 +121,19 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """An assignment that ended without its release: never tried again; a newer assignment may ask for it again."""
+    """An assignment that ended without its release; a newer assignment may ask for it again.
+
+    Attributes:
+        assignment: its counter.
+        release: number of the release.
+        code: public code of the reason.
+        final: never tried again; otherwise this device could not do it, and tries once more after a restart.
+    """
 
     assignment: int
     release: int
     code: str
+    final: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +149,7 @@ class ModelRecord:
         trial_cuts: restarts during the present trial.
         refused: newest last.
         failures: how often each release that fails here has failed, by its release id.
+        validated: how the active release was validated; None: nobody knows any more.
     """
 
     state: State = State.IDLE
@@ -134,6 +160,7 @@ class ModelRecord:
     trial_cuts: int = 0
     refused: tuple[Refusal, ...] = ()
     failures: Mapping[str, int] = field(default_factory=dict)
+    validated: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -146,6 +173,7 @@ class ModelRecord:
             "trial_cuts": self.trial_cuts,
             "refused": [asdict(refusal) for refusal in self.refused],
             "failures": dict(self.failures),
+            "validated": self.validated,
         }
 
     @classmethod
@@ -161,12 +189,34 @@ class ModelRecord:
             trial_cuts=fields.integer("trial_cuts"),
             refused=tuple(Refusal(**refusal) for refusal in fields.list_of("refused")),
             failures={name: int(count) for name, count in fields.mapping("failures").items()},
+            validated=fields.text("validated") if fields.has("validated") else None,
         )
 
-    def refuse(self, assignment: int, release: int, code: str) -> "ModelRecord":
+    def refuse(self, assignment: int, release: int, code: str, *, final: bool = True) -> "ModelRecord":
         """Return the record that remembers a refusal."""
-        refusal = Refusal(assignment=assignment, release=release, code=code)
-        return replace(self, refused=(*self.refused, refusal)[-REFUSALS_KEPT:])
+        refusal = Refusal(assignment=assignment, release=release, code=code, final=final)
+        others = (other for other in self.refused if other.assignment != assignment)
+        return replace(self, refused=(*others, refusal)[-REFUSALS_KEPT:])
+
+    def refusal(self, assignment: int) -> Refusal | None:
+        """Return how an assignment ended, if it ended without its release."""
+        return next((one for one in self.refused if one.assignment == assignment), None)
+
+    def failed(self, release_id: str) -> "ModelRecord":
+        """Return the record that counts one more failure of a release."""
+        others = {name: count for name, count in self.failures.items() if name != release_id}
+        while len(others) >= REFUSALS_KEPT:  # the one that is furthest from being broken is forgotten
+            del others[min(others, key=lambda name: others[name])]
+        return replace(self, failures={**others, release_id: self.failures.get(release_id, 0) + 1})
+
+    def retried(self) -> "ModelRecord":
+        """Return the record that holds nothing against any release, nor against the standing assignment."""
+        refused = tuple(one for one in self.refused if one.assignment != self.highest_assignment)
+        return replace(self, failures={}, refused=refused)
+
+    def forgiven(self, release_id: str) -> "ModelRecord":
+        """Return the record that holds nothing against a release."""
+        return replace(self, failures={name: count for name, count in self.failures.items() if name != release_id})
 
     def under(self, wish: Desired) -> "ModelRecord":
         """Return the record in which what waits, or is worked on, for this assignment goes by its newest policy."""
@@ -250,6 +300,7 @@ class Journal:
 
     Raises:
         JournalUnreadable: the file is there and cannot be read.
+        NewerFormat: a newer agent wrote it.
     """
 
     def __init__(self, path: Path, disk: Disk) -> None:
@@ -356,24 +407,32 @@ def _upgraded(value: Any, path: Path) -> Any:
     """Return a journal of an older agent in today's format. What was under way then goes on where it was.
 
     Raises:
-        JournalUnreadable: a newer agent wrote it.
+        NewerFormat: a newer agent wrote it.
     """
-    found = Fields(value, "journal").integer("format")
-    if found not in {*_UPGRADES, FORMAT}:
-        raise JournalUnreadable(f"{path}: journal format {found}; this agent reads {FORMAT}: install a newer agent")
+    found = check_format(value, path, FORMAT)
     while found != FORMAT:
         value, found = {**_UPGRADES[found](value), "format": found + 1}, found + 1
     return value
 
 
 def _from_1(value: dict[str, Any]) -> dict[str, Any]:
-    """Add what format 2 holds: policies, pauses, failures by release, when a state was entered, what it waits for."""
+    """Add what format 2 holds: policies, pauses, failures by release, how long a state lasts, what it waits for."""
 
     def wish(old: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if old is None else {**old, "prefetch": False, "policy": {}}
 
     def work(old: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if old is None else {**old, "wish": wish(old["wish"]), "entered_at": old["started_at"]}
+        return (
+            None
+            if old is None
+            else {
+                **old,
+                "wish": wish(old["wish"]),
+                "entered_at": old["started_at"],
+                "spent_s": 0.0,
+                "agains": 0,
+            }
+        )
 
     models = {
         name: {**old, "pending": wish(old["pending"]), "work": work(old["work"]), "failures": {}}

@@ -1,5 +1,6 @@
 """The lock that keeps two agents, or two rebuilds, off one folder."""
 
+import errno
 import fcntl
 import math
 import os
@@ -10,6 +11,7 @@ from typing import Final, Self
 
 from sprat_shared.errors import Conflict
 
+_NOT_WRITABLE: Final = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO})
 _PATIENCE_S: Final = 0.3  # `is_locked` holds the lock for a moment, to see whether it is free
 
 
@@ -25,7 +27,7 @@ class FolderLock:
     """
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._descriptor = _open(path)
         try:
             self._take(math.inf if wait else time.monotonic() + _PATIENCE_S)
         except BlockingIOError:
@@ -51,6 +53,16 @@ class FolderLock:
         self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
+
+
+def _open(path: Path) -> int:
+    """Open a lock file, which is made; on a disk that takes no writes, as it is, or in its place the folder."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as bad:
+        if bad.errno not in _NOT_WRITABLE:
+            raise
+    return os.open(path if path.exists() else path.parent, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def is_locked(path: Path) -> bool:

@@ -4,11 +4,13 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
 from sprat_client.agent.bundle_file import BundleFile
+from sprat_client.agent.choice import stock
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.estimate import Estimator, SubprocessEstimator
 from sprat_client.agent.facts import DeviceFacts
@@ -17,11 +19,13 @@ from sprat_client.agent.http_endpoint import HttpEndpoint
 from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.journal import Journal
 from sprat_client.agent.lock import FolderLock
-from sprat_client.agent.machine import ModelMachine, Settled
+from sprat_client.agent.machine import ModelMachine
 from sprat_client.agent.permits import Permits
 from sprat_client.agent.polling import Poller
+from sprat_client.agent.progress import Settled
 from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
 from sprat_client.agent.reports import Outbox
+from sprat_client.agent.room import code_of
 from sprat_client.agent.serve import Answer, Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.steps import Workshop
@@ -29,6 +33,8 @@ from sprat_client.agent.store import TensorStore
 from sprat_client.agent.transfer import Backoff, Link, NoNetwork
 from sprat_client.agent.trust.clock import Clock
 from sprat_client.agent.trust.store import Agreed, TrustStore
+from sprat_client.agent.upkeep import Upkeep
+from sprat_client.agent.watchdog import Watchdog
 from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_client.runtime.ports import Array, Runtime
 from sprat_shared.errors import SpratError, TryLater, UpdateRejected
@@ -38,6 +44,11 @@ from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
 _log = logging.getLogger(__name__)
 _GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
 _SHORTEST_WAIT_S: Final = 0.01
+_STOPPED: Final = "stopped.json"  # is there while the agent was asked to end in the middle of something, and did
+# How long steps may take before they are stuck, beside what the server may take.
+_POLLING_S: Final = 300.0
+_TIDYING_UP_S: Final = 1800.0
+_WAKING_UP_S: Final = 300.0
 
 
 class Agent:
@@ -51,6 +62,7 @@ class Agent:
         runtime: loads models; onnxruntime when left out.
         clock: of the device; the real one when left out.
         offline: nothing is sent to the network, whatever happens.
+        watchdog: ends the process when it is stuck; nobody does when left out: the process may be an application's.
 
     Raises:
         NotFound: the folder is not enrolled.
@@ -67,6 +79,7 @@ class Agent:
         runtime: Runtime | None = None,
         clock: Clock | None = None,
         offline: bool = False,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._settings, self._disk = settings, disk or PosixDisk()
         self._transport = NoNetwork() if offline else None
@@ -74,6 +87,8 @@ class Agent:
         self._lock = FolderLock(settings.folder / "run.lock")
         try:
             self._shop = self._open(rebuilder, estimator, runtime, clock)
+            self._watchdog = self._shop.watchdog = watchdog or self._shop.watchdog
+            self._upkeep = Upkeep(self._shop)
             self._poller = Poller(self._shop)
             self._machines = {model: ModelMachine(model, self._shop) for model in self._shop.journal.models}
         except BaseException:
@@ -84,7 +99,6 @@ class Agent:
         self._poll_interval_s = settings.poll_interval_s or self._identity.poll_interval_s
         self._next_poll = self._next_delivery = 0.0
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
-        self._collect_due = True
         self._stopped = self._shop.stopping
         self._endpoint = None if settings.port is None else HttpEndpoint(self._shop.servings, settings.port)
 
@@ -131,9 +145,14 @@ class Agent:
         self._shop.flush_reports()
         if self._endpoint is not None:
             self._endpoint.start()
-            write_json(self._disk, folder / "endpoint.json", {"url": self.url, "pid": os.getpid()})
+            with _serving_anyway("applications that read endpoint.json do not find the endpoint"):
+                write_json(self._disk, folder / "endpoint.json", {"url": self.url, "pid": os.getpid()})
+        with _serving_anyway("room that was set aside for an update stays taken"):
+            self._shop.reserve.give_back()
+        clean = self._was_stopped()
         for machine in self._machines.values():
-            machine.start()
+            machine.start(clean=clean)
+        self._watchdog.ready()
         _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": self.url})
 
     def __exit__(
@@ -141,9 +160,31 @@ class Agent:
     ) -> None:
         if self._endpoint is not None:
             self._endpoint.stop()
-        remove(self._disk, self._settings.folder / "endpoint.json")
+        self._stop_machines(clean=kind is None)
+        with _serving_anyway("endpoint.json is left behind"):
+            remove(self._disk, self._settings.folder / "endpoint.json")
         self._shop.link.close()
         self._lock.__exit__(kind, bad, trace)
+
+    def _was_stopped(self) -> bool:
+        """Return whether the last agent here was asked to end in the middle of something, and did; say so only once."""
+        mark = self._settings.folder / _STOPPED
+        stopped = self._disk.exists(mark)
+        try:
+            remove(self._disk, mark)  # before anything answers: what ends the agent from here on is no stop
+        except OSError as bad:
+            _log.warning("the mark of a stop cannot be removed", extra={"detail": str(bad)})
+            return False
+        return stopped
+
+    def _stop_machines(self, *, clean: bool) -> None:
+        """Let nothing be compared any more; where the agent was asked to end, say that no crash ended it."""
+        under_way = not all(machine.idle for machine in self._machines.values())
+        with _serving_anyway("this stop counts like a crash against what is under way"):
+            for machine in self._machines.values():
+                machine.stop(keep=clean)
+            if clean and under_way:
+                write_json(self._disk, self._settings.folder / _STOPPED, {})
 
     @property
     def url(self) -> str:
@@ -187,13 +228,14 @@ class Agent:
             wait_s = self.turn()
             if once and (code := self._once_done()) is not None:
                 return code
+            self._watchdog.step("waiting", wait_s + _WAKING_UP_S)
             self._stopped.wait(max(_SHORTEST_WAIT_S, wait_s))
         return self._exit_code()
 
     def install(self, bundle: BundleFile) -> int:
         """Work until nothing is left to do of what a bundle holds for this device, without the network.
 
-        Reports wait in the outbox until the device has a network, or somebody carries them.
+        Reports wait in the outbox until the device has a network.
 
         Returns:
             The exit code, as `run` with `once`.
@@ -209,15 +251,18 @@ class Agent:
         if agreed.foreign:
             raise agreed.foreign[0]
         for wish in agreed.desired:
-            self._machines[wish.model].stock(bundle)
+            if not self._machines[wish.model].progress.rests and not self._machines[wish.model].intake.is_fulfilled(
+                wish
+            ):
+                stock(self._shop, self._machines[wish.model].shelf, wish, bundle)
         while not self._stopped.is_set():
-            waits = [machine.advance() for machine in self._machines.values()]
-            if all(machine.idle or machine.ready for machine in self._machines.values()):
-                self._collect()
+            waits = [wait for machine in self._machines.values() if (wait := machine.advance()) is not None]
+            if all(machine.progress.rests for machine in self._machines.values()):
+                self._upkeep.tidy(self._machines.values())
                 break
             if max(machine.failures for machine in self._machines.values()) >= _GIVE_UP_AFTER:
                 return TryLater.exit_code
-            self._stopped.wait(max(_SHORTEST_WAIT_S, min(wait for wait in waits if wait is not None)))
+            self._stopped.wait(max(_SHORTEST_WAIT_S, min(waits)))
         return self._exit_code()
 
     def turn(self) -> float:
@@ -226,25 +271,26 @@ class Agent:
         if now >= self._next_poll:
             self._poll()
         waits = [machine.advance() for machine in self._machines.values()]
-        self._collect()
+        self._watchdog.step("tidying up", _TIDYING_UP_S)
+        self._upkeep.tidy(self._machines.values())
         if now >= self._next_delivery or any(machine.settled for machine in self._machines.values()):
             self._deliver()
         now = time.monotonic()
         due = [self._next_poll - now, *(wait for wait in waits if wait is not None)]
-        if self._shop.outbox.waiting():
+        if self._shop.reports_wait:
             due.append(self._next_delivery - now)
         return max(0.0, min(due))
 
     def _poll(self) -> None:
         """Ask the server once, and take what both repositories agree on."""
+        self._watchdog.step("polling", _POLLING_S + 4 * self._settings.link.total_timeout_s)
         try:
             agreed = self._poller.poll()
             self._unsettled_poll = agreed is not None and self._take(agreed)
-        except (SpratError, OSError) as bad:
+        except (SpratError, OSError, MemoryError) as bad:
+            self._poller.look_again()
             wait_s = self._backoff.next_s(bad)
-            _log.warning(
-                "poll failed", extra={"code": getattr(bad, "code", "disk.failed"), "detail": str(bad), "wait_s": wait_s}
-            )
+            _log.warning("poll failed", extra={"code": code_of(bad), "detail": str(bad), "wait_s": wait_s})
             self._next_poll = time.monotonic() + (
                 wait_s if isinstance(bad, TryLater) else max(wait_s, self._poll_interval_s)
             )
@@ -272,52 +318,34 @@ class Agent:
         return taken
 
     def _machine(self, model: str) -> ModelMachine:
-        self._collect_due = True
         if model not in self._machines:
             self._machines[model] = ModelMachine(model, self._shop)
         return self._machines[model]
 
     def _deliver(self) -> None:
         """Deliver reports; those that cannot be delivered now wait in the outbox."""
+        reports = len(self._shop.journal.unsent) + 1
+        self._watchdog.step("delivering reports", _POLLING_S + reports * self._settings.link.total_timeout_s)
         try:
+            self._shop.flush_reports()
             if self._shop.outbox.deliver(self._shop.link):
                 self._next_poll = min(self._next_poll, time.monotonic() + min(1.0, self._poll_interval_s))
             self._report_backoff.reset()
             self._next_delivery = time.monotonic() + self._poll_interval_s
-        except (SpratError, OSError) as bad:
+        except (SpratError, OSError, MemoryError) as bad:
             wait_s = self._report_backoff.next_s(bad)
             _log.warning("report not delivered", extra={"detail": str(bad), "wait_s": wait_s})
             self._next_delivery = time.monotonic() + wait_s
 
-    def _collect(self) -> None:
-        """Remove what no slot needs, when no model is in the middle of something."""
-        if not self._collect_due or not all(machine.idle for machine in self._machines.values()):
-            return
-        self._collect_due = False
-        wanted: set[bytes] = set()
-        try:
-            for machine in self._machines.values():
-                slots = machine.shelf.slots()
-                keep = [slot.release_id for slot in (slots.active, slots.previous) if slot is not None]
-                for manifest in machine.shelf.collect(keep):
-                    wanted.update(manifest.files)
-            self._shop.store.collect(wanted)
-            self._shop.blobs = {}
-            if self._shop.downloads.is_dir():
-                for file in sorted(self._shop.downloads.iterdir()):
-                    remove(self._disk, file)
-        except (SpratError, OSError) as bad:
-            _log.warning("not cleaned up", extra={"detail": str(bad)})
-
     def _once_done(self) -> int | None:
         """Return the exit code of `run --once`, if there is nothing left to do or no way to do it."""
-        if self._poller.refused and not self._shop.outbox.waiting():
+        if self._poller.refused and not self._shop.reports_wait:
             return UpdateRejected.exit_code
         failures = max([self._backoff.failures, *(machine.failures for machine in self._machines.values())])
         if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
             return TryLater.exit_code
-        idle = all(machine.idle or machine.ready for machine in self._machines.values())
-        if self._backoff.failures or self._unsettled_poll or not idle or self._shop.outbox.waiting():
+        idle = all(machine.progress.rests for machine in self._machines.values())
+        if self._backoff.failures or self._unsettled_poll or not idle or self._shop.reports_wait:
             if idle and self._unsettled_poll and not self._backoff.failures:
                 self._next_poll = 0.0
             return None
@@ -328,3 +356,12 @@ class Agent:
         if self._poller.refused or outcomes & {Outcome.REFUSED, Outcome.ROLLED_BACK}:
             return UpdateRejected.exit_code
         return SpratError.exit_code if Outcome.FAILED in outcomes else 0
+
+
+@contextmanager
+def _serving_anyway(consequence: str) -> Iterator[None]:
+    """Go on where a disk that fails would only keep the agent from serving."""
+    try:
+        yield
+    except OSError as bad:
+        _log.warning("the disk fails", extra={"code": code_of(bad), "detail": str(bad), "consequence": consequence})

@@ -77,6 +77,10 @@ class Poller:
         self._taken = True
         return agreed
 
+    def look_again(self) -> None:
+        """Let the next poll bring what was agreed on, though nothing changed: it may be acted on now."""
+        self._taken = False
+
     def settle(self, refused: SpratError | None) -> None:
         """Remember what of an answer was refused, if anything, until the next one."""
         self._standing = refused

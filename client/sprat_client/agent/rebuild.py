@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from sprat_client.agent.child import ChildFailed, peak_bytes, run_child, serve_job
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.releases import Manifest, tensors_as_json, tensors_of_json
+from sprat_client.agent.room import RESERVE_FILE, spend
 from sprat_client.agent.store import StoredTensors, TensorStore, file_sha256
 from sprat_shared.apply import apply_update, check_arithmetic
 from sprat_shared.errors import UpdateRejected
@@ -73,8 +74,8 @@ Rebuilder: TypeAlias = Callable[[Path, Manifest | None, Sequence[RebuildStep]], 
 class _StoreSink:
     """Puts rebuilt tensors into the store (`apply.TensorSink`)."""
 
-    def __init__(self, store: TensorStore) -> None:
-        self._store = store
+    def __init__(self, store: TensorStore, reserve: Path | None) -> None:
+        self._store, self._reserve = store, reserve
         self.sha256s: dict[int, bytes] = {}
 
     def begin(self, table: TensorTable) -> None:
@@ -89,13 +90,18 @@ class _StoreSink:
         """Write a tensor, unless the store has it."""
         self.sha256s[index] = sha256
         if not (self._store.holds(sha256, array.nbytes) and file_sha256(self._store.path(sha256)) == sha256):
+            if self._reserve is not None:
+                spend(self._reserve, array.nbytes)
             self._store.put(sha256, raw_bytes(array))
 
 
-def rebuild(store: TensorStore, base: Manifest | None, steps: Sequence[RebuildStep]) -> Rebuilt:
+def rebuild(
+    store: TensorStore, base: Manifest | None, steps: Sequence[RebuildStep], reserve: Path | None = None
+) -> Rebuilt:
     """Apply updates one after the other; every tensor of the last release is durably in the store at return.
 
-    Peak memory: the mapped base and three times the largest tensor.
+    Peak memory: the mapped base and three times the largest tensor. What it writes, it gives back of the `reserve`
+    file, where there is one.
 
     Raises:
         UnsafeArithmetic: this process would compute other bits.
@@ -108,7 +114,7 @@ def rebuild(store: TensorStore, base: Manifest | None, steps: Sequence[RebuildSt
         source.check_all()
     local: Sequence[int] = () if base is None or base.local is None else base.local.tensors
     for step in steps:
-        sink = _StoreSink(store)
+        sink = _StoreSink(store, reserve)
         with step.payload.open("rb") as file:
             payload = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with its last view
         start = None if source is None else WithoutLocal(source, local)
@@ -151,7 +157,7 @@ def _work(store: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         RebuildStep(payload=Path(payload), weights=weights, local=tuple(local))
         for payload, weights, local in job["steps"]
     ]
-    return rebuild(TensorStore(store, PosixDisk()), base, steps).as_json()
+    return rebuild(TensorStore(store, PosixDisk()), base, steps, store.parent / RESERVE_FILE).as_json()
 
 
 if __name__ == "__main__":

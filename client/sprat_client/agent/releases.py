@@ -8,6 +8,7 @@
 A folder appears under its name whole or not at all. Swap and rollback replace `slots.json` and nothing else.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,8 @@ from sprat_client.agent.durable import (
     write_file,
     write_json,
 )
-from sprat_client.agent.store import StoreCorrupted, StoredTensors, TensorStore, file_sha256, map_tensor
+from sprat_client.agent.formats import FORMAT, check_format
+from sprat_client.agent.store import StoreCorrupted, StoredTensors, TensorStore, damaged, file_sha256, map_tensor
 from sprat_shared.errors import InvalidInput
 from sprat_shared.ids import digest_text, parse_digest
 from sprat_shared.protocol.fields import Fields
@@ -37,6 +39,9 @@ MANIFEST: Final = "manifest.json"
 GRAPH: Final = "graph.onnx"
 _TENSORS: Final = "t"
 _BFLOAT16: Final = "BF16"
+_SLOTS: Final = "slots.json"
+_SLOTS_FORMAT: Final = 1
+_MANIFEST_FORMAT: Final = 1
 
 
 def tensors_as_json(table: TensorTable, sha256s: Sequence[bytes]) -> dict[str, Any]:
@@ -112,6 +117,7 @@ class Manifest:
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
         return {
+            FORMAT: _MANIFEST_FORMAT,
             "model": self.model,
             "release": self.release,
             "release_id": self.release_id,
@@ -127,7 +133,9 @@ class Manifest:
 
         Raises:
             InvalidInput: a field is missing or wrong.
+            NewerFormat: a newer agent wrote it.
         """
+        check_format(value, Path(MANIFEST), _MANIFEST_FORMAT)
         fields = Fields(value, "manifest")
         table, sha256s = tensors_of_json(fields)
         return cls(
@@ -204,12 +212,15 @@ class Shelf:
 
         Raises:
             StoreCorrupted: the file cannot be read.
+            NewerFormat: a newer agent wrote it.
         """
-        path = self._folder / "slots.json"
+        path = self._folder / _SLOTS
         if not self._disk.exists(path):
             return Slots()
         try:
-            fields = Fields(json.loads(self._disk.read(path)), "slots")
+            value = json.loads(self._disk.read(path))
+            check_format(value, path, _SLOTS_FORMAT)
+            fields = Fields(value, "slots")
             return Slots(
                 active=Slot.of(fields.mapping("active")) if fields.has("active") else None,
                 previous=Slot.of(fields.mapping("previous")) if fields.has("previous") else None,
@@ -217,16 +228,24 @@ class Shelf:
         except (ValueError, InvalidInput) as bad:
             raise StoreCorrupted(f"{path}: {bad}") from bad
 
+    def slots_or_none(self) -> Slots | None:
+        """Return the slots; None where they cannot be read."""
+        try:
+            return self.slots()
+        except (StoreCorrupted, OSError):
+            return None
+
     def point(self, slots: Slots) -> None:
         """Replace the slots, durably."""
-        if slots == self.slots():
-            return
+        with contextlib.suppress(StoreCorrupted):  # it is replaced, whatever it was
+            if slots == self.slots():
+                return
         make_folder(self._disk, self._folder)
         content = {
             name: None if slot is None else slot.as_json()
             for name, slot in (("active", slots.active), ("previous", slots.previous))
         }
-        write_json(self._disk, self._folder / "slots.json", content)
+        write_json(self._disk, self._folder / _SLOTS, {FORMAT: _SLOTS_FORMAT, **content})
 
     def manifest(self, release_id: str) -> Manifest:
         """Return what a release folder holds.
@@ -237,7 +256,9 @@ class Shelf:
         path = self.folder_of(release_id) / MANIFEST
         try:
             manifest = Manifest.of(json.loads(self._disk.read(path)))
-        except (OSError, ValueError, TypeError, InvalidInput) as bad:
+        except OSError as bad:
+            raise damaged(bad, str(path)) from bad
+        except (ValueError, TypeError, InvalidInput) as bad:
             raise StoreCorrupted(f"{path}: {bad}") from bad
         if manifest.release_id != release_id:
             raise StoreCorrupted(f"{path}: describes release {manifest.release_id[:23]}…")
@@ -292,7 +313,7 @@ class Shelf:
         try:
             graph = digest_text(file_sha256(folder / GRAPH))
         except OSError as bad:
-            raise StoreCorrupted(f"{folder / GRAPH}: {bad.strerror}") from bad
+            raise damaged(bad, str(folder / GRAPH)) from bad
         if graph != manifest.graph:
             raise StoreCorrupted(f"{folder / GRAPH}: has the digest {graph[:23]}…; the disk is damaged")
         for index, (spec, sha256) in enumerate(zip(manifest.table.specs, manifest.sha256s, strict=True)):
@@ -310,7 +331,23 @@ class Shelf:
                 self._store.check(sha256, "")
             except StoreCorrupted:
                 self._store.discard(sha256)
-        remove_folder(self._disk, self.folder_of(manifest.release_id), (_TENSORS,))
+        self.discard(manifest.release_id)
+
+    def discard(self, release_id: str) -> None:
+        """Remove a release's folder."""
+        remove_folder(self._disk, self.folder_of(release_id), (_TENSORS,))
+
+    def found(self) -> list[Slot]:
+        """Return the releases whose folders can be read, the newest number first: what is known without slots."""
+        found = []
+        for name in self._disk.names(self._releases) if self._disk.exists(self._releases) else []:
+            try:
+                manifest = Manifest.of(json.loads(self._disk.read(self._releases / name / MANIFEST)))
+            except (OSError, ValueError, TypeError, InvalidInput):
+                continue
+            if self.folder_of(manifest.release_id).name == name:
+                found.append(Slot(release=manifest.release, release_id=manifest.release_id, weights=manifest.weights))
+        return sorted(found, key=lambda slot: slot.release, reverse=True)
 
     def collect(self, keep: Iterable[str]) -> Iterator[Manifest]:
         """Remove every release folder but those of the release ids in `keep`, whose manifests are yielded."""
@@ -335,7 +372,7 @@ def _mapped_sha256(path: Path, spec: TensorSpec) -> bytes:
         try:
             return file_sha256(path)
         except OSError as bad:
-            raise StoreCorrupted(f"tensor {spec.name!r}: {path}: {bad.strerror}") from bad
+            raise damaged(bad, f"tensor {spec.name!r}: {path}") from bad
     wide = map_tensor(path, TensorSpec(spec.name, "F32", spec.shape)).view("<u4").reshape(-1)
     if (wide & 0xFFFF).any():
         return bytes(32)  # no bfloat16 has this value: the copy was damaged

@@ -9,10 +9,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sprat_client.agent.durable import Disk, is_temporary, make_folder, remove, write_json
 from sprat_client.agent.fetcher import ServerRefused
+from sprat_client.agent.formats import FORMAT, NewerFormat, check_format
 from sprat_client.agent.transfer import Link
 from sprat_shared.errors import AccessDenied, InvalidInput, NotFound, Unauthenticated
 from sprat_shared.protocol.report import parse_signature, read_report
 
+_FORMAT = 1
 _log = logging.getLogger(__name__)
 
 
@@ -33,7 +35,7 @@ class Outbox:
         make_folder(self._disk, self._folder)
         sequence = read_report(body).sequence
         signature = base64.b64encode(self._key.sign(body)).decode()
-        write_json(self._disk, self._path(sequence), {"body": body.decode(), "signature": signature})
+        write_json(self._disk, self._path(sequence), {FORMAT: _FORMAT, "body": body.decode(), "signature": signature})
 
     def waiting(self) -> list[Path]:
         """Return the reports that wait, oldest first."""
@@ -49,16 +51,18 @@ class Outbox:
         Raises:
             LinkDown: try again later; what was delivered is gone from the outbox.
             Unauthenticated: the server does not know the device; everything waits.
+            NewerFormat: a newer agent kept them; likewise.
         """
         delivered = 0
         for path in self.waiting():
             try:
                 kept = json.loads(self._disk.read(path))
+                check_format(kept, path, _FORMAT)
                 body, signature = kept["body"].encode(), parse_signature(kept["signature"])
                 link.report(body, signature)
                 delivered += 1
-            except Unauthenticated:
-                raise  # the device is not known just now: its reports wait
+            except (NewerFormat, Unauthenticated):
+                raise  # this agent, or the server, does not know what to do with them just now: they wait
             except (ServerRefused, AccessDenied, NotFound, InvalidInput, ValueError, KeyError) as bad:
                 _log.warning("report dropped", extra={"report": path.name, "reason": str(bad)})
             remove(self._disk, path)

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sprat_client.agent.answers import check_finite
+from sprat_client.agent.meter import Meter
+from sprat_client.agent.mirror import Mirror
 from sprat_client.agent.releases import Manifest, Slot
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, fit_input
 from sprat_shared.errors import InvalidInput, NotFound
@@ -27,10 +30,12 @@ class Serving:
         host: the loaded model.
         digest: recomputes the weights digest from the files the host has mapped.
         fallback: answers where this one fails; only during a trial; itself where there was no other release.
+        mirror: gets the answered requests, and lets another release answer them, unserved; None: there is none.
         answered: requests answered.
         failed: requests on which the model failed or gave NaN or Inf.
         last_failure: the newest one's message.
-        since: when it began to serve, on the monotonic clock.
+        reported: errors that applications reported of its answers.
+        last_reported: the newest one's text.
     """
 
     slot: Slot
@@ -38,37 +43,56 @@ class Serving:
     host: ModelHost
     digest: Callable[[], str]
     fallback: "Serving | None" = None
+    mirror: Mirror | None = None
     answered: int = 0
     failed: int = 0
     last_failure: str = ""
-    since: float = field(default_factory=time.monotonic)
+    reported: int = 0
+    last_reported: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, inputs: Array | Mapping[str, Array]) -> "Answer":
+    def answer(self, inputs: Array | Mapping[str, Array], meter: Meter | None = None) -> "Answer":
         """Return the outputs by name.
+
+        Args:
+            inputs: (batch, ...) array, or arrays by input name.
+            meter: counts the request, if there is one.
 
         Raises:
             InvalidInput: the inputs do not fit the model.
             InferenceFailed: the model failed, and no other release could answer.
         """
-        values = self._fit(inputs)
+        values, begun = self._fit(inputs), time.perf_counter()
         try:
             outputs = self.host.run(values)
-            _check_finite(outputs)
+            check_finite(outputs)
         except InferenceFailed as bad:
             fallback = self.fallback
             # Where the old release fails as well, the input is to blame, and nothing is counted against the new one.
-            answer = None if fallback is None or fallback is self else fallback.answer(inputs)
+            answer = None if fallback is None or fallback is self else fallback.answer(inputs, meter)
             with self._lock:
                 self.failed += 1
                 self.last_failure = str(bad)
+            if meter is not None:
+                meter.failed(self.manifest.model, self.slot.release)
             if answer is None:
                 raise
             return answer
+        took_s = time.perf_counter() - begun
         with self._lock:
             self.answered += 1
+        if meter is not None:
+            meter.answered(self.manifest.model, self.slot.release, took_s)
+        if (mirror := self.mirror) is not None:
+            mirror.offer(values, outputs)
         names = [spec.name for spec in self.host.outputs]
         return Answer(release=self.slot.release, outputs=dict(zip(names, outputs, strict=True)))
+
+    def report_error(self, text: str) -> None:
+        """Count an error that an application found in an answer."""
+        with self._lock:
+            self.reported += 1
+            self.last_reported = text
 
     def warm_up(self) -> None:
         """Let the runtime take its memory before the first request needs it. A failure shows in the trial."""
@@ -100,18 +124,53 @@ class Answer:
 
 
 class Servings:
-    """The releases that serve, one for each model."""
+    """The releases that serve, one for each model.
+
+    Attributes:
+        meter: counts requests and swaps.
+    """
 
     def __init__(self) -> None:
         self._live: dict[str, Serving] = {}
+        self.meter = Meter()
 
     def swap(self, model: str, serving: Serving | None) -> None:
         """Let `serving` answer from the next request on; None: nothing serves."""
-        live = dict(self._live)
+        before, live = self._live.get(model), dict(self._live)
         live.pop(model, None)
         if serving is not None:
             live[model] = serving
         self._live = live  # one assignment: a reader sees the old table or the new one
+        if serving is not None and serving is not before:
+            self.meter.swapped(model)
+
+    def answer(self, model: str, inputs: Array | Mapping[str, Array]) -> Answer:
+        """Let what serves `model` answer, and count it.
+
+        Raises:
+            NotFound: nothing serves it.
+            InvalidInput: the inputs do not fit the model.
+            InferenceFailed: the model failed, and no other release could answer.
+        """
+        return self.of(model).answer(inputs, self.meter)
+
+    def report_error(self, model: str, text: str, release: int | None = None) -> int:
+        """Count an error that an application found in an answer of `model`; return the release that it counts against.
+
+        Args:
+            model: its name.
+            text: a short sentence, for logs and the report of a trial.
+            release: that gave the answer; the one that serves when left out. It weighs where it is on trial.
+
+        Raises:
+            NotFound: nothing serves the model.
+        """
+        serving = self.of(model)
+        if release in {None, serving.slot.release}:
+            serving.report_error(text)
+        counted = serving.slot.release if release is None else release
+        self.meter.reported(model, counted)
+        return counted
 
     def get(self, model: str) -> Serving | None:
         """Return what serves `model`."""
@@ -131,9 +190,3 @@ class Servings:
     def names(self) -> list[str]:
         """Return the served models."""
         return sorted(self._live)
-
-
-def _check_finite(outputs: list[Array]) -> None:
-    for output in outputs:
-        if output.dtype.kind == "f" and not np.isfinite(output).all():
-            raise InferenceFailed("the answer holds NaN or Inf")

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from sprat_shared.trust.policy import DevicePolicy
 
 T = TypeVar("T")
+_LONGEST_SHADOW_S: Final = 86400.0  # where a policy counts requests, and none come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,12 @@ class ValidationSettings:
         large_drop_samples: if at least so many samples were lost on balance.
         batch: samples per inference.
         latency_runs: timed inferences of one sample, old and new in turn.
+        latency_budget_s: for these.
+        min_samples: fewer compared samples prove nothing; then
+        too_few: `accept` the release, marked as unproven, or `refuse` it.
+        max_latency_ratio: of new to old 95th percentiles; None: not judged.
+        max_memory_ratio: of new to old bytes of a loaded release; None: not judged.
+        min_agreement: of old and new on inputs without labels; None: not judged.
     """
 
     alpha: float = 0.05
@@ -56,6 +63,12 @@ class ValidationSettings:
     large_drop_samples: int = 3
     batch: int = 64
     latency_runs: int = 30
+    latency_budget_s: float = 60.0
+    min_samples: int = 30
+    too_few: str = "accept"
+    max_latency_ratio: float | None = None
+    max_memory_ratio: float | None = None
+    min_agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +101,10 @@ class AgentSettings:
         trial_requests: served without an error, a release is healthy after so many requests,
         trial_s: or after so long, seconds.
         trial_error_limit: errors in the trial that send a release back.
-        resumes: of one state by restarts, before the update is given up.
+        shadow_s: a new release answers so long in the shadow before its trial; 0: not at all, or
+        shadow_requests: so many requests, whichever comes first.
+        max_confidence_drop: of the mean top probability in shadow and trial; None: not judged.
+        attempts: failures of one release on this device before it is not tried any more.
         rebuild_timeout_s: of the rebuild's process.
         space_margin_bytes: left free on the disk whatever an update needs.
     """
@@ -103,7 +119,10 @@ class AgentSettings:
     trial_requests: int = 100
     trial_s: float = 5.0
     trial_error_limit: int = 1
-    resumes: int = 10
+    shadow_s: float = 0.0
+    shadow_requests: int | None = None
+    max_confidence_drop: float | None = None
+    attempts: int = 3
     rebuild_timeout_s: float = 3600.0
     space_margin_bytes: int = 8 << 20
     link: LinkSettings = field(default_factory=LinkSettings)
@@ -116,13 +135,24 @@ class AgentSettings:
             self.validation,
             alpha=_said(policy.alpha, self.validation.alpha),
             tolerance=_said(policy.tolerance, self.validation.tolerance),
+            min_samples=_said(policy.min_samples, self.validation.min_samples),
+            too_few=_said(policy.too_few, self.validation.too_few),
+            max_latency_ratio=_said(policy.max_latency_ratio, self.validation.max_latency_ratio),
+            max_memory_ratio=_said(policy.max_memory_ratio, self.validation.max_memory_ratio),
+            min_agreement=_said(policy.min_agreement, self.validation.min_agreement),
         )
+        shadow_s = _said(policy.shadow_s, self.shadow_s)
+        shadow_requests = _said(policy.shadow_requests, self.shadow_requests)
         return replace(
             self,
             validation=validation,
             trial_s=_said(policy.trial_s, self.trial_s),
             trial_requests=_said(policy.trial_requests, self.trial_requests),
             trial_error_limit=_said(policy.trial_errors, self.trial_error_limit),
+            shadow_s=shadow_s or (_LONGEST_SHADOW_S if shadow_requests else 0.0),
+            shadow_requests=shadow_requests,
+            max_confidence_drop=_said(policy.max_confidence_drop, self.max_confidence_drop),
+            attempts=_said(policy.attempts, self.attempts),
         )
 
 

@@ -55,7 +55,10 @@ def _model(record: ModelRecord, shelf: Shelf) -> dict[str, Any]:
         "assignment": record.highest_assignment,
         "active": _slot(slots.active, shelf),
         "previous": _slot(slots.previous, shelf),
+        "validated": record.validated,
         "updating_to": None if record.work is None else record.work.wish.release,
+        "waiting": None if record.work is None else record.work.waiting,
+        "failures": dict(record.failures),
         "refused": [{"release": bad.release, "assignment": bad.assignment, "code": bad.code} for bad in record.refused],
     }
 

@@ -7,32 +7,32 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from uuid import UUID
 
-from sprat_client.agent.bundle_file import BundleFile
 from sprat_client.agent.desired import Desired
-from sprat_client.agent.durable import Disk, finish_appends, make_folder, remove, write_file
+from sprat_client.agent.durable import Disk, make_folder, write_file
 from sprat_client.agent.estimate import EstimateJob, Estimator
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.journal import Journal, Work
+from sprat_client.agent.measure import Memory, load_measured
 from sprat_client.agent.permits import Permits
 from sprat_client.agent.rebuild import Rebuilder, RebuildStep
 from sprat_client.agent.releases import Manifest, Shelf, Slot
 from sprat_client.agent.reports import Outbox
-from sprat_client.agent.samples import load_holdout
-from sprat_client.agent.serve import Servings
+from sprat_client.agent.room import REBUILD_PROCESS_BYTES, Reserve, code_of, require_memory
+from sprat_client.agent.samples import load_holdout, load_inputs
+from sprat_client.agent.serve import Serving, Servings
 from sprat_client.agent.settings import AgentSettings
-from sprat_client.agent.store import StoreCorrupted, TensorStore, require_space
+from sprat_client.agent.store import StoreCorrupted, TensorStore
 from sprat_client.agent.transfer import Blob, Link
 from sprat_client.agent.trust.clock import Clock
 from sprat_client.agent.trust.repository import TrustedTarget
 from sprat_client.agent.trust.store import Signed, TrustStore, VerifiedUpdate
 from sprat_client.agent.validate import Validation, ValidationRefused, validate
-from sprat_client.agent.ways import FILE_BYTES, Step, cheapest_way
+from sprat_client.agent.watchdog import Watchdog
 from sprat_client.runtime.ports import ModelHost, ModelNotLoadable, Runtime
 from sprat_shared.errors import DigestMismatch, TryLater, UntrustedUpdate
 from sprat_shared.ids import digest_text, parse_digest
@@ -64,6 +64,7 @@ class Workshop:
         permits: whether an update may be worked on now.
         blobs: payloads of the last poll, by digest.
         stopping: the agent was asked to end; long work is left for the next start.
+        watchdog: is told what is done, and that it goes forward.
     """
 
     settings: AgentSettings
@@ -83,18 +84,32 @@ class Workshop:
     permits: Permits
     blobs: dict[str, bytes] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
+    watchdog: Watchdog = field(default_factory=Watchdog)
 
     @property
     def downloads(self) -> Path:
         """The folder of payloads, named by the hex of their digests."""
         return self.settings.folder / "downloads"
 
+    @property
+    def reports_wait(self) -> bool:
+        """Whether there are reports that the server does not have."""
+        return bool(self.journal.unsent) or bool(self.outbox.waiting())
+
+    @property
+    def reserve(self) -> Reserve:
+        """Room on the disk for the update under way."""
+        return Reserve(self.settings.folder, self.disk)
+
     def flush_reports(self) -> None:
-        """Sign what the journal decided to report, into the outbox."""
-        if self.journal.unsent:
-            for body in self.journal.unsent:
-                self.outbox.put(body)
-            self.journal.forget_unsent()
+        """Sign what the journal decided to report, into the outbox; where the disk fails, they wait in the journal."""
+        try:
+            if self.journal.unsent:
+                for body in self.journal.unsent:
+                    self.outbox.put(body)
+                self.journal.forget_unsent()
+        except (OSError, MemoryError) as bad:
+            _log.warning("reports wait in the journal", extra={"code": code_of(bad), "detail": str(bad)})
 
 
 def wished_release_id(wish: Desired) -> str:
@@ -106,16 +121,6 @@ def _slot_with(shelf: Shelf, weights: str | None) -> Slot | None:
     """Return the slot whose release has these weights, the active one before the other; None where neither has."""
     slots = shelf.slots()
     return next((slot for slot in (slots.active, slots.previous) if slot is not None and slot.weights == weights), None)
-
-
-def _is_usable(shelf: Shelf, slot: Slot) -> bool:
-    """Return whether a release's files still have their bytes, so that an update can start from them."""
-    try:
-        shelf.check(shelf.manifest(slot.release_id))
-    except StoreCorrupted as bad:
-        _log.error("a release to start from is damaged; another way will be taken", extra=_said(bad))
-        return False
-    return True
 
 
 def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
@@ -139,89 +144,6 @@ def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
     return signed
 
 
-def choose_steps(
-    shop: Workshop, shelf: Shelf, wish: Desired, *, at_hand: Mapping[bytes, int] = MappingProxyType({})
-) -> tuple[str, ...]:
-    """Return the target paths to apply: of all that is signed the way with the fewest bytes that are not here yet.
-
-    It starts from a slot whose files have their bytes, or from nothing. The director's path says what it sends along,
-    as far as it knows what is held here; the slots decide. Payloads `at_hand`, by SHA-256, cost nothing.
-
-    Raises:
-        UntrustedUpdate: nothing is signed that leads there, or the metadata are refused.
-        TryLater: link or server are not ready.
-    """
-    find_targets(shop, [wish.full])  # the metadata are here now, or nothing can be chosen
-    steps = [
-        Step(
-            path=target.path,
-            base=target.base_weights,
-            weights=target.weights,
-            release=target.release,
-            cost=_left_of(shop, trusted, at_hand),
-        )
-        for target, trusted in shop.trust.updates(wish)
-    ]
-    slots = shelf.slots()
-    held = {slot.weights: slot for slot in (slots.previous, slots.active) if slot is not None}
-    while way := cheapest_way(steps, held, release=wish.release, weights=wish.weights):
-        start = way[0].base
-        if start is None or _is_usable(shelf, held[start]):
-            return tuple(step.path for step in way)
-        del held[start]
-    return (wish.full,)  # whatever is wrong with it, verification says it
-
-
-def stock(shop: Workshop, shelf: Shelf, wish: Desired, bundle: BundleFile) -> None:
-    """Copy out of a bundle what an assignment needs, so that nothing has to be fetched for it.
-
-    Raises:
-        NoSpace: there is no room; nothing was copied.
-        TryLater: (`bundle.incomplete`) a payload is neither here nor in the bundle.
-        UntrustedUpdate: nothing is signed that leads there.
-    """
-    work = Work(wish=wish, started_at=0.0, steps=choose_steps(shop, shelf, wish, at_hand=bundle.payloads))
-    targets, graphs = _needed(shop, work)
-    lacking = [
-        target
-        for target in (*targets, *(graph for graph in graphs if not shop.store.holds(graph.sha256, graph.length)))
-        if _left_of(shop, target, {})
-    ]
-    for target in lacking:
-        if bundle.payloads.get(target.sha256) != target.length:
-            raise TryLater(
-                f"{target.path} is not in the bundle: this device holds something else than the server believes; "
-                "export the bundle with --full",
-                code="bundle.incomplete",
-            )
-    size = sum(target.length for target in lacking)
-    require_space(shop.settings.folder, size, margin=shop.settings.space_margin_bytes)
-    make_folder(shop.disk, shop.downloads)
-    for target in lacking:
-        file = shop.downloads / target.sha256.hex()
-        remove(shop.disk, file)
-        shop.disk.append(file, b"")
-        for piece in bundle.payload(target.sha256):
-            shop.disk.append(file, piece)
-        finish_appends(shop.disk, file)
-
-
-def still_signed(shop: Workshop, work: Work) -> bool:
-    """Return whether all steps that were chosen are signed by what is held; pruned ones are chosen anew."""
-    with contextlib.suppress(TryLater, UntrustedUpdate):  # they are asked for once more, and then it is said
-        return len(shop.trust.find(work.steps)) == len(set(work.steps))
-    return True
-
-
-def _left_of(shop: Workshop, target: TrustedTarget, at_hand: Mapping[bytes, int]) -> int:
-    """Return how many bytes of a payload, and of asking for it, are still to be read."""
-    if digest_text(target.sha256) in shop.blobs or at_hand.get(target.sha256) == target.length:
-        return 0
-    file = shop.downloads / target.sha256.hex()
-    here = file.stat().st_size if file.exists() else 0
-    return 0 if here == target.length else target.length - min(here, target.length) + FILE_BYTES
-
-
 def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], None]) -> None:
     """Bring everything that the update's steps need onto the disk.
 
@@ -230,9 +152,9 @@ def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], No
         UntrustedUpdate: it is not signed for.
         LinkDown: cut; call again later.
     """
-    targets, graphs = _needed(shop, work)
+    targets, graphs = needed(shop, work)
     active = shelf.slots().active
-    _require_space(shop, targets, graphs, None if active is None else shelf.manifest(active.release_id))
+    _reserve_room(shop, targets, graphs, None if active is None else shelf.manifest(active.release_id))
     for target in targets:
         _fetch_one(shop, target, received)
     for graph in graphs:
@@ -240,8 +162,8 @@ def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], No
             _fetch_one(shop, graph, received)
 
 
-def _needed(shop: Workshop, work: Work) -> tuple[list[TrustedTarget], list[TrustedTarget]]:
-    """Return the updates of the work's steps, and the graphs that the release needs."""
+def needed(shop: Workshop, work: Work) -> tuple[list[TrustedTarget], list[TrustedTarget]]:
+    """Return what is signed of the work's steps, and of the graphs that the release needs; errors as `find_targets`."""
     signed = find_targets(shop, [*work.steps, work.wish.graph])
     graphs = [signed[work.wish.graph]]
     local = UpdateTarget.from_custom(work.steps[-1], signed[work.steps[-1]].custom).local
@@ -251,15 +173,21 @@ def _needed(shop: Workshop, work: Work) -> tuple[list[TrustedTarget], list[Trust
     return [signed[path] for path in work.steps], graphs
 
 
-def _require_space(
+def _reserve_room(
     shop: Workshop, targets: Sequence[TrustedTarget], graphs: Sequence[TrustedTarget], base: Manifest | None
 ) -> None:
-    """Check for room: payloads that are not here yet, and every tensor twice over in the worst case."""
+    """Set room aside: for payloads that are not here yet, and for every tensor anew in the worst case."""
     payloads = sum(target.length for target in targets)
-    here = sum(path.stat().st_size for path in shop.downloads.glob("*")) if shop.downloads.is_dir() else 0
-    tensors = 4 * payloads if base is None else max(payloads, sum(spec.nbytes for spec in base.table.specs))
-    needed = max(0, payloads + sum(graph.length for graph in graphs) - here) + tensors
-    require_space(shop.settings.folder, needed, margin=shop.settings.space_margin_bytes)
+    files = shop.downloads.glob("*") if shop.downloads.is_dir() else ()
+    here = sum(path.stat().st_size for path in files)
+    coming = max(0, payloads + sum(graph.length for graph in graphs) - here)
+    shop.reserve.take(coming + _tensor_bytes(base, payloads), margin=shop.settings.space_margin_bytes)
+
+
+def _tensor_bytes(base: Manifest | None, payloads: int) -> int:
+    """Return how many bytes the tensors of a new release may take: those of the base, with copies that graphs read."""
+    held = 0 if base is None else sum(spec.nbytes * (3 if spec.dtype == "BF16" else 1) for spec in base.table.specs)
+    return 4 * payloads if base is None else max(payloads, held)
 
 
 def _fetch_one(shop: Workshop, target: TrustedTarget, received: Callable[[int], None]) -> None:
@@ -286,6 +214,8 @@ def rebuild(shop: Workshop, shelf: Shelf, work: Work) -> None:
 
     Raises:
         UpdateRejected: the update is not what was signed, gives other weights, or needs inputs that are not here.
+        NoSpace, MemoryShort: there is too little room; nothing was written or loaded.
+        StoreCorrupted: what it starts from is damaged.
         RebuildFailed, StatisticsFailed: the process died.
     """
     if work.release_id is None or work.graph is None:
@@ -300,6 +230,7 @@ def rebuild(shop: Workshop, shelf: Shelf, work: Work) -> None:
         else:
             return
     updates = verify(shop, shelf, work)
+    payloads = sum(update.payload.stat().st_size for update in updates)
     slot = _slot_with(shelf, updates[0].target.base_weights)
     base = None if slot is None else shelf.manifest(slot.release_id)
     steps = [
@@ -310,6 +241,9 @@ def rebuild(shop: Workshop, shelf: Shelf, work: Work) -> None:
         )
         for update in updates
     ]
+    largest = payloads if base is None else max(spec.nbytes for spec in base.table.specs)
+    require_memory(REBUILD_PROCESS_BYTES + 3 * largest, f"rebuilding {work.wish.model}@{work.wish.release}")
+    shop.reserve.take(_tensor_bytes(base, payloads), margin=shop.settings.space_margin_bytes)
     make_folder(shop.disk, shop.settings.folder / "store")
     rebuilt = shop.rebuilder(shop.settings.folder / "store", base, steps)
     manifest = Manifest(
@@ -329,6 +263,7 @@ def rebuild(shop: Workshop, shelf: Shelf, work: Work) -> None:
     _adopt_graph(shop, parse_digest(work.graph))
     if manifest.local is not None:
         manifest = _with_statistics(shop, shelf, manifest, manifest.local)
+    shop.reserve.give_back()
     shelf.publish(manifest)
 
 
@@ -380,19 +315,70 @@ def compare(shop: Workshop, shelf: Shelf, work: Work) -> tuple[ModelHost, Valida
 
     Raises:
         ValidationRefused: it is worse, or does not load.
+        MemoryShort: there is too little memory for both; nothing was loaded.
         InvalidInput: the holdout samples cannot be used.
     """
+    model, serving = work.wish.model, shop.servings.get(work.wish.model)
+    new, memory = _load_both(shop, shelf, work, serving)
+    path, unlabelled = shop.settings.holdouts.get(model), shop.settings.unlabelled.get(model)
+    holdout = None if path is None else load_holdout(path)
+    inputs = load_inputs(unlabelled) if holdout is None and unlabelled is not None else None
+    settings = shop.settings.under(work.wish.policy).validation
+    old = None if serving is None else serving.host
+    return new, validate(new, old, holdout, settings, inputs=inputs, memory=memory)
+
+
+def load_new(shop: Workshop, shelf: Shelf, work: Work) -> ModelHost:
+    """Load the release of an update under way.
+
+    Raises:
+        ValidationRefused: the runtime refuses it.
+        StoreCorrupted: a file does not have its bytes.
+    """
+    return _load_both(shop, shelf, work, None)[0]
+
+
+def _load_both(shop: Workshop, shelf: Shelf, work: Work, serving: Serving | None) -> tuple[ModelHost, Memory | None]:
+    """Load the new release, and say what it takes beside what the old one takes, each loaded in the same way."""
     if work.release_id is None:
-        raise AssertionError("VALIDATING follows VERIFYING, which sets the release id")
+        raise AssertionError("VERIFYING sets the release id, and came before")
+    manifest = shelf.manifest(work.release_id)
+    mapped = sum(spec.nbytes * (2 if spec.dtype == "BF16" else 1) for spec in manifest.table.specs)
+    require_memory(mapped, f"loading {work.wish.model}@{work.wish.release} beside the release that serves")
+    shelf.check(manifest)
+    new_folder = shelf.folder_of(work.release_id)
+
+    def taken_by(folder: Path) -> int:
+        return load_measured(shop.runtime, folder)[1]
+
+    old_folder = None if serving is None else shelf.folder_of(serving.slot.release_id)
     try:
-        new = load(shop, shelf, shelf.manifest(work.release_id))
+        old_bytes = None if old_folder is None else taken_by(old_folder)
+    except ModelNotLoadable:
+        old_bytes = None  # it serves, from files that are gone since
+    try:
+        new, new_bytes = load_measured(shop.runtime, new_folder)
     except ModelNotLoadable as bad:
         raise ValidationRefused(str(bad), code=bad.code) from bad
-    serving = shop.servings.get(work.wish.model)
-    path = shop.settings.holdouts.get(work.wish.model)
-    holdout = None if path is None else load_holdout(path)
-    settings = shop.settings.under(work.wish.policy).validation
-    return new, validate(new, None if serving is None else serving.host, holdout, settings)
+    if old_folder is None or old_bytes is None:
+        return new, None
+    before = old_folder
+    return new, Memory(old=old_bytes, new=new_bytes, again=lambda: (taken_by(before), taken_by(new_folder)))
+
+
+def fetch_again(shop: Workshop, shelf: Shelf, work: Work) -> None:
+    """Remove what is damaged of a new release, so that fetching and rebuilding it write it afresh."""
+    if work.release_id is not None and shelf.holds(work.release_id):
+        try:
+            shelf.discard_damaged(shelf.manifest(work.release_id))
+        except StoreCorrupted:
+            shelf.discard(work.release_id)
+    if work.graph is not None:
+        graph = parse_digest(work.graph)
+        try:
+            shop.store.check(graph, "graph")
+        except StoreCorrupted:
+            shop.store.discard(graph)
 
 
 def _said(bad: StoreCorrupted) -> dict[str, str]:

@@ -4,11 +4,11 @@
 A release folder (`releases.py`) holds hard links into it, so tensors that did not change cost nothing.
 """
 
+import errno
 import hashlib
 import mmap
 import os
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,8 @@ from sprat_shared.wire.tensors import TensorSpec, TensorTable
 
 _FILE_MODE: Final = 0o444
 _CHUNK_BYTES: Final = 1 << 20
+# What reading a damaged file fails with. Anything else, such as ENOMEM, says nothing of the file.
+_DAMAGE: Final = frozenset({errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EUCLEAN, errno.EBADMSG})
 
 
 class StoreCorrupted(SpratError):
@@ -30,30 +32,11 @@ class StoreCorrupted(SpratError):
     exit_code = 74
 
 
-class NoSpace(SpratError):
-    """The disk has too little room for the update; nothing was written."""
-
-    code = "disk.no-space"
-    exit_code = 74
-
-
-def free_bytes(folder: Path) -> int:
-    """Return how many bytes the file system of `folder` still takes."""
-    return shutil.disk_usage(folder).free
-
-
-def require_space(folder: Path, needed: int, *, margin: int, free: Callable[[Path], int] = free_bytes) -> None:
-    """Check that `needed` bytes fit and `margin` bytes stay free, before the first byte is taken.
-
-    Raises:
-        NoSpace: they do not.
-    """
-    have = free(folder)
-    if needed + margin > have:
-        raise NoSpace(
-            f"{folder}: the update needs {needed} bytes and {margin} must stay free, but only {have} are; "
-            "make room, then assign the release again"
-        )
+def damaged(bad: OSError, subject: str) -> StoreCorrupted | OSError:
+    """Return what it means that a file cannot be read: it is damaged, or the system is short of something just now."""
+    if bad.errno in _DAMAGE:
+        return StoreCorrupted(f"{subject} cannot be read ({bad.strerror})")
+    return bad
 
 
 def file_sha256(path: Path) -> bytes:
@@ -128,7 +111,7 @@ class TensorStore:
         try:
             actual = file_sha256(path)
         except OSError as bad:
-            raise StoreCorrupted(f"{subject}: {path} cannot be read ({bad.strerror})") from bad
+            raise damaged(bad, f"{subject}: {path}") from bad
         if actual != sha256:
             raise StoreCorrupted(f"{subject}: {path} has the digest {actual.hex()[:16]}…; the disk is damaged")
 
@@ -204,5 +187,5 @@ def map_tensor(path: Path, spec: TensorSpec) -> npt.NDArray[np.generic]:
                 raise StoreCorrupted(f"tensor {spec.name!r}: {path} has {size} bytes instead of {spec.nbytes}")
             raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except OSError as bad:
-        raise StoreCorrupted(f"tensor {spec.name!r}: {path} cannot be read ({bad.strerror})") from bad
+        raise damaged(bad, f"tensor {spec.name!r}: {path}") from bad
     return np.frombuffer(raw, dtype=spec.storage).reshape(spec.shape)

@@ -8,24 +8,36 @@ with 1/2 and its tail is exact (McNemar, Psychometrika 12, 1947, in the exact fo
 """
 
 import math
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Final, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from sprat_client.agent.agreement import Agreement, compare_unlabelled
+from sprat_client.agent.answers import check_finite
+from sprat_client.agent.bounds import is_slower
+from sprat_client.agent.measure import Memory, Times, made_up, resident_bytes, time_in_turn
 from sprat_client.agent.samples import Holdout
 from sprat_client.agent.settings import ValidationSettings
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, PortSpec, fit_input
 from sprat_shared.errors import InvalidInput, UpdateRejected
 from sprat_shared.protocol.report import Evidence
 
-Mode = Literal["paired", "labelled", "unvalidated"]
-_SEED: Final = 20
-_FREE_AXIS: Final = 16  # length given to free axes other than the batch's, for the probe
+Mode = Literal["paired", "labelled", "unlabelled", "unvalidated"]
+_PAIRS: Final = 200  # timed of each before a release is refused for its latency
+NOTHING_SEEN: Final = Evidence(
+    samples=0,
+    old_correct=None,
+    new_correct=0,
+    only_old=0,
+    only_new=0,
+    p_worse=1.0,
+    old_latency_s=None,
+    new_latency_s=0.0,
+)
 
 
 class ValidationRefused(UpdateRejected):
@@ -43,8 +55,9 @@ class Validation:
     """What validation could say.
 
     Attributes:
-        mode: `paired`; `labelled` where there was no old release; `unvalidated` where there were no labels.
-        evidence: counts and latencies.
+        mode: `paired`; `labelled` where there was no old release; `unlabelled` where inputs had no labels, which is
+            weaker; `unvalidated` where there was neither.
+        evidence: counts, latencies and bytes.
         latency_s: 50th and 95th percentile of the new release, and
         old_latency_s: of the old one.
         resident_bytes: memory of the process with the releases loaded.
@@ -58,10 +71,20 @@ class Validation:
     resident_bytes: int
     detail: str
 
+    @property
+    def told(self) -> str:
+        """The mode, as the status says it: with `unproven` where too few samples were compared."""
+        return f"{self.mode}, unproven" if self.evidence.unproven else self.mode
+
 
 def tail(losses: int, discordant: int) -> float:
     """Return the exact probability of at least `losses` heads in `discordant` fair throws."""
     return float(sum(math.comb(discordant, k) for k in range(losses, discordant + 1)) / 2**discordant)
+
+
+def brief(value: float) -> float:
+    """Return a number with the four digits that a report is worth."""
+    return float(f"{value:.4g}")
 
 
 def judge(*, samples: int, only_old: int, only_new: int, settings: ValidationSettings) -> str | None:
@@ -85,80 +108,60 @@ def judge(*, samples: int, only_old: int, only_new: int, settings: ValidationSet
 
 
 def validate(
-    new: ModelHost, old: ModelHost | None, holdout: Holdout | None, settings: ValidationSettings
+    new: ModelHost,
+    old: ModelHost | None,
+    holdout: Holdout | None,
+    settings: ValidationSettings,
+    *,
+    inputs: Array | None = None,
+    memory: Memory | None = None,
 ) -> Validation:
     """Compare a new release with the old one.
 
     Args:
         new: the new release, loaded.
         old: the release that serves; None before the first.
-        holdout: labelled samples; None: only finite answers are asked for, and the result says `unvalidated`.
+        holdout: labelled samples; None: there are none, and the comparison is weaker.
         settings: thresholds.
+        inputs: (n, ...) without labels, older ones first; asked where there are no labels.
+        memory: what both take; None: not measured.
 
     Raises:
-        ValidationRefused: the new release is worse, or its answers are not finite or have another shape.
-        InvalidInput: the holdout does not fit the model.
+        ValidationRefused: the new release is worse, too slow or too large, its answers are not finite or have another
+            shape, or there are too few samples and the policy refuses that.
+        InvalidInput: the samples do not fit the model.
     """
     _check_ports(new, old)
-    if holdout is None:
-        return _probe(new, old, settings)
-    inputs = fit_input(_only_input(new), holdout.inputs)
-    new_right = np.asarray(_answers(new, inputs, settings.batch) == holdout.labels)
-    old_right = None if old is None else _old_right(old, inputs, holdout.labels, settings.batch)
-    samples = len(holdout.labels)
-    only_old = only_new = 0
-    if old_right is not None:
-        only_old, only_new = int((old_right & ~new_right).sum()), int((new_right & ~old_right).sum())
-    latency, old_latency = _latencies(new, old, {new.inputs[0].name: inputs[:1]}, settings.latency_runs)
-    evidence = Evidence(
-        samples=samples,
-        old_correct=None if old_right is None else int(old_right.sum()),
-        new_correct=int(new_right.sum()),
-        only_old=only_old,
-        only_new=only_new,
-        p_worse=tail(only_old, only_old + only_new),
-        old_latency_s=None if old_latency is None else old_latency[0],
-        new_latency_s=latency[0],
-    )
-    why = judge(samples=samples, only_old=only_old, only_new=only_new, settings=settings)
-    if why is not None:
-        raise ValidationRefused(f"validation on {samples} holdout samples: {why}", evidence=evidence)
-    return Validation(
-        mode="labelled" if old is None else "paired",
-        evidence=evidence,
-        latency_s=latency,
-        old_latency_s=old_latency,
-        resident_bytes=resident_bytes(),
-        detail=f"{evidence.new_correct} of {samples} right, {only_old} lost, {only_new} won",
-    )
-
-
-def _probe(new: ModelHost, old: ModelHost | None, settings: ValidationSettings) -> Validation:
-    """Ask for finite answers to made-up inputs, where there are no samples."""
-    values = {spec.name: _made_up(spec) for spec in new.inputs}
-    detail = "no holdout samples: only finite answers to made-up inputs were asked for"
-    free = any(n is None for spec in new.inputs for n in spec.shape[1:])
-    latency: tuple[float, float] = (0.0, 0.0)
-    old_latency = None
+    if holdout is not None:
+        mode, evidence, why, detail = _on_holdout(new, old, holdout, settings)
+        sample = {new.inputs[0].name: fit_input(_only_input(new), holdout.inputs[:1])}
+    elif inputs is not None:
+        mode, evidence, why, detail = _on_inputs(new, old, fit_input(_only_input(new), inputs), settings)
+        sample = {new.inputs[0].name: fit_input(new.inputs[0], inputs[:1])}
+    else:
+        mode, evidence, why, detail = "unvalidated", NOTHING_SEEN, None, _NO_SAMPLES
+        sample = made_up(new)
+    evidence = replace(evidence, mode=mode)
+    if old is not None and (few := _too_few(evidence, settings)) is not None:
+        evidence, detail = replace(evidence, unproven=True), f"{detail}; unproven: {few}"
+        why = why or (("validation.too-few", few) if settings.too_few == "refuse" else None)
+    times = Times()
     try:
-        _check_finite(new.run(values))
-        latency, old_latency = _latencies(new, old, values, settings.latency_runs)
+        if holdout is None and inputs is None:
+            _check_finite(new.run(sample))
+        times = time_in_turn(new, old, sample, settings.latency_runs, budget_s=settings.latency_budget_s)
+        why = why or _too_slow(new, old, sample, times, settings)
     except InferenceFailed as bad:
-        if not free:
+        if holdout is not None or inputs is not None or not _has_free_axes(new):
             raise ValidationRefused(f"validation: {bad}", code="validation.fails") from bad
         detail = "no holdout samples, and the model has free axes that made-up inputs do not fit: nothing was checked"
-    evidence = Evidence(
-        samples=0,
-        old_correct=None,
-        new_correct=0,
-        only_old=0,
-        only_new=0,
-        p_worse=1.0,
-        old_latency_s=None if old_latency is None else old_latency[0],
-        new_latency_s=latency[0],
-    )
+    evidence = _with_costs(evidence, times, memory)
+    why = why or _too_large(memory, settings)
+    if why is not None:
+        raise ValidationRefused(f"validation: {why[1]}", code=why[0], evidence=evidence)
+    latency, old_latency = times.percentiles()
     return Validation(
-        mode="unvalidated",
+        mode=mode,
         evidence=evidence,
         latency_s=latency,
         old_latency_s=old_latency,
@@ -167,12 +170,114 @@ def _probe(new: ModelHost, old: ModelHost | None, settings: ValidationSettings) 
     )
 
 
-def _made_up(spec: PortSpec) -> Array:
-    """Return one sample of standard normal numbers, or zeros for integers."""
-    shape = [1 if axis == 0 else n or _FREE_AXIS for axis, n in enumerate(spec.shape)]
-    if spec.dtype.kind == "f":
-        return np.random.default_rng(_SEED).standard_normal(shape).astype(spec.dtype)
-    return np.zeros(shape, spec.dtype)
+_NO_SAMPLES: Final = "no holdout samples: only finite answers to made-up inputs were asked for"
+_Why = tuple[str, str] | None  # public code, and the sentence for people
+_Said = tuple[Mode, Evidence, _Why, str]
+
+
+def _on_holdout(new: ModelHost, old: ModelHost | None, holdout: Holdout, settings: ValidationSettings) -> _Said:
+    """Count right and wrong answers of both to labelled samples."""
+    inputs = fit_input(_only_input(new), holdout.inputs)
+    new_right = np.asarray(_answers(new, inputs, settings.batch) == holdout.labels)
+    old_right = None if old is None else _old_right(old, inputs, holdout.labels, settings.batch)
+    samples = len(holdout.labels)
+    only_old = only_new = 0
+    if old_right is not None:
+        only_old, only_new = int((old_right & ~new_right).sum()), int((new_right & ~old_right).sum())
+    evidence = replace(
+        NOTHING_SEEN,
+        samples=samples,
+        old_correct=None if old_right is None else int(old_right.sum()),
+        new_correct=int(new_right.sum()),
+        only_old=only_old,
+        only_new=only_new,
+        p_worse=tail(only_old, only_old + only_new),
+    )
+    worse = judge(samples=samples, only_old=only_old, only_new=only_new, settings=settings)
+    why = None if worse is None else (ValidationRefused.code, f"on {samples} holdout samples {worse}")
+    detail = f"{evidence.new_correct} of {samples} right, {only_old} lost, {only_new} won"
+    return "labelled" if old is None else "paired", evidence, why, detail
+
+
+def _on_inputs(new: ModelHost, old: ModelHost | None, inputs: Array, settings: ValidationSettings) -> _Said:
+    """Count where both say the same of inputs without labels."""
+    seen = None if old is None else _agreement(new, old, inputs, settings.batch)
+    if seen is None:
+        for start in range(0, len(inputs), settings.batch):
+            _run(new, inputs[start : start + settings.batch])
+        detail = f"finite answers to {len(inputs)} inputs without labels, and nothing to compare them with"
+        return "unvalidated", NOTHING_SEEN, None, detail
+    counts: dict[str, Any] = {name: brief(one) if isinstance(one, float) else one for name, one in asdict(seen).items()}
+    evidence = replace(NOTHING_SEEN, **counts)
+    detail = (
+        f"without labels: {seen.agreed} of {seen.compared} answers were the old release's, so accuracy fell by at most "
+        f"{seen.max_drop:.3f} (95 %)"
+    )
+    why = None
+    if settings.min_agreement is not None and seen.agreed < settings.min_agreement * seen.compared:
+        why = ("validation.disagrees", f"{detail}; {settings.min_agreement:g} of them are asked for")
+    return "unlabelled", evidence, why, detail
+
+
+def _agreement(new: ModelHost, old: ModelHost, inputs: Array, batch: int) -> Agreement | None:
+    try:
+        return compare_unlabelled(partial(_run, new), partial(_run_old, old), inputs, batch)
+    except InferenceFailed:
+        return None  # the old release fails: there is nothing to agree with
+
+
+def _too_few(evidence: Evidence, settings: ValidationSettings) -> str | None:
+    """Return why the comparison is too weak to count; inputs count for samples where a bound of agreement is asked."""
+    counted = evidence.samples
+    if not counted and settings.min_agreement is not None:
+        counted = evidence.compared or 0
+    if counted >= settings.min_samples:
+        return None
+    return f"{counted} samples could be compared, and {settings.min_samples} are asked for"
+
+
+def _too_slow(
+    new: ModelHost, old: ModelHost | None, sample: dict[str, Array], times: Times, settings: ValidationSettings
+) -> _Why:
+    """Return why a release is too slow: only where times of so many inferences show it, by `bounds.is_slower`."""
+    ratio, (latency, old_latency) = settings.max_latency_ratio, times.percentiles()
+    if ratio is None or old_latency is None or latency[1] <= ratio * old_latency[1]:
+        return None
+    more = time_in_turn(new, old, sample, _PAIRS - len(times.new), budget_s=settings.latency_budget_s)
+    times.new += more.new
+    times.old += more.old
+    if not is_slower(times.new, times.old, ratio):
+        return None
+    said = (
+        f"95 % of its answers take up to {{:.3g}} s, those of the old release {{:.3g}} s; {ratio:g} times are allowed"
+    )
+    now, before = times.percentiles()
+    return "validation.slow", said.format(now[1], 0.0 if before is None else before[1])
+
+
+def _too_large(memory: Memory | None, settings: ValidationSettings) -> _Why:
+    ratio = settings.max_memory_ratio
+    if ratio is None or memory is None or not memory.exceeds(ratio):
+        return None
+    said = f"loaded it takes {memory.new} bytes, the old release {memory.old}; {ratio:g} times are allowed"
+    return "validation.memory", said
+
+
+def _with_costs(evidence: Evidence, times: Times, memory: Memory | None) -> Evidence:
+    latency, old_latency = times.percentiles()
+    return replace(
+        evidence,
+        old_latency_s=None if old_latency is None else brief(old_latency[0]),
+        new_latency_s=brief(latency[0]),
+        old_latency_p95_s=None if old_latency is None else brief(old_latency[1]),
+        new_latency_p95_s=brief(latency[1]) or None,
+        old_memory_bytes=None if memory is None else memory.old,
+        new_memory_bytes=None if memory is None else memory.new,
+    )
+
+
+def _has_free_axes(host: ModelHost) -> bool:
+    return any(n is None for spec in host.inputs for n in spec.shape[1:])
 
 
 def _check_ports(new: ModelHost, old: ModelHost | None) -> None:
@@ -206,9 +311,27 @@ def _only_input(host: ModelHost) -> PortSpec:
 
 
 def _check_finite(outputs: Sequence[Array]) -> None:
-    for output in outputs:
-        if output.dtype.kind == "f" and not np.isfinite(output).all():
-            raise ValidationRefused("validation: an answer holds NaN or Inf", code="validation.not-finite")
+    try:
+        check_finite(outputs)
+    except InferenceFailed as bad:
+        raise ValidationRefused(f"validation: {bad}", code="validation.not-finite") from bad
+
+
+def _run(host: ModelHost, values: Array) -> list[Array]:
+    """Return the outputs; refuse the release where it fails or an answer is not finite."""
+    try:
+        outputs = host.run({host.inputs[0].name: values})
+    except InferenceFailed as bad:
+        raise ValidationRefused(f"validation: {bad}", code="validation.fails") from bad
+    _check_finite(outputs)
+    return outputs
+
+
+def _run_old(host: ModelHost, values: Array) -> list[Array]:
+    """Return the outputs of the old release; what goes wrong there is no fault of the new one."""
+    outputs = host.run({host.inputs[0].name: values})
+    check_finite(outputs)
+    return outputs
 
 
 def _answers(host: ModelHost, inputs: Array, batch: int) -> Array:
@@ -218,15 +341,9 @@ def _answers(host: ModelHost, inputs: Array, batch: int) -> Array:
         ValidationRefused: an answer is not finite, or is not (batch, classes).
     """
     classes = []
-    name = host.inputs[0].name
     for start in range(0, len(inputs), batch):
         values = inputs[start : start + batch]
-        try:
-            outputs = host.run({name: values})
-        except InferenceFailed as bad:
-            raise ValidationRefused(f"validation: {bad}", code="validation.fails") from bad
-        _check_finite(outputs)
-        logits = outputs[0]
+        logits = _run(host, values)[0]
         if logits.ndim != 2 or len(logits) != len(values):  # noqa: PLR2004  # (batch, classes)
             raise ValidationRefused(
                 f"validation: {len(values)} samples gave an answer of shape {logits.shape}, not (batch, classes)",
@@ -242,44 +359,3 @@ def _old_right(old: ModelHost, inputs: Array, labels: Array, batch: int) -> npt.
         return np.asarray(_answers(old, inputs, batch) == labels)
     except ValidationRefused:
         return np.zeros(len(labels), np.bool_)
-
-
-def _latencies(
-    new: ModelHost, old: ModelHost | None, values: Mapping[str, Array], runs: int
-) -> tuple[tuple[float, float], tuple[float, float] | None]:
-    """Time single inferences, new and old in turn, after one to warm up; return 50th and 95th percentiles, seconds.
-
-    An old release that fails has no latency.
-    """
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for run in range(runs + 1):
-        for is_new, host in ((True, new), (False, old)):
-            start = time.perf_counter()
-            try:
-                answered = host is not None and bool(host.run(values))
-            except InferenceFailed:
-                if is_new:
-                    raise
-                answered = False
-            if run and answered:
-                times[is_new].append(time.perf_counter() - start)
-    return _percentiles(times[True]) or (0.0, 0.0), _percentiles(times[False])
-
-
-def _percentiles(times: list[float]) -> tuple[float, float] | None:
-    if not times:
-        return None
-    p50, p95 = np.percentile(times, [50, 95])
-    return float(p50), float(p95)
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process; 0 where the system does not say."""
-    try:
-        fields = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    for line in fields.splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0

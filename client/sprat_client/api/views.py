@@ -225,10 +225,11 @@ class EnrolmentRequestView(TypedDict):
 class ReportView(TypedDict):
     """What a device said, signed with its key: about one assignment, or what signed metadata it did not believe.
 
-    Of the latter kind, `trust`, what belongs to an assignment is None.
+    Of the latter kind, `trust`, what belongs to an assignment is None. A third kind, `holdout`, says how the samples
+    drift that applications labelled there: counts by class, and histograms of confidence, ten bins from 0 to 1.
     """
 
-    kind: Literal["assignment", "trust"]
+    kind: Literal["assignment", "trust", "holdout"]
     sequence: int
     received_at: str
     model: str | None
@@ -242,6 +243,12 @@ class ReportView(TypedDict):
     evidence: dict[str, Any] | None
     received_bytes: int | None
     seconds: float | None
+    samples: int | None
+    added: int | None
+    classes: list[list[int]] | None
+    others: int | None
+    confidences: list[int] | None
+    correct: list[int] | None
     agent: str
 
 

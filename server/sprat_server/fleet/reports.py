@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
 from sprat_shared.errors import AccessDenied, Conflict, InvalidInput
-from sprat_shared.protocol.report import Outcome, Report, TrustReport
+from sprat_shared.protocol.report import AnyReport, Outcome, Report
 
 
 def check_signature(device: Device, body: bytes, signature: bytes) -> None:
@@ -27,9 +27,7 @@ def check_signature(device: Device, body: bytes, signature: bytes) -> None:
         ) from None
 
 
-def record_report(
-    session: Session, device: Device, report: Report | TrustReport, body: bytes, signature: bytes
-) -> DeviceReport:
+def record_report(session: Session, device: Device, report: AnyReport, body: bytes, signature: bytes) -> DeviceReport:
     """Store a report whose signature was checked, and what it says about the device's slots.
 
     Args:

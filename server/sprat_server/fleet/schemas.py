@@ -170,10 +170,11 @@ class DeviceView(BaseModel):
 class ReportView(BaseModel):
     """What a device said: the fields of the signed report, and when it came.
 
-    Kind `assignment` is about an assignment; `trust` says what signed metadata it did not believe, and only why.
+    Kind `assignment` is about an assignment; `trust` says what signed metadata it did not believe, and only why;
+    `holdout` says how the samples drift that applications labelled there: counts and histograms, never samples.
     """
 
-    kind: Literal["assignment", "trust"]
+    kind: Literal["assignment", "trust", "holdout"]
     sequence: int
     received_at: datetime
     model: str | None = None
@@ -182,11 +183,17 @@ class ReportView(BaseModel):
     outcome: str | None = None
     serving_release: int | None = None
     serving_weights: str | None = None
-    error_code: str | None
-    error_detail: str | None
+    error_code: str | None = None
+    error_detail: str | None = None
     evidence: dict[str, Any] | None = None
     received_bytes: int | None = None
     seconds: float | None = None
+    samples: int | None = None
+    added: int | None = None
+    classes: list[tuple[int, int]] | None = None
+    others: int | None = None
+    confidences: list[int] | None = None
+    correct: list[int] | None = None
     agent: str
 
     @classmethod

@@ -40,6 +40,7 @@ from sprat_server.rollouts.waves import (
 )
 from sprat_server.settings import Settings
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
+from sprat_shared.protocol.holdout_report import HoldoutReport
 from sprat_shared.protocol.report import Outcome, Report, TrustReport, read_report
 
 _MOVES_LOCK: Final = 0x5350_5241_5443  # an arbitrary number that only this lock uses
@@ -158,7 +159,8 @@ def abort(session: Session, rollout_id: UUID, reason: str) -> Rollout:
 def on_report(session: Session, device: Device, body: bytes, signature: bytes) -> DeviceReport:
     """Store a device's report and let the rollout that it answers take its next step.
 
-    A report of no assignment says that the device does not believe what it was sent: it is kept, and logged.
+    A report of no assignment says that the device does not believe what it was sent, or how its holdout drifts: it is
+    kept, and logged.
 
     Args:
         session: the caller's transaction.
@@ -176,6 +178,11 @@ def on_report(session: Session, device: Device, body: bytes, signature: bytes) -
     if isinstance(report, TrustReport):
         kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
         _log.warning("device.distrusts", device=str(device.id), code=report.error_code, detail=report.error_detail)
+        return kept
+    if isinstance(report, HoldoutReport):
+        _reported_model(session, report)
+        kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
+        _log.info("device.holdout", device=str(device.id), model=report.model, samples=report.samples)
         return kept
     part = None
     if report.device == device.id:
@@ -372,10 +379,11 @@ def _model_of(session: Session, rollout: Rollout) -> Model:
     return session.scalars(select(Model).where(Model.id == rollout.model_id)).one()
 
 
-def _reported_model(session: Session, report: Report) -> Model:
+def _reported_model(session: Session, report: Report | HoldoutReport) -> Model:
+    numbers = [report.release, *([report.serving_release] if isinstance(report, Report) else [])]
     try:
         model = registry.get_model(session, report.model)
-        for number in (report.release, report.serving_release):
+        for number in numbers:
             if number is not None:
                 registry.get_release(session, model, number)
     except NotFound as unknown:

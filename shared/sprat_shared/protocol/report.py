@@ -5,12 +5,15 @@ import binascii
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from dataclasses import fields as members_of
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 from sprat_shared.errors import InvalidInput
 from sprat_shared.protocol.fields import Fields, canonical_json
+from sprat_shared.protocol.holdout_report import HoldoutReport
+from sprat_shared.protocol.watched import Watched, positive, share
 
 SIGNATURE_HEADER: Final = "Sprat-Signature"
 _SIGNATURE_BYTES: Final = 64
@@ -29,7 +32,9 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Paired validation of the old and the new release on the same holdout samples.
+    """What a device found out about a new release beside the old one: validation, then shadow and trial.
+
+    What is not known is left out of the report; a peer of an older version reads the first eight fields.
 
     Attributes:
         samples: how many were compared; 0 where there was no holdout.
@@ -40,6 +45,23 @@ class Evidence:
         p_worse: one-sided exact probability of so many `only_old` if both were equally good.
         old_latency_s: median seconds of one inference of the old release, and
         new_latency_s: of the new one.
+        mode: `paired`; `labelled` where there was no old release; `unlabelled` where inputs had no labels: weaker;
+            `unvalidated` where there was neither.
+        unproven: fewer samples than the policy asks for were compared, and it accepts that.
+        old_latency_p95_s: 95th percentile of the old release, and
+        new_latency_p95_s: of the new one.
+        old_memory_bytes: what the old release takes loaded: its tensor files, which are mapped, and private memory,
+        new_memory_bytes: and the new one, measured likewise.
+        compared: unlabelled inputs that both answered, and
+        agreed: inputs of these with the same class on top.
+        max_drop: by which accuracy on such inputs can have fallen at most, at 95 %.
+        old_confidence: mean top probability of the old release on them, and
+        new_confidence: of the new one.
+        input_drift: distance (0 to 1, Kolmogorov and Smirnov) of the newer half of these inputs from the older one in
+            their means, and
+        confidence_drift: in the old release's confidence.
+        shadow: None: there was none.
+        trial: likewise.
     """
 
     samples: int
@@ -50,6 +72,27 @@ class Evidence:
     p_worse: float
     old_latency_s: float | None
     new_latency_s: float
+    mode: str | None = None
+    unproven: bool = False
+    old_latency_p95_s: float | None = None
+    new_latency_p95_s: float | None = None
+    old_memory_bytes: int | None = None
+    new_memory_bytes: int | None = None
+    compared: int | None = None
+    agreed: int | None = None
+    max_drop: float | None = None
+    old_confidence: float | None = None
+    new_confidence: float | None = None
+    input_drift: float | None = None
+    confidence_drift: float | None = None
+    shadow: Watched | None = None
+    trial: Watched | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object, without what is not known of the later fields."""
+        said = {one.name: getattr(self, one.name) for one in members_of(self)}
+        said |= {name: None if said[name] is None else said[name].as_json() for name in ("shadow", "trial")}
+        return {name: value for name, value in said.items() if name in _EVER or value not in (None, False)}
 
     @classmethod
     def of(cls, value: Any) -> "Evidence":
@@ -58,16 +101,24 @@ class Evidence:
         Raises:
             InvalidInput: a field is missing or wrong, or the counts contradict each other.
         """
-        fields = Fields(value, "evidence")
+        said = Fields(value, "evidence")
+        later: dict[str, Any] = {name: said.integer(name) for name in _COUNTS if said.has(name)}
+        later |= {name: positive(said, name, "evidence") for name in ("old_latency_p95_s", "new_latency_p95_s")}
+        later |= {name: share(said, name, "evidence") for name in _SHARES}
         evidence = cls(
-            samples=fields.integer("samples"),
-            old_correct=fields.integer("old_correct") if fields.has("old_correct") else None,
-            new_correct=fields.integer("new_correct"),
-            only_old=fields.integer("only_old"),
-            only_new=fields.integer("only_new"),
-            p_worse=fields.number("p_worse"),
-            old_latency_s=fields.number("old_latency_s") if fields.has("old_latency_s") else None,
-            new_latency_s=fields.number("new_latency_s"),
+            samples=said.integer("samples"),
+            old_correct=said.integer("old_correct") if said.has("old_correct") else None,
+            new_correct=said.integer("new_correct"),
+            only_old=said.integer("only_old"),
+            only_new=said.integer("only_new"),
+            p_worse=said.number("p_worse"),
+            old_latency_s=said.number("old_latency_s") if said.has("old_latency_s") else None,
+            new_latency_s=said.number("new_latency_s"),
+            mode=said.text("mode", max_length=40) if said.has("mode") else None,
+            unproven=said.flag("unproven") if said.has("unproven") else False,
+            shadow=Watched.of(said.mapping("shadow"), "shadow") if said.has("shadow") else None,
+            trial=Watched.of(said.mapping("trial"), "trial") if said.has("trial") else None,
+            **later,
         )
         evidence._check()
         return evidence
@@ -75,10 +126,17 @@ class Evidence:
     def _check(self) -> None:
         if max(self.new_correct, self.old_correct or 0, self.only_old + self.only_new) > self.samples:
             raise InvalidInput(f"evidence: more answers than the {self.samples} samples")
+        if (self.agreed or 0) > (self.compared or 0):
+            raise InvalidInput(f"evidence: more inputs agreed than the {self.compared or 0} that were compared")
         if not 0 <= self.p_worse <= 1 or not all(
             math.isfinite(t) and t >= 0 for t in (self.old_latency_s or 0.0, self.new_latency_s)
         ):
             raise InvalidInput("evidence: p_worse must be 0 to 1 and latencies finite and not negative")
+
+
+_EVER: Final = frozenset(one.name for one in members_of(Evidence)[:8])  # what every version sends
+_COUNTS: Final = ("old_memory_bytes", "new_memory_bytes", "compared", "agreed")
+_SHARES: Final = ("max_drop", "old_confidence", "new_confidence", "input_drift", "confidence_drift")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +191,7 @@ class Report:
                 "serving_weights": self.serving_weights,
                 "error_code": self.error_code,
                 "error_detail": self.error_detail,
-                "evidence": None if self.evidence is None else asdict(self.evidence),
+                "evidence": None if self.evidence is None else self.evidence.as_json(),
                 "received_bytes": self.received_bytes,
                 "seconds": self.seconds,
                 "agent": self.agent,
@@ -218,16 +276,19 @@ class TrustReport:
         )
 
 
-def read_report(body: bytes) -> Report | TrustReport:
-    """Read a report of either kind.
+AnyReport: TypeAlias = Report | TrustReport | HoldoutReport
+
+
+def read_report(body: bytes) -> AnyReport:
+    """Read a report of any kind.
 
     Raises:
         InvalidInput: the kind is not known, or a field is missing or wrong.
     """
-    kinds: Mapping[str, type[Report | TrustReport]] = {"assignment": Report, "trust": TrustReport}
+    kinds: Mapping[str, type[AnyReport]] = {"assignment": Report, "trust": TrustReport, "holdout": HoldoutReport}
     kind = Fields.parse(body, "report").text("kind")
     if kind not in kinds:
-        raise InvalidInput(f"report: kind {kind[:40]!r} is not known; {' and '.join(map(repr, kinds))} are")
+        raise InvalidInput(f"report: kind {kind[:40]!r} is not known; {', '.join(map(repr, kinds))} are")
     return kinds[kind].from_json(body)
 
 

@@ -9,7 +9,8 @@ import pytest
 from sprat_client.agent import durable
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.releases import Manifest, Shelf, Slot, Slots
-from sprat_client.agent.store import NoSpace, StoreCorrupted, StoredTensors, TensorStore, require_space
+from sprat_client.agent.room import NoSpace, require_space
+from sprat_client.agent.store import StoreCorrupted, StoredTensors, TensorStore
 from sprat_shared.errors import DigestMismatch
 from sprat_shared.ids import digest_text
 from sprat_shared.wire.tensors import ArrayTensors, raw_bytes, release_id, weights_digest

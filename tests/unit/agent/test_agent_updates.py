@@ -9,7 +9,7 @@ import tiny_onnx
 from one_device import INPUTS, MODEL, OneDevice, one_device, release_of
 from simulated_release import Release
 
-from sprat_client.agent import store
+from sprat_client.agent import room, store
 from sprat_client.agent.loop import Agent
 from sprat_client.agent.rebuild import RebuildFailed, SubprocessRebuilder
 from sprat_client.agent.settings import AgentSettings
@@ -218,7 +218,7 @@ def test_samples_that_cannot_be_used_fail_the_update_by_name(device: OneDevice) 
 def test_too_little_room_is_found_before_the_first_byte(device: OneDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     device.server.inline = False
     add(device)
-    monkeypatch.setattr(store.require_space, "__kwdefaults__", {"free": lambda _: 10})
+    monkeypatch.setattr(room.require_space, "__kwdefaults__", {"free": lambda _: 10})
     code, report = device.take(2)
     assert (code, report.outcome, report.error_code) == (1, Outcome.FAILED, "disk.no-space")
     assert report.received_bytes == 0

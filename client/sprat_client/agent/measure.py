@@ -1,0 +1,153 @@
+"""What a release costs on this device: seconds of an inference beside the old one's, bytes that loading it adds."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from sprat_client.runtime.onnxruntime_host import return_memory
+from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, PortSpec, Runtime
+
+_SEED: Final = 20
+_FREE_AXIS: Final = 16  # length given to free axes other than the batch's
+_MEMORY_NOISE: Final = 4 << 20  # what requests that are answered meanwhile take and give back
+_TENSORS: Final = "t"
+
+
+def made_up(host: ModelHost) -> dict[str, Array]:
+    """Return one sample of standard normal numbers, or of zeros for integers, by input name."""
+    return {spec.name: _made_up(spec) for spec in host.inputs}
+
+
+def _made_up(spec: PortSpec) -> Array:
+    shape = [1 if axis == 0 else n or _FREE_AXIS for axis, n in enumerate(spec.shape)]
+    if spec.dtype.kind == "f":
+        return np.random.default_rng(_SEED).standard_normal(shape).astype(spec.dtype)
+    return np.zeros(shape, spec.dtype)
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds of single inferences, taken in turn; `old` is empty where there is no old release, or it fails."""
+
+    new: list[float] = field(default_factory=list)
+    old: list[float] = field(default_factory=list)
+
+    def percentiles(self) -> tuple[tuple[float, float], tuple[float, float] | None]:
+        """Return the 50th and 95th percentiles of the new and of the old release, seconds."""
+        return _percentiles(self.new) or (0.0, 0.0), _percentiles(self.old)
+
+
+def _percentiles(times: list[float]) -> tuple[float, float] | None:
+    if not times:
+        return None
+    p50, p95 = np.percentile(times, [50, 95])
+    return float(p50), float(p95)
+
+
+def time_in_turn(
+    new: ModelHost, old: ModelHost | None, values: Mapping[str, Array], runs: int, *, budget_s: float = float("inf")
+) -> Times:
+    """Time the same inference by both releases, each first every other time, after one that warms up.
+
+    Args:
+        new: the new release.
+        old: the old one, if there is one.
+        values: inputs by name.
+        runs: of each.
+        budget_s: begin no further run after so long.
+
+    Raises:
+        InferenceFailed: the new release failed.
+    """
+    times, begun = Times(), time.monotonic()
+    for run in range(runs + 1):
+        turns = [(times.new, new), (times.old, old)]
+        for kept, host in turns if run % 2 else reversed(turns):
+            start = time.perf_counter()
+            try:
+                answered = host is not None and bool(host.run(values))
+            except InferenceFailed:
+                if host is new:
+                    raise
+                answered = False
+            if run and answered:
+                kept.append(time.perf_counter() - start)
+        if time.monotonic() - begun > budget_s:
+            break
+    return times
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes that the old and the new release take when they are loaded.
+
+    Attributes:
+        old: of the old one,
+        new: of the new one.
+        again: measures both once more.
+    """
+
+    old: int
+    new: int
+    again: Callable[[], tuple[int, int]]
+
+    def exceeds(self, ratio: float) -> bool:
+        """Return whether the new release takes more than `ratio` times what the old one takes.
+
+        Other threads take and give back memory meanwhile: a first excess is measured twice more, the medians count, and
+        less than 4 MiB of it is no excess.
+        """
+        if not _is_excess(self.old, self.new, ratio):
+            return False
+        more = [self.again() for _ in range(2)]
+        old = statistics.median([self.old, *(one for one, _ in more)])
+        return _is_excess(old, statistics.median([self.new, *(one for _, one in more)]), ratio)
+
+
+def _is_excess(old: float, new: float, ratio: float) -> bool:
+    return new - ratio * old > _MEMORY_NOISE
+
+
+def load_measured(runtime: Runtime, folder: Path) -> tuple[ModelHost, int]:
+    """Load a release folder, ask it once, and return it with the bytes that this took.
+
+    These are the bytes of its tensor files, which the runtime maps and the kernel may drop and read again, and the
+    growth of the process's private memory, which it may not. The runtime has loaded a release before, so that what it
+    takes once and for all is not counted.
+
+    Raises:
+        ModelNotLoadable: the runtime refuses it.
+    """
+    return_memory()
+    before = private_bytes()
+    host = runtime.load(folder)
+    with suppress(InferenceFailed):
+        host.run(made_up(host))
+    grown = max(0, private_bytes() - before)
+    tensors = folder / _TENSORS
+    mapped = sum(file.stat().st_size for file in tensors.iterdir()) if tensors.is_dir() else 0
+    return host, mapped + grown
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process; 0 where the system does not say."""
+    return _status("VmRSS:")
+
+
+def private_bytes() -> int:
+    """Return the resident memory of this process that no file is behind; 0 where the system does not say."""
+    return _status("RssAnon:")
+
+
+def _status(name: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)

@@ -1,0 +1,79 @@
+"""Removes what no slot needs: releases, tensors, downloads, what cuts left half written. Checks the other slot."""
+
+import logging
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from sprat_client.agent.durable import is_temporary, remove
+from sprat_client.agent.machine import ModelMachine
+from sprat_client.agent.room import code_of
+from sprat_client.agent.states import BUILT
+from sprat_client.agent.steps import Workshop
+from sprat_shared.errors import SpratError
+
+_log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """Keeps one agent's folder to what its slots need.
+
+    Args:
+        shop: what the agent works with.
+    """
+
+    def __init__(self, shop: Workshop) -> None:
+        self._shop = shop
+        self._tidied: Any = None  # how things stood when it was done last
+        self._checked: set[str] = set()  # models whose other slot was looked at since the start
+
+    def tidy(self, machines: Collection[ModelMachine]) -> None:
+        """Tidy up, if anything changed and no model is at something that needs more than slots and a built release."""
+        stands = [
+            (m.model, m.record.state, m.record.work and m.record.work.release_id, m.shelf.slots_or_none())
+            for m in machines
+        ]
+        if stands == self._tidied or not all(machine.is_settled for machine in machines):
+            return
+        try:
+            for machine in machines:
+                if machine.model not in self._checked:
+                    machine.active.check_previous()
+                    self._checked.add(machine.model)
+            self._collect(machines)
+        except (SpratError, OSError, MemoryError) as bad:
+            _log.warning("not cleaned up", extra={"code": code_of(bad), "detail": str(bad)})
+            return
+        self._tidied = stands
+
+    def _collect(self, machines: Collection[ModelMachine]) -> None:
+        shop = self._shop
+        wanted: set[bytes] = set()
+        for machine in machines:
+            for manifest in machine.shelf.collect(_kept(machine)):
+                wanted.update(manifest.files)
+        shop.store.collect(wanted)
+        shop.blobs = {}
+        shop.reserve.give_back()
+        for file in (*_files(shop.downloads), *self._left_by_cuts()):
+            remove(shop.disk, file)
+
+    def _left_by_cuts(self) -> Iterator[Path]:
+        """Yield temporary files, which writes that were cut left; those in the store and of releases are gone."""
+        folder = self._shop.settings.folder
+        places = [folder, folder / "outbox", *(folder / "trust").glob("**/"), *(folder / "models").glob("*/")]
+        for place in places:
+            yield from (file for file in _files(place) if is_temporary(file.name))
+
+
+def _kept(machine: ModelMachine) -> set[str]:
+    """Return the release ids that must stay: of both slots, and of a release that lies whole beside them."""
+    slots, record = machine.shelf.slots(), machine.record
+    kept = {slot.release_id for slot in (slots.active, slots.previous) if slot is not None}
+    if record.state in BUILT and record.work is not None and record.work.release_id is not None:
+        kept.add(record.work.release_id)
+    return kept
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
