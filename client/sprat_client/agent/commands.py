@@ -315,7 +315,13 @@ def _install(path: Path, settings: AgentSettings) -> int:
     from sprat_client.agent.loop import Agent  # noqa: PLC0415
 
     with BundleFile(path) as bundle, Agent(settings, offline=True) as agent:
-        return agent.install(bundle)
+        code = agent.install(bundle)
+        for ended in agent.settled:
+            why = "" if ended.error_code is None else f": {ended.error_code}"
+            sys.stdout.write(f"{ended.model}@{ended.release} {ended.outcome.value}{why}\n")
+        if not agent.settled:
+            sys.stdout.write("nothing in it is new to this device\n")
+    return code
 
 
 def _status(asked: argparse.Namespace) -> int:

@@ -60,7 +60,7 @@ def export(
         "valid_until": valid_until,
     }
     text = (
-        f"{output}: {size(head.whole_bytes)} for {len(head.devices)} devices, {len(head.payloads)} payloads, "
+        f"{output}: {size(head.whole_bytes)}, devices: {len(head.devices)}, payloads: {len(head.payloads)}, "
         f"valid until {valid_until}; on the device: sprat-agent install {output.name} --dir D"
     )
     emit(said, as_json=json_, text=text)
