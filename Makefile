@@ -59,12 +59,15 @@ test: $(READY) ## Run every test, with a seeded sample of the long kinds
 check: lint test ## lint, then test
 
 .PHONY: crash
-crash: $(READY) ## Kill agents, cut power, mutate updates, call the API at random, ten times as often as `make test` does (SPRAT_CRASH_TIMES=10)
-	SPRAT_CRASH_TIMES=$${SPRAT_CRASH_TIMES:-10} $(BIN)/python -m pytest -m crash -n $(TEST_PROCESSES) --timeout 7200
+crash: $(READY) ## Kill agents, cut power, fail every call of the disk, mutate updates, call the API at random; print what was reached (SPRAT_CRASH_TIMES=10)
+	@rm -rf .crash && mkdir -p .crash
+	SPRAT_CRASH_LEDGER=$(CURDIR)/.crash SPRAT_CRASH_TIMES=$${SPRAT_CRASH_TIMES:-10} \
+	  $(BIN)/python -m pytest -m crash -n $(TEST_PROCESSES) --timeout 7200; tests=$$?; \
+	$(BIN)/python tests/crash/ledger.py .crash && exit $$tests
 
 .PHONY: soak
 soak: $(READY) ## Take one agent through updates and faults for 15 minutes (SPRAT_SOAK_S=900)
-	SPRAT_SOAK_S=$${SPRAT_SOAK_S:-900} $(BIN)/python -m pytest -m soak -s
+	SPRAT_SOAK_S=$${SPRAT_SOAK_S:-900} $(BIN)/python -m pytest -m soak -s -p no:randomly
 
 # A checkout of https://github.com/theupdateframework/tuf-conformance; the suite runs in an environment of its own.
 CONFORMANCE ?= ../tuf-conformance
@@ -92,5 +95,5 @@ docs: $(READY) ## Write docs/cli.md and docs/errors.md out of the code
 
 .PHONY: clean
 clean: ## Remove what setup, tests and demo made
-	rm -rf $(VENV) .conformance .demo .bench demo-report.json dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .conformance .demo .bench .crash demo-report.json dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

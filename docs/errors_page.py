@@ -33,6 +33,12 @@ API_HEAD = """
 Answers that have no class of their own behind them.
 """
 
+REPORT_HEAD = """
+## In reports alone
+
+Why a release was taken back from its trial, or refused in the shadow. No command and no route ends with these.
+"""
+
 # Codes that only the API's handlers in problems.py give.
 API_CODES = {
     "database.away": (503, "the database does not answer; try again soon"),
@@ -123,6 +129,17 @@ def causes() -> list[Cause]:
     return sorted(found.values(), key=lambda cause: cause.code)
 
 
+def verdicts() -> Iterator[str]:
+    """The rows of what shadow and trial can show: `Unhealthy("trial.slow", "...")`, `_go_back("...", "...")`."""
+    found = {}
+    for call in calls(sprat_client.__path__[0]):
+        named = call.args[0] if len(call.args) > 1 else None
+        if ast.unparse(call.func).rpartition(".")[2] in {"Unhealthy", "_go_back"} and isinstance(named, ast.Constant):
+            found[str(named.value)] = template(call.args[1])
+    for code, meaning in sorted(found.items()):
+        yield f'| <a id="{code}"></a>`{code}` | {meaning} |'
+
+
 def codes_of_the_api() -> set[str]:
     """The codes that stand in problems.py as plain text, outside what it logs."""
     source = ast.parse(Path(inspect.getfile(problems)).read_text())
@@ -155,4 +172,5 @@ def errors_page() -> str:
     own = {code: told for code, told in sorted(API_CODES.items()) if code not in {cause.code for cause in found}}
     api = ["| code | HTTP | meaning |", "|---|---|---|"]
     api += [f'| <a id="{code}"></a>`{code}` | {status} | {meaning} |' for code, (status, meaning) in own.items()]
-    return "\n".join([HEAD, *table, API_HEAD, *api, ""])
+    reports = ["| code | meaning |", "|---|---|", *verdicts()]
+    return "\n".join([HEAD, *table, REPORT_HEAD, *reports, API_HEAD, *api, ""])

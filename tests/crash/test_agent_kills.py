@@ -13,10 +13,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import ledger
 import numpy as np
 import pytest
 import tiny_onnx
@@ -24,13 +26,15 @@ from device_server import ENROLMENT_TOKEN, DeviceServer
 
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.enrol import enrol
-from sprat_client.agent.states import State
+from sprat_client.agent.states import BEFORE_TRIAL, State
+from sprat_shared.trust.policy import DevicePolicy
 
 pytestmark = pytest.mark.crash
 MODEL = "tiny"
 MANY = int(os.environ.get("SPRAT_CRASH_TIMES", "1"))  # `make crash` has it higher
-KILLS_PER_STATE, RANDOM_KILLS = 5 * MANY, 30 * MANY
-SEED = 20
+PARTS = range(MANY)  # each on a device of its own, so that they run side by side
+UPDATES, RANDOM_KILLS = 4, 25  # in each part
+POLICY = DevicePolicy(shadow_s=0.05, attempts=1000)
 HOOK = """#!/bin/sh
 grep -qx "$SPRAT_STATE" {folder}/armed 2>/dev/null || exit 0
 agent=$PPID
@@ -73,6 +77,7 @@ class Rig:
         )
         self.agent = 0
         self.kills: Counter[str] = Counter()
+        self.marks: dict[str, int] = {}
 
     def start(self, *, trial_s: float = 0.05) -> None:
         """Start the agent."""
@@ -89,8 +94,15 @@ class Rig:
         os.kill(self.agent, signal.SIGKILL)
         eventually(lambda: not alive(self.agent), "the killed process is gone")
         journal = json.loads((self.device / "journal.json").read_bytes())
+        for name, one in journal["trust"]["marks"].items():
+            for role, version in one["versions"].items():
+                if version < self.marks.get(f"{name}/{role}", 0):
+                    ledger.note("regressions", {role: 1})
+                    raise AssertionError(f"{name}/{role} {version} is trusted, after {self.marks[f'{name}/{role}']}")
+                self.marks[f"{name}/{role}"] = version
         state: str = journal["models"][MODEL]["state"]
         self.kills[state] += 1
+        ledger.note("kills", {state: 1})
         return state
 
     def stop(self) -> None:
@@ -136,6 +148,8 @@ class Rig:
         said = eventually(asked, f"the agent answers; its log ends:\n{self.tail()}")
         assert said["digest_matches"], said
         assert said["digest"] == self.server.models[MODEL][said["release"]].digest
+        if said["release"] not in allowed:
+            ledger.note("outside", {"kill": 1})
         assert said["release"] in allowed, f"{said['release']} serves, not one of {allowed}:\n{self.tail()}"
         release: int = said["release"]
         return release
@@ -167,9 +181,10 @@ def alive(pid: int) -> bool:
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     server = DeviceServer()
+    server.says = lambda assigned: replace(assigned, policy=POLICY)
     base = tiny_onnx.weights(1)
     server.add_release(MODEL, base)
-    for number in range(2, KILLS_PER_STATE + 2):
+    for number in range(2, UPDATES + 2):
         server.add_release(MODEL, tiny_onnx.nudged(base, number), base=number - 1)
     with server.running() as url:
         rig = Rig(tmp_path, url, server)
@@ -183,9 +198,12 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
             rig.stop()
 
 
-def test_a_kill_in_every_state_leaves_the_old_or_the_new_release_and_the_next_is_taken(rig: Rig) -> None:
-    up = [State.FETCHING, State.VERIFYING, State.REBUILDING, State.VALIDATING]
-    for old in range(1, KILLS_PER_STATE + 1):
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.timeout(900)
+def test_a_kill_in_every_state_leaves_the_old_or_the_new_release_and_the_next_is_taken(rig: Rig, part: int) -> None:
+    del part  # a name for the device
+    up = [state for state in State if state in BEFORE_TRIAL]
+    for old in range(1, UPDATES + 1):
         new = old + 1
         rig.arm(State.FETCHING)
         rig.server.assign(MODEL, new)
@@ -214,11 +232,13 @@ def test_a_kill_in_every_state_leaves_the_old_or_the_new_release_and_the_next_is
         rig.server.assign(MODEL, new)  # asked for again, it is taken
         rig.settles_on(new)
     assert set(rig.kills) == set(State)
-    assert min(rig.kills.values()) >= KILLS_PER_STATE, rig.kills
+    assert min(rig.kills.values()) >= UPDATES, rig.kills
 
 
-def test_kills_at_random_leave_the_old_or_the_new_release_and_the_next_is_taken(rig: Rig) -> None:
-    draw = random.Random(SEED)
+@pytest.mark.parametrize("seed", PARTS)
+@pytest.mark.timeout(900)
+def test_kills_at_random_leave_the_old_or_the_new_release_and_the_next_is_taken(rig: Rig, seed: int) -> None:
+    draw = random.Random(seed)
     serving, wished = 1, 2
     rig.server.assign(MODEL, wished)
     for _ in range(RANDOM_KILLS):

@@ -1,11 +1,13 @@
 """A file system in memory that forgets, on a power cut, what was not synced; and a recorder of real writes.
 
 Bytes that were not synced are torn: half of them are there. Names that were not synced are, by choice, lost or kept:
-real file systems do either, and durable code must survive both.
+real file systems do either, and durable code must survive both. With a draw, each name is lost or kept by chance, in
+whatever order they were made, and bytes are torn anywhere, or are zeros as after a length that came before its data.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 from sprat_client.agent.durable import Data, PosixDisk
@@ -14,8 +16,8 @@ Names = Literal["lost", "kept"]
 Call = tuple[str, tuple[Any, ...]]
 
 
-class PowerCut(Exception):
-    """The power went."""
+class PowerCut(BaseException):
+    """The power went: nobody handles that."""
 
 
 @dataclass(eq=False)
@@ -24,12 +26,16 @@ class _File:
     synced: bytes | None = None  # None: never
     mode: int = 0o600
 
-    def after_a_cut(self) -> "_File":
+    def after_a_cut(self, draw: Random | None) -> "_File":
         if self.synced == self.data:
             return self
         kept = self.synced or b""
-        tail = self.data.removeprefix(kept)
-        torn = (kept if self.data.startswith(kept) else b"") + tail[: len(tail) // 2]
+        start = len(kept) if self.data.startswith(kept) else 0
+        tail = self.data[start:]
+        end = len(tail) // 2 if draw is None else draw.randrange(len(tail) + 1)
+        torn = self.data[:start] + tail[:end]
+        if draw is not None and draw.random() < 0.3:
+            torn += bytes(len(tail) - end)
         return _File(torn, torn, self.mode)
 
 
@@ -45,10 +51,11 @@ class CrashingDisk:
     Args:
         root: the folder that stands for the disk; it is there from the start.
         names: whether names that were not synced are lost or kept by a cut.
+        draw: decides instead, for each name and each torn file.
     """
 
-    def __init__(self, root: Path, names: Names = "lost") -> None:
-        self._root, self._names = root, names
+    def __init__(self, root: Path, names: Names = "lost", draw: Random | None = None) -> None:
+        self._root, self._names, self._draw = root, names, draw
         self._tree = _Folder()
         self.calls_left: int | None = None
 
@@ -69,12 +76,22 @@ class CrashingDisk:
 
     def _after_a_cut(self, folder: _Folder, seen: dict[int, _File]) -> _Folder:
         left: dict[str, _File | _Folder] = {}
-        for name, node in (folder.synced if self._names == "lost" else folder.names).items():
+        for name, node in self._names_left(folder).items():
             if isinstance(node, _Folder):
                 left[name] = self._after_a_cut(node, seen)
             else:
-                left[name] = seen.setdefault(id(node), node.after_a_cut())
+                left[name] = seen.setdefault(id(node), node.after_a_cut(self._draw))
         return _Folder(dict(left), dict(left))
+
+    def _names_left(self, folder: _Folder) -> "dict[str, _File | _Folder]":
+        if self._draw is None:
+            return folder.synced if self._names == "lost" else folder.names
+        left = {}
+        for name in sorted({*folder.names, *folder.synced}):
+            node = (folder.names if self._draw.random() < 0.5 else folder.synced).get(name)
+            if node is not None:
+                left[name] = node
+        return left
 
     # the port ----------------------------------------------------------------------------------------------------
 
@@ -215,11 +232,20 @@ def _given(tree: _Folder, folder: Path, seen: dict[int, Path]) -> None:
 
 
 class RecordingDisk(PosixDisk):
-    """The real disk, which remembers every call that changes something, with paths relative to `root`."""
+    """The real disk, which remembers every call that changes something.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    Args:
+        root: paths are remembered relative to it.
+        calls_left: the power goes before the call after so many; None: never.
+    """
+
+    def __init__(self, root: Path, calls_left: int | None = None) -> None:
+        self._root, self._calls_left = root, calls_left
         self.calls: list[Call] = []
+
+    def _tick(self) -> None:
+        if self._calls_left is not None and len(self.calls) >= self._calls_left:
+            raise PowerCut
 
     def _note(self, name: str, *arguments: Any) -> None:
         self.calls.append(
@@ -227,37 +253,46 @@ class RecordingDisk(PosixDisk):
         )
 
     def make_folder(self, path: Path) -> None:
+        self._tick()
         super().make_folder(path)
         self._note("make_folder", path)
 
     def write(self, path: Path, data: Data, mode: int) -> None:
+        self._tick()
         super().write(path, data, mode)
         self._note("write", path, bytes(data), mode)
 
     def append(self, path: Path, data: Data) -> None:
+        self._tick()
         super().append(path, data)
         self._note("append", path, bytes(data))
 
     def sync(self, path: Path) -> None:
+        self._tick()
         super().sync(path)
         self._note("sync", path)
 
     def sync_folder(self, path: Path) -> None:
+        self._tick()
         super().sync_folder(path)
         self._note("sync_folder", path)
 
     def rename(self, old: Path, new: Path) -> None:
+        self._tick()
         super().rename(old, new)
         self._note("rename", old, new)
 
     def link(self, existing: Path, new: Path) -> None:
+        self._tick()
         super().link(existing, new)
         self._note("link", existing, new)
 
     def remove(self, path: Path) -> None:
+        self._tick()
         super().remove(path)
         self._note("remove", path)
 
     def reserve(self, path: Path, size: int) -> None:
+        self._tick()
         super().reserve(path, size)
         self._note("reserve", path, min(size, 4096))  # what is in it does not matter

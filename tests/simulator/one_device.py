@@ -18,6 +18,7 @@ from sprat_client.agent.rebuild import Rebuilder, rebuild
 from sprat_client.agent.settings import AgentSettings, LinkSettings, ValidationSettings
 from sprat_client.agent.store import TensorStore
 from sprat_client.agent.trust.clock import Clock
+from sprat_client.runtime.ports import Runtime
 from sprat_shared.errors import NotFound
 from sprat_shared.protocol.report import Report
 
@@ -36,7 +37,13 @@ def estimator_on(disk: Disk) -> Estimator:
 
 
 def agent_on(
-    folder: Path, disk: Disk | None = None, clock: Clock | None = None, *, offline: bool = False, **changes: Any
+    folder: Path,
+    disk: Disk | None = None,
+    clock: Clock | None = None,
+    runtime: Runtime | None = None,
+    *,
+    offline: bool = False,
+    **changes: Any,
 ) -> Agent:
     """Return an agent that polls at once, tries a release for a moment, and rebuilds in this process."""
     disk = disk or PosixDisk()
@@ -54,6 +61,7 @@ def agent_on(
         disk=disk,
         rebuilder=rebuilder_on(disk),
         estimator=estimator_on(disk),
+        runtime=runtime,
         clock=clock,
         offline=offline,
     )

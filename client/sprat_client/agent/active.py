@@ -26,15 +26,13 @@ class ActiveRelease:
     def __init__(self, model: str, shop: Workshop, shelf: Shelf) -> None:
         self._model, self._shop, self._shelf = model, shop, shelf
 
-    def runs(self, release_id: str) -> bool:
-        """Return whether this release is the active one."""
-        active = self._shelf.slots().active
-        return active is not None and active.release_id == release_id
-
-    @property
-    def other(self) -> Slot | None:
-        """The slot of the release that it could go back to."""
-        return self._shelf.slots().previous
+    def fulfils(self, release_id: str, *, at_hand: bool) -> bool:
+        """Return whether this release is the active one, or, where it need only be at hand, lies in the other slot."""
+        slots = self.slots()
+        if slots.active is not None and slots.active.release_id == release_id:
+            return True
+        other = slots.previous
+        return at_hand and other is not None and other.release_id == release_id and self.is_intact(other)
 
     def is_intact(self, slot: Slot) -> bool:
         """Return whether every file of a slot's release has its bytes."""
@@ -82,7 +80,7 @@ class ActiveRelease:
             at_rest: no update is under way, so the slots may be changed to what is left.
             untried: release id that never served, and must not because slots cannot be read.
         """
-        slots = self._slots(untried)
+        slots = self.slots(untried)
         live = self._shop.servings.get(self._model)
         if live is not None and slots.active is not None and live.fallback is not None:
             live = live.fallback
@@ -125,8 +123,8 @@ class ActiveRelease:
         )
         self._shelf.point(replace(slots, previous=None))
 
-    def _slots(self, untried: str | None) -> Slots:
-        """Return the slots; where they cannot be read, what the release folders say."""
+    def slots(self, untried: str | None = None) -> Slots:
+        """Return the slots; where they cannot be read, what the release folders say but for one that is `untried`."""
         try:
             return self._shelf.slots()
         except StoreCorrupted as bad:

@@ -1,16 +1,18 @@
 """The Python call for applications on the device: ask the agent that runs on a folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import numpy as np
 
-from sprat_client.agent.http_endpoint import RELEASE_HEADER, SAFETENSORS, decode_tensors, encode_tensors
+from sprat_client.agent.http_endpoint import RELEASE_HEADER, SAFETENSORS
 from sprat_client.agent.serve import Answer
 from sprat_client.runtime.ports import Array
+from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput, NotFound, TryLater
 
 
@@ -51,6 +53,45 @@ class Endpoint:
         )
         return Answer(release=int(response.headers[RELEASE_HEADER]), outputs=decode_tensors(response.content))
 
+    def report_error(self, model: str, text: str, *, release: int | None = None) -> int:
+        """Say that an answer was wrong. A release on trial that gives rise to too many of these is taken back.
+
+        Args:
+            model: its name.
+            text: what was wrong, 1 to 500 characters, for logs and the report; no samples.
+            release: `Answer.release`; the release that serves when left out.
+
+        Returns:
+            The release that it counts against.
+
+        Raises:
+            InvalidInput: the text is empty or too long.
+            NotFound: the model is not served.
+            TryLater: the agent is gone, or there are too many of these.
+        """
+        said = self._ask("POST", f"/v1/models/{model}/errors", json={"text": text, "release": release}).json()
+        return int(said["release"])
+
+    def add_labelled(self, model: str, inputs: Array, labels: Array | Sequence[int]) -> int:
+        """Add labelled samples to those that new releases must not do worse on; they never leave the device.
+
+        Args:
+            model: its name.
+            inputs: (n, ...), as the model takes them.
+            labels: (n,) whole numbers from 0.
+
+        Returns:
+            How many samples are kept now: the newest of each class, within the agent's bounds.
+
+        Raises:
+            InvalidInput: they do not fit the model or each other.
+            NotFound: the model is not served.
+            TryLater: the agent is gone, or there are too many of these.
+        """
+        content = encode_tensors({"inputs": np.asarray(inputs), "labels": np.asarray(labels)})
+        headers = {"Content-Type": SAFETENSORS}
+        return int(self._ask("POST", f"/v1/models/{model}/samples", content=content, headers=headers).json()["kept"])
+
     def describe(self, model: str, *, verify: bool = False) -> dict[str, Any]:
         """Return what serves; with `verify` also `digest` and `digest_matches`, recomputed from the mapped files."""
         said: dict[str, Any] = self._ask("GET", f"/v1/models/{model}", params={"verify": int(verify)}).json()
@@ -66,7 +107,7 @@ class Endpoint:
         detail = response.json().get("detail", "") if "json" in response.headers.get("content-type", "") else ""
         if response.status_code == httpx.codes.NOT_FOUND:
             raise NotFound(detail)
-        if response.is_client_error:
+        if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
             raise InvalidInput(detail)
         raise TryLater(detail or f"{path}: status {response.status_code}")
 

@@ -1,39 +1,44 @@
 """The loopback HTTP endpoint of an agent: a bare ASGI application under uvicorn, in a thread of its own.
 
     POST /v1/models/<model>/infer     {"inputs": [...]} or {"inputs": {"name": [...]}}, or a safetensors body
+    POST /v1/models/<model>/errors    {"text": "...", "release": 3}: an answer was wrong; the release may be left out
+    POST /v1/models/<model>/samples   {"inputs": [...], "labels": [...]}, or a safetensors body
     GET  /v1/models                   what serves
     GET  /v1/models/<model>           the release that serves; ?verify=1 recomputes its digest from the mapped files
-    GET  /healthz                     200 while the agent lives
+    GET  /healthz                     what is wrong; 503 where a model that should serve does not
+    GET  /metrics                     Prometheus text
 A safetensors body (Content-Type: application/vnd.safetensors) is answered in kind. Errors are problem+json (RFC 9457).
+Any process of the device may call these, so bodies and rates of what is kept are bounded.
 """
 
 import asyncio
 import json
-import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qs
 
 import numpy as np
 
-from sprat_client.agent.serve import Answer, Serving, Servings
+from sprat_client.agent.applications import Applications, Rate, TooMany
+from sprat_client.agent.metrics import CONTENT_TYPE
+from sprat_client.agent.serve import Answer, Serving
 from sprat_client.runtime.ports import Array
+from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput, NotFound, SpratError
-from sprat_shared.wire.safetensors import SafetensorsFile, safetensors_header
-from sprat_shared.wire.tensors import DTYPES, TensorSpec, TensorTable, raw_bytes
 
 SAFETENSORS: Final = "application/vnd.safetensors"
 RELEASE_HEADER: Final = "Sprat-Release"
+_JSON: Final = "application/json"
 _MAX_BODY_BYTES: Final = 256 << 20
-_START_TIMEOUT_S: Final = 10.0
-_NUMPY: Final[Mapping[str, str]] = {  # numpy dtype to safetensors code
-    TensorSpec("x", code, ()).storage.str: code for code in DTYPES if code not in {"BF16", "F8_E4M3", "F8_E5M2"}
-}
+_MAX_SAMPLES_BYTES: Final = 64 << 20
+_MAX_ERROR_BYTES: Final = 8 << 10
+_ANSWER_TIMEOUT_S: Final = 60.0  # for what is under way when the agent ends
+_KEEP_ALIVE_S: Final = 75  # longer than clients keep idle connections: whoever closes first must not be the server
+_MOST_CONNECTIONS: Final = 256
 _HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 _Scope: TypeAlias = Mapping[str, Any]
@@ -41,34 +46,17 @@ _Receive: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
 _Send: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
-def decode_tensors(body: bytes) -> dict[str, Array]:
-    """Read a safetensors body.
-
-    Raises:
-        InvalidInput: it is not one.
-    """
-    descriptor = os.memfd_create("request", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(descriptor, "wb", closefd=False) as file:
-            file.write(body)
-        with SafetensorsFile(Path(f"/proc/self/fd/{descriptor}")) as tensors:
-            return {spec.name: np.array(tensors.read(index)) for index, spec in enumerate(tensors.table)}
-    finally:
-        os.close(descriptor)
-
-
-def encode_tensors(arrays: Mapping[str, Array]) -> bytes:
-    """Return a safetensors body."""
-    table = TensorTable(TensorSpec(name, _NUMPY[array.dtype.str], array.shape) for name, array in arrays.items())
-    return b"".join([safetensors_header(table), *(bytes(raw_bytes(arrays[spec.name])) for spec in table)])
-
-
 class _Application:
-    """The ASGI application. Models answer in a worker thread, one at a time: one thread per runtime."""
+    """The ASGI application. Each model answers in a thread of its own, one request at a time, in the order they came.
 
-    def __init__(self, servings: Servings) -> None:
-        self._servings = servings
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="infer")
+    One thread per model: a session uses one, and requests that wait hold nothing but their bodies.
+    """
+
+    def __init__(self, applications: Applications) -> None:
+        self._applications = applications
+        self._workers: dict[str, ThreadPoolExecutor] = {}  # touched by the event loop's thread alone
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writes")
+        self._errors, self._samples = Rate(20, 2.0), Rate(50, 10.0)
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] != "http":
@@ -81,46 +69,104 @@ class _Application:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _route(self, scope: _Scope, receive: _Receive) -> "_Reply":
+    async def _route(self, scope: _Scope, receive: _Receive) -> "_Reply":  # noqa: PLR0911  # one return for each route
         _check_host(scope)
+        servings = self._applications.servings
         match (scope["method"], scope["path"].strip("/").split("/")):
             case "GET", ["healthz"]:
-                return _json({"status": "ok", "models": self._servings.names()})
+                well, said = await asyncio.to_thread(self._applications.health)
+                return HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE, _JSON.encode(), _dumped(said), []
+            case "GET", ["metrics"]:
+                text = await asyncio.to_thread(self._applications.metrics)
+                return HTTPStatus.OK, CONTENT_TYPE.encode(), text.encode(), []
             case "GET", ["v1", "models"]:
-                return _json({"items": [_describe(self._servings.of(name)) for name in self._servings.names()]})
+                return _json({"items": [_describe(servings.of(name)) for name in servings.names()]})
             case "GET", ["v1", "models", model]:
-                serving = self._servings.of(model)
+                serving = servings.of(model)
                 verify = parse_qs(scope["query_string"].decode("ascii", "replace")).get("verify", ["0"])[-1] == "1"
                 digest = await asyncio.to_thread(serving.digest) if verify else None
                 return _json(_describe(serving, digest))
             case "POST", ["v1", "models", model, "infer"]:
-                return await self._infer(model, scope, receive)
+                servings.of(model)
+                kind, body = _kind(scope), await _read_body(receive, _MAX_BODY_BYTES)
+                return await _in(self._worker(model), lambda: self._infer(model, kind, body))
+            case "POST", ["v1", "models", model, "errors"]:
+                _check_origin(scope)
+                body = await _read_body(receive, _MAX_ERROR_BYTES)
+                return self._report_error(model, body)
+            case "POST", ["v1", "models", model, "samples"]:
+                _check_origin(scope)
+                kind, body = _kind(scope), await _read_body(receive, _MAX_SAMPLES_BYTES)
+                return await _in(self._writer, lambda: self._add_labelled(model, kind, body))
             case _, _:
                 raise NotFound(f"{scope['method']} {scope['path']}: no such route; see GET /v1/models")
 
-    async def _infer(self, model: str, scope: _Scope, receive: _Receive) -> "_Reply":
-        kind = dict(scope["headers"]).get(b"content-type", b"application/json").partition(b";")[0].strip().decode()
-        body = await _read_body(receive)
+    def _infer(self, model: str, kind: str, body: bytes) -> "_Reply":
         inputs: Array | Mapping[str, Array]
         if kind == SAFETENSORS:
             inputs = decode_tensors(body)
             inputs = inputs["inputs"] if set(inputs) == {"inputs"} else inputs
-        elif kind == "application/json":
-            inputs = _json_inputs(body)
         else:
-            raise InvalidInput(f"Content-Type {kind!r}: send application/json or {SAFETENSORS}")
-        answer = await self._in_worker(lambda: self._servings.of(model).answer(inputs))
+            inputs = _json_inputs(body)
+        answer = self._applications.infer(model, inputs)
         release = [(RELEASE_HEADER.lower().encode(), str(answer.release).encode())]
         if kind == SAFETENSORS:
             return HTTPStatus.OK, SAFETENSORS.encode(), encode_tensors(answer.outputs), release
         return _json(_listed(model, answer), release)
 
-    async def _in_worker(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+    def _report_error(self, model: str, body: bytes) -> "_Reply":
+        self._errors.take("reported errors")
+        match _object(body):
+            case {"text": str(text), **rest} if set(rest) <= {"release"}:
+                release = rest.get("release")
+                if release is None or (isinstance(release, int) and not isinstance(release, bool)):
+                    return _json({"model": model, "release": self._applications.report_error(model, text, release)})
+        raise InvalidInput('the body must be {"text": "what was wrong", "release": 3}; the release may be left out')
+
+    def _add_labelled(self, model: str, kind: str, body: bytes) -> "_Reply":
+        self._samples.take("labelled samples")
+        said = decode_tensors(body) if kind == SAFETENSORS else _object(body)
+        if set(said) != {"inputs", "labels"}:
+            raise InvalidInput(f"samples are `inputs` and `labels`; got {', '.join(sorted(said)) or 'neither'}")
+        try:
+            inputs, labels = np.asarray(said["inputs"]), np.asarray(said["labels"])
+        except ValueError as bad:
+            raise InvalidInput(f"the rows of inputs and labels must be equally long ({bad!r:.100})") from None
+        return _json({"model": model, "kept": self._applications.add_labelled(model, inputs, labels)})
+
+    def _worker(self, model: str) -> ThreadPoolExecutor:
+        """Return the thread of a model that is served; there are as many as models that ever were."""
+        if model not in self._workers:
+            self._workers[model] = ThreadPoolExecutor(1, thread_name_prefix=f"infer-{model}")
+        return self._workers[model]
 
     def close(self) -> None:
-        """Wait for the answer under way."""
-        self._worker.shutdown()
+        """Wait for the answers under way."""
+        for worker in (*self._workers.values(), self._writer):
+            worker.shutdown()
+
+
+async def _in(worker: ThreadPoolExecutor, work: Callable[[], "_Reply"]) -> "_Reply":
+    return await asyncio.get_running_loop().run_in_executor(worker, work)
+
+
+def _kind(scope: _Scope) -> str:
+    kind: str = (
+        dict(scope["headers"]).get(b"content-type", b"application/json").partition(b";")[0].strip().decode("latin-1")
+    )
+    if kind not in {SAFETENSORS, _JSON}:
+        raise InvalidInput(f"Content-Type {kind!r:.100}: send application/json or {SAFETENSORS}")
+    return kind
+
+
+def _object(body: bytes) -> Mapping[str, Any]:
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError) as bad:
+        raise InvalidInput(f"the body is not JSON ({bad!r:.100})") from None
+    if not isinstance(said, dict):
+        raise InvalidInput("the body must be a JSON object")
+    return said
 
 
 _Reply: TypeAlias = tuple[int, bytes, bytes, list[tuple[bytes, bytes]]]
@@ -133,7 +179,13 @@ def _check_host(scope: _Scope) -> None:
         raise InvalidInput(f"Host {host[:100]!r}: this endpoint answers on localhost only")
 
 
-async def _read_body(receive: _Receive) -> bytes:
+def _check_origin(scope: _Scope) -> None:
+    """Refuse web pages, which a browser on the device would let send, though not read."""
+    if b"origin" in dict(scope["headers"]):
+        raise InvalidInput("this endpoint takes nothing from web pages")
+
+
+async def _read_body(receive: _Receive, most: int) -> bytes:
     pieces, size = [], 0
     while True:
         message = await receive()
@@ -141,8 +193,8 @@ async def _read_body(receive: _Receive) -> bytes:
             raise InvalidInput("the request was cut")
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
-        if size > _MAX_BODY_BYTES:
-            raise InvalidInput(f"a request may take {_MAX_BODY_BYTES} bytes")
+        if size > most:
+            raise InvalidInput(f"this request may take {most} bytes")
         if not message.get("more_body"):
             return b"".join(pieces)
 
@@ -172,6 +224,7 @@ def _describe(serving: Serving, digest: str | None = None) -> dict[str, Any]:
         "on_trial": serving.fallback is not None,
         "answered": serving.answered,
         "failed": serving.failed,
+        "reported": serving.reported,
         "inputs": [
             {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)} for spec in serving.host.inputs
         ],
@@ -185,7 +238,11 @@ def _describe(serving: Serving, digest: str | None = None) -> dict[str, Any]:
 
 
 def _json(value: Any, extra: list[tuple[bytes, bytes]] | None = None) -> _Reply:
-    return HTTPStatus.OK, b"application/json", json.dumps(value).encode(), extra or []
+    return HTTPStatus.OK, _JSON.encode(), _dumped(value), extra or []
+
+
+def _dumped(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
 
 def _problem(bad: SpratError) -> _Reply:
@@ -194,6 +251,8 @@ def _problem(bad: SpratError) -> _Reply:
         status = HTTPStatus.BAD_REQUEST
     elif isinstance(bad, NotFound):
         status = HTTPStatus.NOT_FOUND
+    elif isinstance(bad, TooMany):
+        status = HTTPStatus.TOO_MANY_REQUESTS
     said = {
         "type": f"about:blank#{bad.code}",
         "title": status.phrase,
@@ -201,19 +260,20 @@ def _problem(bad: SpratError) -> _Reply:
         "detail": str(bad),
         "code": bad.code,
     }
-    return status, b"application/problem+json", json.dumps(said).encode(), []
+    extra = [(b"retry-after", b"1")] if status == HTTPStatus.TOO_MANY_REQUESTS else []
+    return status, b"application/problem+json", _dumped(said), extra
 
 
 class HttpEndpoint:
     """Runs the application on 127.0.0.1.
 
     Args:
-        servings: what answers.
+        applications: the calls that it takes.
         port: 0: any free one.
     """
 
-    def __init__(self, servings: Servings, port: int) -> None:
-        self._application, self._port = _Application(servings), port
+    def __init__(self, applications: Applications, port: int) -> None:
+        self._application, self._port = _Application(applications), port
         self.url = ""
 
     def start(self) -> str:
@@ -240,6 +300,8 @@ class HttpEndpoint:
             ws="none",
             interface="asgi3",
             loop="asyncio",
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            limit_concurrency=_MOST_CONNECTIONS,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
@@ -255,6 +317,6 @@ class HttpEndpoint:
         if not self.url:
             return
         self._server.should_exit = True
-        self._thread.join(_START_TIMEOUT_S)
+        self._thread.join(_ANSWER_TIMEOUT_S)
         self._application.close()
         self._listener.close()

@@ -45,12 +45,12 @@ class Intake:
                 f"assignment {wish.assignment} of {wish.full} is replayed: {record.highest_assignment} was seen before",
                 code="trust.replayed",
             )
-        standing = wish.assignment == record.highest_assignment
-        if standing and (not idle or self._is_answered(wish) or self.is_fulfilled(wish)):
-            if (following := record.under(wish)) != record:
-                self._progress.keep(following)
-                _log.info("another policy", extra={"model": self._model, "assignment": wish.assignment})
-            return False
+        if wish.assignment == record.highest_assignment:
+            wished = wished_release_id(wish)
+            if not idle or self._is_answered(wish) or self._active.fulfils(wished, at_hand=wish.prefetch):
+                if (following := record.under(wish)) != record:
+                    self._progress.keep(following)
+                return False
         self._progress.keep(replace(record, pending=wish, highest_assignment=wish.assignment))
         _log.info("assigned", extra={"model": self._model, "release": wish.release, "assignment": wish.assignment})
         return True
@@ -59,12 +59,6 @@ class Intake:
         """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""
         if assigned.assignment > self._progress.record.highest_assignment:
             self._progress.refuse(assigned, (bad.code, str(bad)))
-
-    def is_fulfilled(self, wish: Desired) -> bool:
-        """Return whether a slot has what is wished: the active one, or, of a release to be at hand, the other too."""
-        wished, other = wished_release_id(wish), self._active.other
-        at_hand = wish.prefetch and other is not None and other.release_id == wished
-        return self._active.runs(wished) or (at_hand and other is not None and self._active.is_intact(other))
 
     def breaks(self, wish: Desired) -> bool:
         """Refuse a release that failed here too often, and return that; otherwise note that it is tried."""

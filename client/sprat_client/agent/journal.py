@@ -4,7 +4,6 @@ A transition and the report it causes are one write: after a cut either both hap
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from sprat_client.agent.states import State
 from sprat_client.agent.trust.marks import Marks
 from sprat_shared.errors import InvalidInput, SpratError
 from sprat_shared.protocol.fields import Fields
-from sprat_shared.protocol.report import Evidence, Report, TrustReport
+from sprat_shared.protocol.report import AnyReport, Evidence, Report, TrustReport
 
 FORMAT: Final = 2
 REFUSALS_KEPT: Final = 16
@@ -68,12 +67,6 @@ class Work:
     agains: int = 0
     waiting: str | None = None
     told_ready: int = 0
-
-    def for_newer(self, wish: Desired) -> "Work":
-        """Return the work for a newer assignment of the same release; what was told of it already counts no more."""
-        work = replace(self, wish=replace(wish, path=self.wish.path))
-        told = self.told_ready == self.wish.assignment
-        return replace(work, received_bytes=0, started_at=time.time()) if told else work
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -361,8 +354,12 @@ class Journal:
         """Make a record durable, together with the report that its transition causes."""
         self._write(self._reported(replace(self._content, models={**self._content.models, model: record}), report))
 
+    def say(self, report: AnyReport) -> None:
+        """Make a report durable that no transition causes."""
+        self._write(self._reported(self._content, report))
+
     @staticmethod
-    def _reported(content: _Content, report: Report | TrustReport | None) -> _Content:
+    def _reported(content: _Content, report: AnyReport | None) -> _Content:
         if report is None:
             return content
         return replace(content, sequence=report.sequence, unsent=(*content.unsent, report.to_json().decode()))

@@ -4,22 +4,26 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
+from sprat_client.agent.applications import Applications
 from sprat_client.agent.bundle_file import BundleFile
 from sprat_client.agent.choice import stock
+from sprat_client.agent.drift import DriftReporter
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.estimate import Estimator, SubprocessEstimator
 from sprat_client.agent.facts import DeviceFacts
+from sprat_client.agent.holdout import Holdouts
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.http_endpoint import HttpEndpoint
 from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.journal import Journal
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.machine import ModelMachine
+from sprat_client.agent.overview import Overview
 from sprat_client.agent.permits import Permits
 from sprat_client.agent.polling import Poller
 from sprat_client.agent.progress import Settled
@@ -28,7 +32,7 @@ from sprat_client.agent.reports import Outbox
 from sprat_client.agent.room import code_of
 from sprat_client.agent.serve import Answer, Servings
 from sprat_client.agent.settings import AgentSettings
-from sprat_client.agent.steps import Workshop
+from sprat_client.agent.steps import Workshop, wished_release_id
 from sprat_client.agent.store import TensorStore
 from sprat_client.agent.transfer import Backoff, Link, NoNetwork
 from sprat_client.agent.trust.clock import Clock
@@ -96,11 +100,14 @@ class Agent:
             raise
         self._backoff = Backoff(settings.link)
         self._report_backoff = Backoff(settings.link)
+        self._disk_backoff = Backoff(settings.link)
         self._poll_interval_s = settings.poll_interval_s or self._identity.poll_interval_s
         self._next_poll = self._next_delivery = 0.0
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
         self._stopped = self._shop.stopping
-        self._endpoint = None if settings.port is None else HttpEndpoint(self._shop.servings, settings.port)
+        self._applications = Applications(self._shop.servings, self._shop.holdouts, Overview(self._shop))
+        self._drift = DriftReporter(self._shop)
+        self._endpoint = None if settings.port is None else HttpEndpoint(self._applications, settings.port)
 
     def _open(
         self, rebuilder: Rebuilder | None, estimator: Estimator | None, runtime: Runtime | None, clock: Clock | None
@@ -127,6 +134,7 @@ class Agent:
             servings=Servings(),
             hooks=Hooks(settings.hooks, settings.hook_timeout_s),
             permits=Permits(DeviceFacts(folder), journal, clock.now),
+            holdouts=Holdouts(folder / "holdout", self._disk, settings.kept),
         )
 
     def __enter__(self) -> Self:
@@ -208,7 +216,44 @@ class Agent:
             InvalidInput: the inputs do not fit.
             InferenceFailed: the model failed.
         """
-        return self._shop.servings.of(model).answer(inputs)
+        return self._applications.infer(model, inputs)
+
+    def report_error(self, model: str, text: str, *, release: int | None = None) -> int:
+        """Say that an answer was wrong. A release on trial that gives rise to too many of these is taken back.
+
+        Args:
+            model: its name.
+            text: what was wrong, 1 to 500 characters, for logs and the report; no samples.
+            release: `Answer.release`; the release that serves when left out.
+
+        Returns:
+            The release that it counts against.
+
+        Raises:
+            InvalidInput: the text is empty or too long.
+            NotFound: the model is not served.
+        """
+        return self._applications.report_error(model, text, release)
+
+    def add_labelled(self, model: str, inputs: Array, labels: Array | Sequence[int]) -> int:
+        """Add labelled samples to those that new releases must not do worse on; they never leave the device.
+
+        Once this returns, a power cut does not take them.
+
+        Args:
+            model: its name.
+            inputs: (n, ...), as the model takes them.
+            labels: (n,) whole numbers from 0.
+
+        Returns:
+            How many samples are kept now: the newest of each class, within `AgentSettings.kept`.
+
+        Raises:
+            InvalidInput: they do not fit the model or each other.
+            NotFound: the model is not served.
+            OSError: the disk failed; nothing was kept.
+        """
+        return self._applications.add_labelled(model, inputs, labels)
 
     def stop(self) -> None:
         """Let `run` return soon. What is under way goes on at the next start."""
@@ -251,13 +296,14 @@ class Agent:
         if agreed.foreign:
             raise agreed.foreign[0]
         for wish in agreed.desired:
-            if not self._machines[wish.model].progress.rests and not self._machines[wish.model].intake.is_fulfilled(
-                wish
+            machine = self._machines[wish.model]
+            if not (machine.idle or machine.ready) and not machine.active.fulfils(
+                wished_release_id(wish), at_hand=True
             ):
-                stock(self._shop, self._machines[wish.model].shelf, wish, bundle)
+                stock(self._shop, machine.shelf, wish, bundle)
         while not self._stopped.is_set():
             waits = [wait for machine in self._machines.values() if (wait := machine.advance()) is not None]
-            if all(machine.progress.rests for machine in self._machines.values()):
+            if all(machine.idle or machine.ready for machine in self._machines.values()):
                 self._upkeep.tidy(self._machines.values())
                 break
             if max(machine.failures for machine in self._machines.values()) >= _GIVE_UP_AFTER:
@@ -266,13 +312,25 @@ class Agent:
         return self._exit_code()
 
     def turn(self) -> float:
-        """Do what is due; return how long nothing will be, seconds."""
+        """Do what is due; return how long nothing will be, seconds. A disk that fails only puts it off."""
+        try:
+            wait_s = self._do_what_is_due()
+        except (OSError, MemoryError) as bad:
+            wait_s = self._disk_backoff.next_s(bad)
+            said = {"code": code_of(bad), "detail": str(bad), "wait_s": wait_s}
+            _log.exception("the disk or the system fails; trying again", extra=said)
+        else:
+            self._disk_backoff.reset()
+        return wait_s
+
+    def _do_what_is_due(self) -> float:
         now = time.monotonic()
         if now >= self._next_poll:
             self._poll()
         waits = [machine.advance() for machine in self._machines.values()]
         self._watchdog.step("tidying up", _TIDYING_UP_S)
         self._upkeep.tidy(self._machines.values())
+        self._drift.look()
         if now >= self._next_delivery or any(machine.settled for machine in self._machines.values()):
             self._deliver()
         now = time.monotonic()
@@ -344,7 +402,7 @@ class Agent:
         failures = max([self._backoff.failures, *(machine.failures for machine in self._machines.values())])
         if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
             return TryLater.exit_code
-        idle = all(machine.progress.rests for machine in self._machines.values())
+        idle = all(machine.idle or machine.ready for machine in self._machines.values())
         if self._backoff.failures or self._unsettled_poll or not idle or self._shop.reports_wait:
             if idle and self._unsettled_poll and not self._backoff.failures:
                 self._next_poll = 0.0

@@ -13,22 +13,19 @@ from sprat_client.agent.fetcher import LinkDown
 from sprat_client.agent.formats import NewerFormat
 from sprat_client.agent.intake import Intake
 from sprat_client.agent.journal import ModelRecord, Work
+from sprat_client.agent.patience import Patience
 from sprat_client.agent.permits import Unmet
-from sprat_client.agent.progress import DeadlineMissed, Progress, Settled
+from sprat_client.agent.progress import Progress, Settled
 from sprat_client.agent.releases import Shelf, Slots
 from sprat_client.agent.room import code_of
 from sprat_client.agent.states import (
-    ACTIVATED,
     AFTER_POWER_CUT,
     AT_REST,
     BEFORE_TRIAL,
     BUILT,
     NEXT,
-    RULES,
     Event,
-    Late,
     State,
-    is_late,
     resume,
 )
 from sprat_client.agent.steps import Workshop, wished_release_id
@@ -47,7 +44,8 @@ _log = logging.getLogger(__name__)
 _SUPERSEDED: Final = "assignment.superseded"
 _AGAINS_ALLOWED: Final = 2  # a disk that damages what is fetched over and over does not get better
 _DAMAGED_AGAIN: Final = frozenset({state for state, event in NEXT if event is Event.AGAIN})
-_KEEP_TIME_EVERY_S: Final = 900.0  # at most so much of a state's time is forgotten by a power cut
+_STARTS: Final = 3  # tries to serve before anything else is done: one bad read must not cost a poll's time
+_ACTIVATED: Final = frozenset({State.VALIDATING, State.SHADOW, State.TRIAL})
 
 
 class ModelMachine:
@@ -66,11 +64,11 @@ class ModelMachine:
         self.progress = Progress(model, shop)
         self.active = ActiveRelease(model, shop, self.shelf)
         self.tryout = Tryout(model, shop, self.shelf, self.active)
+        self.patience = Patience(model, self.progress, shop.settings)
         self.intake = Intake(model, shop, self.progress, self.active)
         self.failures = 0  # tries in a row that ended with TryLater, or with a disk that fails
         self._resumed = self._clean = False
         self._verdict: tuple[str, str, Event, Evidence | None] | None = None  # on a trial, until it is on the disk
-        self._said_late = False
 
     @property
     def record(self) -> ModelRecord:
@@ -88,6 +86,13 @@ class ModelMachine:
         return self.record.state is State.IDLE and self.record.pending is None
 
     @property
+    def ready(self) -> bool:
+        """Whether all that is left is a release that was assigned ahead and lies here, which was reported."""
+        record = self.record
+        told = record.work is not None and record.work.wish.prefetch and record.work.told_ready
+        return record.state is State.READY and record.pending is None and told == record.highest_assignment
+
+    @property
     def is_settled(self) -> bool:
         """Whether what the disk must hold can be told: the slots' releases, and one that lies whole beside them."""
         record = self.record
@@ -102,10 +107,13 @@ class ModelMachine:
             clean: the agent was asked to end and did; that says nothing against what was under way.
         """
         self._clean = clean
-        try:
-            self._resume()
-        except (OSError, MemoryError) as bad:
-            self._not_before = time.monotonic() + self._say_stuck(bad)
+        for _ in range(_STARTS):
+            try:
+                self._resume()
+            except (OSError, MemoryError) as bad:
+                self._not_before = time.monotonic() + self._say_stuck(bad)
+            else:
+                return
 
     def _resume(self) -> None:
         record = self.record
@@ -116,8 +124,8 @@ class ModelMachine:
             pass
         elif record.state is State.TRIAL:
             record = replace(record, trial_cuts=record.trial_cuts + 1)
-        elif record.state is not State.IDLE:
-            record = replace(record, resumes=record.resumes + 1)
+        elif record.state is not State.IDLE and (record.work is None or record.work.waiting is None):
+            record = replace(record, resumes=record.resumes + 1)  # while it waits for leave a restart is no failure
         if record != self.record:
             self.progress.keep(record)
             _log.info("resuming", extra={"model": self.model, "state": record.state, "resumes": record.resumes})
@@ -126,8 +134,13 @@ class ModelMachine:
             case Event.UNHEALTHY:
                 self._go_back("trial.cut-too-often", f"the device restarted {record.trial_cuts} times during the trial")
             case Event.REJECTED if record.state is State.SHADOW:
-                why = f"the agent ended {record.resumes} times while the release answered in the shadow"
-                self._reject(ValidationRefused(why, code="shadow.cut-too-often", evidence=self._work.evidence))
+                self._reject(
+                    ValidationRefused(
+                        f"the agent ended {record.resumes} times while the release answered in the shadow",
+                        code="shadow.cut-too-often",
+                        evidence=self._work.evidence,
+                    )
+                )
             case Event.REJECTED:
                 bad = SpratError(f"{record.resumes} restarts while {record.state}; giving up", code="agent.gave-up")
                 self._reject(bad)
@@ -148,16 +161,23 @@ class ModelMachine:
         """
         before = self.record
         taken = self.intake.take(wish, idle=self.idle)
-        if self.record != before:  # it, or its policy, is newer: what was waited for may not be asked any more
-            self._not_before = 0.0
+        if self.record != before:
+            self._not_before = 0.0  # what it waited for may not be asked any more
+        if taken:
             self._backoff.reset()
         return taken
 
     def let_go(self) -> None:
         """Give up what was fetched ahead: the director names the model no more."""
-        if self.record.work is not None and self._work.wish.prefetch and self.record.state in BEFORE_TRIAL:
+        record = self.record
+        if record.work is not None and record.work.wish.prefetch and record.state in BEFORE_TRIAL:
+            self.tryout.drop()
             self._enter(Event.SUPERSEDED, None)
             self._give_back_room()
+
+    def look_again(self) -> None:
+        """Look at once at what is waited for: something changed."""
+        self._not_before = 0.0
 
     def refuse(self, assigned: Assigned, bad: UpdateRejected) -> None:
         """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""
@@ -173,12 +193,13 @@ class ModelMachine:
             wait_s = self._not_before - time.monotonic()
             if wait_s > 0 and not (self.record.pending and self.record.state in BEFORE_TRIAL):
                 return wait_s
-            self._shop.watchdog.step(f"{self.model}: {self.record.state}", self._limit_s())
+            self._shop.watchdog.step(f"{self.model}: {self.record.state}", self.patience.step_limit_s())
             try:
                 if not self._resumed:
                     self._resume()
                 self._take_pending()
-                self._judge_time()
+                if (late := self.patience.judge()) is not None:
+                    self._reject(late)
                 wait = self._act()
                 self.failures = 0
             except TryLater as bad:
@@ -203,41 +224,17 @@ class ModelMachine:
                 return wait
         return None
 
-    def _limit_s(self) -> float:
-        """Return how long one step of the present state may take: with what it waits for that has limits of its own."""
-        settings, state = self._shop.settings, self.record.state
-        own_s = 2 * settings.hook_timeout_s
-        if state in {State.IDLE, State.FETCHING, State.VERIFYING, State.REBUILDING}:  # they may ask the server
-            own_s += settings.link.total_timeout_s
-        if state is State.REBUILDING:
-            own_s += settings.rebuild_timeout_s + settings.statistics.timeout_s
-        return RULES[state].stuck_s + own_s
-
-    def _judge_time(self) -> None:
-        """Give up, or say, what takes longer than its state may; keep the time that it took."""
-        state, spent_s = self.record.state, self.progress.spent_s
-        if self.record.work is None:
-            return
-        if is_late(state, spent_s):
-            late = f"{spent_s:.0f} s while {state}; {RULES[state].deadline_s:.0f} s are allowed"
-            if RULES[state].late is Late.GIVE_UP:
-                self._reject(DeadlineMissed(f"{late}: given up"))
-            elif not self._said_late:
-                self._said_late = True
-                _log.error(
-                    "late", extra={"model": self.model, "state": state, "code": DeadlineMissed.code, "detail": late}
-                )
-        if self.progress.unkept_s > _KEEP_TIME_EVERY_S and self.record.work is not None:
-            self.progress.keep_work(self._work)
-
     def _take_pending(self) -> None:
         """Give up the present work for a newer assignment."""
         record = self.record
         if record.pending is None or record.state in {State.IDLE, State.ROLLING_BACK} or record.work is None:
             return
-        stops = record.pending.prefetch and record.state in ACTIVATED  # it begins to serve, and shall wait
-        if wished_release_id(record.pending) == wished_release_id(record.work.wish) and not stops:
-            self.progress.keep(replace(record, pending=None, work=record.work.for_newer(record.pending)))
+        starts = record.pending.prefetch and record.state in _ACTIVATED  # it serves, or begins to, and shall wait
+        if wished_release_id(record.pending) == wished_release_id(record.work.wish) and not starts:
+            work = replace(record.work, wish=replace(record.pending, path=record.work.wish.path))
+            if work.told_ready == record.work.wish.assignment:  # what it took was told with that report
+                work = replace(work, received_bytes=0, started_at=time.time())
+            self.progress.keep(replace(record, pending=None, work=work))
         elif record.state is State.TRIAL:
             self._go_back(_SUPERSEDED, "a newer assignment arrived during the trial", Event.SUPERSEDED)
         else:
@@ -271,10 +268,10 @@ class ModelMachine:
         wish = record.pending
         if wish is None:
             return
-        slots = self.shelf.slots()
+        slots = self.active.slots()
         work = Work(wish=wish, started_at=time.time())
         wished = wished_release_id(wish)
-        if wish.prefetch and self.intake.is_fulfilled(wish):
+        if wish.prefetch and self.active.fulfils(wished, at_hand=True):
             self.progress.settle(work, Outcome.READY)
         elif slots.active is not None and slots.active.release_id == wished:
             self.shelf.point(replace(slots, active=replace(slots.active, release=wish.release)))
@@ -321,7 +318,8 @@ class ModelMachine:
         self._enter(Event.DONE, self._work)
 
     def _ready(self) -> float | None:
-        self.progress.say_ready()
+        if (work := self._work).wish.prefetch and work.told_ready != work.wish.assignment:
+            self.progress.tell_ready(work)
         if (unmet := self._shop.permits.activate(self._work.wish)) is not None:
             return self._wait(unmet)
         self._enter(Event.DONE, replace(self._work, waiting=None))
@@ -420,7 +418,7 @@ class ModelMachine:
         """Enter the next state and tell the hooks; its work begins at once."""
         self.progress.enter(event, work, outcome=outcome, bad=bad, pending_taken=pending_taken, ended=ended)
         self.tryout.watch_no_more()
-        self._not_before, self._said_late = 0.0, False
+        self._not_before = 0.0
         self._tell_hooks()
 
     def _failed(self, bad: BaseException) -> float | None:

@@ -133,24 +133,15 @@ class Progress:
         self._store(after, report, settled)
         _log.info("state", extra={"model": self._model, "state": state, "event": event, "from": record.state})
 
-    @property
-    def rests(self) -> bool:
-        """Whether nothing is left to do, or only a release that was assigned ahead waits here, and was reported."""
-        record = self.record
-        told = record.work is not None and record.work.wish.prefetch and record.work.told_ready
-        ready = record.state is State.READY and told == record.highest_assignment
-        return record.pending is None and (record.state is State.IDLE or ready)
-
-    def say_ready(self) -> None:
-        """Report, once for each assignment, that a release which was assigned ahead lies here and waits."""
-        work = self.work
-        if work.wish.prefetch and work.told_ready != work.wish.assignment:
-            work = replace(work, told_ready=work.wish.assignment, spent_s=self.spent_s)
-            self._store(*self._conclude(replace(self.record, work=work), work, Outcome.READY, None))
-
     def settle(self, work: Work, outcome: Outcome) -> None:
         """Answer an assignment that asks for what is there already."""
         self._store(*self._conclude(replace(self.record, pending=None), work, outcome, None))
+
+    def tell_ready(self, work: Work) -> None:
+        """Report, once, that a release which was assigned ahead lies here and waits."""
+        work = replace(work, told_ready=work.wish.assignment, spent_s=self.spent_s)
+        settled = Settled(self._model, work.wish.release, Outcome.READY, None)
+        self._store(replace(self.record, work=work), self._report(work.wish, Outcome.READY, None, work), settled)
 
     def refuse(self, assigned: Assigned | Desired, bad: tuple[str, str]) -> None:
         """Answer an assignment that will not be worked on, with code and sentence of the reason."""
@@ -181,9 +172,9 @@ class Progress:
         bad = bad or work.reason
         if outcome is Outcome.RETURNED or (outcome is Outcome.COMMITTED and work.validated is not None):
             record = replace(record, validated=work.validated)
-        if bad is None and outcome is not Outcome.READY:
+        if outcome in {Outcome.COMMITTED, Outcome.RETURNED}:
             record = record.forgiven(wished_release_id(wish))
-        elif bad is not None:
+        if bad is not None:
             record = record.refuse(wish.assignment, wish.release, bad[0], final=outcome is not Outcome.FAILED)
             link = bad[0] == DeadlineMissed.code and self.record.state is State.FETCHING
             if not link and bad[0] != _BY_HAND:  # neither says anything of the release on this device

@@ -1,5 +1,6 @@
 """Samples of this device, which never leave it: labelled ones to validate on, and inputs of any kind."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from sprat_client.runtime.ports import Array
 from sprat_shared.errors import InvalidInput
 from sprat_shared.wire.safetensors import SafetensorsFile
 
+_log = logging.getLogger(__name__)
 _SUFFIXES: Final = frozenset({".npz", ".safetensors"})
 _INVALID: Final = "holdout.invalid"
 
@@ -40,6 +42,22 @@ def load_holdout(path: Path) -> Holdout:
     if not len(labels):
         raise InvalidInput(f"{path}: no samples in it", code=_INVALID)
     return Holdout(inputs, labels)
+
+
+def joined(owners: Holdout | None, kept: Holdout | None) -> Holdout | None:
+    """Return the owner's samples and those that applications added, together; None: there are none.
+
+    Where they do not fit together, the owner's count: what he gave is what he wants to be judged by.
+    """
+    if owners is None or kept is None:
+        return owners or kept
+    if owners.inputs.shape[1:] != kept.inputs.shape[1:]:
+        _log.warning(
+            "samples that applications added do not fit the holdout files, and are not used",
+            extra={"files": owners.inputs.shape[1:], "added": kept.inputs.shape[1:]},
+        )
+        return owners
+    return Holdout(np.concatenate([owners.inputs, kept.inputs]), np.concatenate([owners.labels, kept.labels]))
 
 
 def load_inputs(path: Path) -> Array:

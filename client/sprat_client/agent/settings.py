@@ -72,6 +72,19 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HoldoutSettings:
+    """How many labelled samples of one model are kept for applications that add them.
+
+    Attributes:
+        most_samples: of all classes together, and
+        most_bytes: of their inputs.
+    """
+
+    most_samples: int = 2048
+    most_bytes: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsSettings:
     """How a release's local statistics are computed from this device's inputs.
 
@@ -128,6 +141,7 @@ class AgentSettings:
     link: LinkSettings = field(default_factory=LinkSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
+    kept: HoldoutSettings = field(default_factory=HoldoutSettings)
 
     def under(self, policy: DevicePolicy) -> "AgentSettings":
         """Return these settings with what a signed policy says in place of them."""

@@ -132,8 +132,6 @@ RULES: Final[Mapping[State, Rule]] = MappingProxyType(
 AT_REST: Final = frozenset({S.IDLE, S.ROLLING_BACK})
 # States in which the new release does not serve yet, and never did.
 BEFORE_TRIAL: Final = frozenset(State) - AT_REST - {S.TRIAL}
-# States in which the new release has begun to be judged.
-ACTIVATED: Final = frozenset({S.VALIDATING, S.SHADOW, S.TRIAL})
 # States in which the new release lies whole beside the old one.
 BUILT: Final = frozenset({S.READY, S.VALIDATING, S.SHADOW, S.TRIAL})
 

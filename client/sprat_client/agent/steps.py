@@ -15,6 +15,7 @@ from uuid import UUID
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import Disk, make_folder, write_file
 from sprat_client.agent.estimate import EstimateJob, Estimator
+from sprat_client.agent.holdout import Holdouts
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.journal import Journal, Work
 from sprat_client.agent.measure import Memory, load_measured
@@ -23,7 +24,7 @@ from sprat_client.agent.rebuild import Rebuilder, RebuildStep
 from sprat_client.agent.releases import Manifest, Shelf, Slot
 from sprat_client.agent.reports import Outbox
 from sprat_client.agent.room import REBUILD_PROCESS_BYTES, Reserve, code_of, require_memory
-from sprat_client.agent.samples import load_holdout, load_inputs
+from sprat_client.agent.samples import joined, load_holdout, load_inputs
 from sprat_client.agent.serve import Serving, Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.store import StoreCorrupted, TensorStore
@@ -62,6 +63,7 @@ class Workshop:
         servings: what serves.
         hooks: the owner's executables.
         permits: whether an update may be worked on now.
+        holdouts: labelled samples that applications added.
         blobs: payloads of the last poll, by digest.
         stopping: the agent was asked to end; long work is left for the next start.
         watchdog: is told what is done, and that it goes forward.
@@ -82,6 +84,7 @@ class Workshop:
     servings: Servings
     hooks: Hooks
     permits: Permits
+    holdouts: Holdouts
     blobs: dict[str, bytes] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
     watchdog: Watchdog = field(default_factory=Watchdog)
@@ -322,6 +325,8 @@ def compare(shop: Workshop, shelf: Shelf, work: Work) -> tuple[ModelHost, Valida
     new, memory = _load_both(shop, shelf, work, serving)
     path, unlabelled = shop.settings.holdouts.get(model), shop.settings.unlabelled.get(model)
     holdout = None if path is None else load_holdout(path)
+    if len(new.inputs) == 1:
+        holdout = joined(holdout, shop.holdouts.of(model).load(new.inputs[0]))
     inputs = load_inputs(unlabelled) if holdout is None and unlabelled is not None else None
     settings = shop.settings.under(work.wish.policy).validation
     old = None if serving is None else serving.host

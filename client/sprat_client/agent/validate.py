@@ -144,7 +144,8 @@ def validate(
     evidence = replace(evidence, mode=mode)
     if old is not None and (few := _too_few(evidence, settings)) is not None:
         evidence, detail = replace(evidence, unproven=True), f"{detail}; unproven: {few}"
-        why = why or (("validation.too-few", few) if settings.too_few == "refuse" else None)
+        if why is None and settings.too_few == "refuse":
+            why = ValidationRefused(f"validation: {few}", code="validation.too-few")
     times = Times()
     try:
         if holdout is None and inputs is None:
@@ -158,7 +159,8 @@ def validate(
     evidence = _with_costs(evidence, times, memory)
     why = why or _too_large(memory, settings)
     if why is not None:
-        raise ValidationRefused(f"validation: {why[1]}", code=why[0], evidence=evidence)
+        why.evidence = evidence
+        raise why
     latency, old_latency = times.percentiles()
     return Validation(
         mode=mode,
@@ -171,7 +173,7 @@ def validate(
 
 
 _NO_SAMPLES: Final = "no holdout samples: only finite answers to made-up inputs were asked for"
-_Why = tuple[str, str] | None  # public code, and the sentence for people
+_Why = ValidationRefused | None
 _Said = tuple[Mode, Evidence, _Why, str]
 
 
@@ -194,7 +196,7 @@ def _on_holdout(new: ModelHost, old: ModelHost | None, holdout: Holdout, setting
         p_worse=tail(only_old, only_old + only_new),
     )
     worse = judge(samples=samples, only_old=only_old, only_new=only_new, settings=settings)
-    why = None if worse is None else (ValidationRefused.code, f"on {samples} holdout samples {worse}")
+    why = None if worse is None else ValidationRefused(f"validation on {samples} holdout samples: {worse}")
     detail = f"{evidence.new_correct} of {samples} right, {only_old} lost, {only_new} won"
     return "labelled" if old is None else "paired", evidence, why, detail
 
@@ -215,7 +217,9 @@ def _on_inputs(new: ModelHost, old: ModelHost | None, inputs: Array, settings: V
     )
     why = None
     if settings.min_agreement is not None and seen.agreed < settings.min_agreement * seen.compared:
-        why = ("validation.disagrees", f"{detail}; {settings.min_agreement:g} of them are asked for")
+        why = ValidationRefused(
+            f"validation {detail}; {settings.min_agreement:g} of them are asked for", code="validation.disagrees"
+        )
     return "unlabelled", evidence, why, detail
 
 
@@ -248,19 +252,22 @@ def _too_slow(
     times.old += more.old
     if not is_slower(times.new, times.old, ratio):
         return None
-    said = (
-        f"95 % of its answers take up to {{:.3g}} s, those of the old release {{:.3g}} s; {ratio:g} times are allowed"
+    now, before = (one or (0.0, 0.0) for one in times.percentiles())
+    return ValidationRefused(
+        f"validation: 95 % of its answers take up to {now[1]:.3g} s, those of the old release {before[1]:.3g} s; "
+        f"{ratio:g} times are allowed",
+        code="validation.slow",
     )
-    now, before = times.percentiles()
-    return "validation.slow", said.format(now[1], 0.0 if before is None else before[1])
 
 
 def _too_large(memory: Memory | None, settings: ValidationSettings) -> _Why:
     ratio = settings.max_memory_ratio
     if ratio is None or memory is None or not memory.exceeds(ratio):
         return None
-    said = f"loaded it takes {memory.new} bytes, the old release {memory.old}; {ratio:g} times are allowed"
-    return "validation.memory", said
+    return ValidationRefused(
+        f"validation: loaded it takes {memory.new} bytes, the old release {memory.old}; {ratio:g} times are allowed",
+        code="validation.memory",
+    )
 
 
 def _with_costs(evidence: Evidence, times: Times, memory: Memory | None) -> Evidence:

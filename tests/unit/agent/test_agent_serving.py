@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import tiny_onnx
 import uvicorn
-from one_device import INPUTS, MODEL, OneDevice, one_device, release_of
+from one_device import INPUTS, MODEL, OneDevice, one_device
+from swap_load import load
 
 from sprat_client.agent import Endpoint
-from sprat_client.agent.http_endpoint import SAFETENSORS, HttpEndpoint, decode_tensors, encode_tensors
+from sprat_client.agent.http_endpoint import SAFETENSORS, HttpEndpoint
 from sprat_client.agent.loop import Agent
-from sprat_client.agent.serve import Servings
+from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput, NotFound
 
 
@@ -128,40 +129,15 @@ def test_one_corrupted_byte_in_a_store_file_is_seen(device: OneDevice, http: htt
     assert said["digest"] != said["weights"]
 
 
-def test_no_request_is_dropped_while_releases_are_swapped(device: OneDevice, agent: Agent) -> None:
-    for number in range(2, 7):
-        weights = tiny_onnx.nudged(tiny_onnx.weights(1), number, size=0.01)
-        device.server.add_release(MODEL, weights, base=number - 1)
-    stop, failures, seen = threading.Event(), list[str](), set[int]()
-
-    def ask() -> None:
-        with httpx.Client(base_url=agent.url, trust_env=False) as client:
-            body = encode_tensors({"inputs": INPUTS})
-            while not stop.is_set():
-                answer = client.post(f"/v1/models/{MODEL}/infer", content=body, headers={"Content-Type": SAFETENSORS})
-                if answer.status_code != 200:
-                    failures.append(answer.text)
-                    return
-                release = int(answer.headers["Sprat-Release"])
-                seen.add(release)
-                got = decode_tensors(answer.content)["logits"]
-                if not np.allclose(got, expected(device, release), rtol=1e-4, atol=1e-4):
-                    failures.append(f"an answer of release {release} is not that release's")
-
-    askers = [threading.Thread(target=ask) for _ in range(3)]
-    for asker in askers:
-        asker.start()
-    try:
-        for number in (2, 3, 4, 5, 6, 5, 6):
-            device.server.assign(MODEL, number)
-            assert agent.run(once=True) == 0
-    finally:
-        stop.set()
-        for asker in askers:
-            asker.join()
-    assert failures == []
-    assert seen >= {2, 6}
-    assert release_of(agent, device.server) == 6
+def test_no_request_is_dropped_while_releases_are_swapped_and_each_answer_is_of_the_release_it_names(
+    tmp_path: Path,
+) -> None:
+    seen, swaps = load(tmp_path, swaps=12, clients=3)
+    assert seen.failures == []
+    assert seen.foreign == []
+    assert swaps >= 12
+    assert len(seen.answers) >= 4
+    assert seen.changes >= 12
 
 
 def test_a_port_that_is_taken_is_said_so_and_the_folder_is_free_again(agent: Agent, tmp_path: Path) -> None:
@@ -173,7 +149,7 @@ def test_a_port_that_is_taken_is_said_so_and_the_folder_is_free_again(agent: Age
         assert other.serves() == 1
 
 
-def test_an_address_that_is_told_is_never_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_is_told_is_never_refused(device: OneDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = threading.Event()
     run = uvicorn.Server.run
 
@@ -182,7 +158,8 @@ def test_an_address_that_is_told_is_never_refused(monkeypatch: pytest.MonkeyPatc
         run(self, sockets)
 
     monkeypatch.setattr(uvicorn.Server, "run", late)
-    endpoint = HttpEndpoint(Servings(), 0)
+    with device.agent() as agent:
+        endpoint = HttpEndpoint(agent._applications, 0)
     url = httpx.URL(endpoint.start())
     try:
         with socket.create_connection((url.host, url.port or 0), timeout=5) as early:

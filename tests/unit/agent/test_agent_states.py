@@ -7,10 +7,13 @@ import pytest
 from sprat_client.agent.states import (
     AFTER_POWER_CUT,
     NEXT,
+    RULES,
     TRIAL_CUTS_ALLOWED,
     Event,
     ImpossibleEvent,
+    Late,
     State,
+    is_late,
     resume,
     step,
 )
@@ -65,3 +68,30 @@ def test_the_third_cut_during_one_trial_counts_as_unhealthy() -> None:
 
 def test_cuts_in_other_states_only_resume() -> None:
     assert {resume(state, 99) for state in set(State) - {State.TRIAL}} == {None}
+
+
+def test_every_state_has_a_rule_and_only_what_changes_what_serves_is_never_given_up() -> None:
+    assert set(RULES) == set(State)
+    endless = {state for state, rule in RULES.items() if rule.deadline_s is None or rule.late is Late.SAY}
+    assert endless == {State.IDLE, State.TRIAL, State.ROLLING_BACK}
+    for state, rule in RULES.items():
+        assert rule.late is Late.SAY or (state, Event.REJECTED) in NEXT
+
+
+def test_restarts_count_where_the_agent_itself_may_be_what_crashes() -> None:
+    counted = {state for state, rule in RULES.items() if rule.restarts is not None}
+    assert counted >= {State.FETCHING, State.VERIFYING, State.REBUILDING, State.VALIDATING}
+    assert State.READY not in counted, "a device may be switched off each night while it waits for its window"
+    for state in counted:
+        allowed = RULES[state].restarts
+        assert allowed is not None
+        assert [resume(state, 0, restarts) for restarts in (allowed, allowed + 1)] == [None, Event.REJECTED]
+
+
+def test_a_state_is_late_after_its_deadline_and_a_policy_may_wait_for_months() -> None:
+    for state, rule in RULES.items():
+        if rule.deadline_s is None:
+            assert not is_late(state, 1e12)
+        else:
+            assert [is_late(state, rule.deadline_s), is_late(state, rule.deadline_s + 1)] == [False, True]
+    assert not is_late(State.READY, 90 * 86400.0)

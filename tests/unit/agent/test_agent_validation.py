@@ -1,6 +1,7 @@
 """Which new releases the holdout samples refuse, and which they let pass."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from math import comb
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sprat_client.agent import measure
+from sprat_client.agent.measure import Memory, load_measured
 from sprat_client.agent.samples import Holdout, load_holdout
 from sprat_client.agent.settings import ValidationSettings
 from sprat_client.agent.validate import ValidationRefused, judge, tail, validate
@@ -192,3 +195,201 @@ def test_an_empty_folder_is_no_holdout(tmp_path: Path) -> None:
 def test_a_holdout_of_another_shape_does_not_fit_the_model() -> None:
     with pytest.raises(InvalidInput, match="the model takes shape"):
         validate(TableModel(np.arange(4)), None, Holdout(np.zeros((4, 2)), np.arange(4)), SETTINGS)
+
+
+# too few samples --------------------------------------------------------------------------------------------------
+
+
+def test_too_few_samples_are_accepted_as_unproven_or_refused_as_the_policy_says() -> None:
+    holdout = holdout_of(29)
+    good, accept = TableModel(holdout.labels), SETTINGS
+    result = validate(good, good, holdout, accept)
+    assert result.evidence.unproven
+    assert result.told == "paired, unproven"
+    assert "29 samples" in result.detail
+    with pytest.raises(ValidationRefused, match="29 samples could be compared, and 30") as refused:
+        validate(good, good, holdout, replace(SETTINGS, too_few="refuse"))
+    assert refused.value.code == "validation.too-few"
+    assert refused.value.evidence is not None
+    assert refused.value.evidence.unproven
+    assert not validate(good, good, holdout, replace(SETTINGS, too_few="refuse", min_samples=29)).evidence.unproven
+
+
+def test_a_worse_release_is_refused_as_worse_even_where_samples_are_few() -> None:
+    holdout = holdout_of(20)
+    worse = TableModel(answers_with(holdout.labels, range(10)))
+    with pytest.raises(ValidationRefused) as refused:
+        validate(worse, TableModel(holdout.labels), holdout, replace(SETTINGS, too_few="refuse"))
+    assert refused.value.code == "validation.worse"
+
+
+def test_the_first_release_of_a_device_has_nothing_to_be_compared_with_and_is_not_refused_for_that() -> None:
+    result = validate(TableModel(np.arange(10)), None, None, replace(SETTINGS, too_few="refuse"))
+    assert (result.mode, result.evidence.unproven) == ("unvalidated", False)
+
+
+# without labels ---------------------------------------------------------------------------------------------------
+
+
+def test_without_labels_old_and_new_are_compared_and_accuracy_can_have_fallen_by_no_more_than_the_bound() -> None:
+    labels = np.random.default_rng(7).integers(0, CLASSES, 200)
+    inputs = np.arange(200)
+    old, new = TableModel(labels), TableModel(answers_with(labels, range(6)))
+    result = validate(new, old, None, SETTINGS, inputs=inputs)
+    seen = result.evidence
+    assert (result.mode, seen.samples, seen.compared, seen.agreed) == ("unlabelled", 0, 200, 194)
+    assert seen.max_drop == pytest.approx(0.0583, abs=1e-4)  # Clopper and Pearson, 6 of 200, one-sided 95 %
+    assert result.told == "unlabelled, unproven"
+    for seed in range(20):  # whatever the true labels are
+        true = np.random.default_rng(seed).integers(0, CLASSES, 200)
+        fall = (labels == true).mean() - (answers_with(labels, range(6)) == true).mean()
+        assert fall <= seen.max_drop
+    assert seen.old_confidence == 1.0, "rows that sum to one are probabilities"
+
+
+def test_without_labels_a_release_that_agrees_too_little_is_refused_where_the_policy_says_so() -> None:
+    labels = np.random.default_rng(7).integers(0, CLASSES, 100)
+    old, new = TableModel(labels), TableModel(answers_with(labels, range(6)))
+    policy = replace(SETTINGS, min_agreement=0.95, too_few="refuse")
+    with pytest.raises(ValidationRefused, match="94 of 100") as refused:
+        validate(new, old, None, policy, inputs=np.arange(100))
+    assert refused.value.code == "validation.disagrees"
+    kept = validate(new, old, None, replace(policy, min_agreement=0.94), inputs=np.arange(100))
+    assert not kept.evidence.unproven, "inputs count where a bound of agreement is asked for"
+    with pytest.raises(ValidationRefused, match="29 samples") as few:
+        validate(new, old, None, replace(policy, min_agreement=0.5), inputs=np.arange(29))
+    assert few.value.code == "validation.too-few"
+
+
+def test_without_labels_an_old_release_that_fails_leaves_only_finite_answers_to_ask_for() -> None:
+    inputs = np.arange(20)
+    assert (
+        validate(TableModel(inputs % CLASSES), Broken(inputs % CLASSES), None, SETTINGS, inputs=inputs).mode
+        == "unvalidated"
+    )
+    with pytest.raises(ValidationRefused, match="NaN or Inf"):
+        validate(TableModel(inputs % CLASSES, spoil=np.nan), None, None, SETTINGS, inputs=inputs)
+
+
+def test_a_drift_of_the_inputs_is_measured_between_their_older_and_their_newer_half() -> None:
+    draw = np.random.default_rng(4)
+    still = draw.integers(0, 50, 400)
+    moved = np.concatenate([draw.integers(0, 50, 200), draw.integers(40, 90, 200)])
+    model = TableModel(np.arange(90) % CLASSES)
+    near, far = (
+        validate(model, model, None, SETTINGS, inputs=inputs).evidence.input_drift for inputs in (still, moved)
+    )
+    assert near is not None
+    assert far is not None
+    assert near < 0.2
+    assert far > 0.6
+
+
+# latency and memory -----------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that stands still but for the models that take their time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Late(TableModel):
+    """A model that takes its time, and now and then much more, as on a busy device."""
+
+    def __init__(self, answers: Array, clock: Clock, seconds: float, *, hiccups: float = 0.0) -> None:
+        super().__init__(answers)
+        self.clock, self.seconds, self.hiccups = clock, seconds, hiccups
+        self.draw, self.runs = np.random.default_rng(5), 0
+
+    def run(self, values: Mapping[str, Array]) -> list[Array]:
+        self.runs += 1
+        self.clock.now += self.seconds * self.draw.uniform(1, 1.2) * (20 if self.draw.random() < self.hiccups else 1)
+        return super().run(values)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(measure, "time", clock)
+    return clock
+
+
+def test_a_release_of_three_times_the_time_is_refused_and_not_where_nobody_asks(clock: Clock) -> None:
+    holdout = holdout_of(40)
+    policy = replace(SETTINGS, max_latency_ratio=1.5)
+    slow, old = Late(holdout.labels, clock, 0.003), Late(holdout.labels, clock, 0.001)
+    with pytest.raises(ValidationRefused, match=r"1\.5 times are allowed") as refused:
+        validate(slow, old, holdout, policy)
+    assert refused.value.code == "validation.slow"
+    seen = refused.value.evidence
+    assert seen is not None
+    assert seen.new_latency_p95_s == pytest.approx(0.0036, rel=0.05)
+    assert seen.old_latency_p95_s == pytest.approx(0.0012, rel=0.05)
+    assert old.runs > 200
+    quiet = Late(holdout.labels, clock, 0.001)
+    assert validate(slow, quiet, holdout, SETTINGS).evidence.new_latency_p95_s is not None
+    assert quiet.runs < 20, "without a limit nothing more is timed"
+
+
+def test_hiccups_of_a_busy_device_refuse_no_release_of_the_same_speed(clock: Clock) -> None:
+    holdout = holdout_of(40)
+    policy = replace(SETTINGS, max_latency_ratio=1.5, latency_runs=30)
+    refused = 0
+    for seed in range(40):
+        old, new = (Late(holdout.labels, clock, 0.001, hiccups=0.03) for _ in range(2))
+        old.draw, new.draw = np.random.default_rng(seed), np.random.default_rng(1000 + seed)
+        try:
+            validate(new, old, holdout, policy)
+        except ValidationRefused:
+            refused += 1
+    assert refused <= 2, "5 % of the good ones at most"
+
+
+def test_the_times_of_a_slow_model_end_with_their_budget(clock: Clock) -> None:
+    holdout = holdout_of(40)
+    policy = replace(SETTINGS, max_latency_ratio=1.5, latency_runs=30, latency_budget_s=10.0)
+    slow, old = Late(holdout.labels, clock, 3.0), Late(holdout.labels, clock, 1.0)
+    assert validate(slow, old, holdout, policy).mode == "paired", "a few times show nothing"
+    assert old.runs < 12
+
+
+def test_a_release_that_takes_too_much_memory_is_refused_after_it_was_measured_three_times() -> None:
+    holdout, measured = holdout_of(40), []
+
+    def again() -> tuple[int, int]:
+        measured.append(1)
+        return 100 << 20, 300 << 20
+
+    model, policy = TableModel(holdout.labels), replace(SETTINGS, max_memory_ratio=2.0)
+    with pytest.raises(ValidationRefused, match="2 times are allowed") as refused:
+        validate(model, model, holdout, policy, memory=Memory(old=100 << 20, new=299 << 20, again=again))
+    assert refused.value.code == "validation.memory"
+    assert refused.value.evidence is not None
+    assert refused.value.evidence.new_memory_bytes == 299 << 20
+    assert len(measured) == 2
+    spike = Memory(old=100 << 20, new=300 << 20, again=lambda: (100 << 20, 110 << 20))
+    assert validate(model, model, holdout, policy, memory=spike).mode == "paired"
+    tiny = Memory(old=1000, new=9000, again=again)
+    assert validate(model, model, holdout, policy, memory=tiny).mode == "paired"
+
+
+def test_the_memory_of_a_release_is_its_mapped_files_and_what_it_takes_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "0").write_bytes(bytes(5 << 20))
+
+    class Greedy:
+        def load(self, _folder: Path) -> TableModel:
+            model = TableModel(np.arange(4))
+            model.hoard = np.ones(8 << 20, np.uint8)  # type: ignore[attr-defined]
+            return model
+
+    _, taken = load_measured(Greedy(), tmp_path)
+    assert 12 << 20 < taken < 20 << 20

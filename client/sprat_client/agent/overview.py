@@ -1,0 +1,103 @@
+"""What is wrong with the agent, and its numbers, for whoever asks the local endpoint."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sprat_client.agent.measure import resident_bytes
+from sprat_client.agent.metrics import Gauge
+from sprat_client.agent.releases import Shelf
+from sprat_client.agent.steps import Workshop
+from sprat_client.agent.store import StoreCorrupted
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """One thing that is not as it should be.
+
+    Attributes:
+        code: public code.
+        detail: the sentence for people.
+        model: that it concerns; None: the agent.
+        failing: a model that should be served is not.
+    """
+
+    code: str
+    detail: str
+    model: str | None = None
+    failing: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        said = {"code": self.code, "detail": self.detail}
+        return said if self.model is None else {**said, "model": self.model}
+
+
+class Overview:
+    """Looks at an agent from another thread.
+
+    Args:
+        shop: what the agent works with.
+    """
+
+    def __init__(self, shop: Workshop) -> None:
+        self._shop = shop
+
+    def wrong(self) -> list[Wrong]:
+        """Return everything that is wrong: nothing, where the agent serves what it should and believes its server."""
+        return [
+            *self._wrong_agent(),
+            *(wrong for model in sorted(self._shop.journal.models) for wrong in self._wrong_of(model)),
+        ]
+
+    def _wrong_agent(self) -> Iterator[Wrong]:
+        trust = self._shop.journal.trust
+        if trust.trouble is not None:
+            yield Wrong(trust.trouble.code, trust.trouble.detail)
+        if trust.clock_ahead_s is not None:
+            yield Wrong(
+                "clock.suspect", f"the device's clock is {trust.clock_ahead_s:.0f} s off the time that is signed"
+            )
+
+    def _wrong_of(self, model: str) -> Iterator[Wrong]:
+        record, settings = self._shop.journal.record(model), self._shop.settings
+        try:
+            active = Shelf(model, settings.folder / "models" / model, self._shop.store, self._shop.disk).slots().active
+        except (StoreCorrupted, OSError) as bad:
+            yield Wrong("store.corrupted", str(bad), model, failing=True)
+            return
+        serving = self._shop.servings.get(model)
+        if active is not None and serving is None:
+            yield Wrong(
+                "model.not-served", f"release {active.release} is active, and does not answer", model, failing=True
+            )
+        newest = record.refused[-1] if record.refused else None
+        if newest is not None and newest.assignment == record.highest_assignment and record.work is None:
+            yield Wrong(newest.code, f"release {newest.release} was assigned, and does not serve", model)
+
+    def gauges(self) -> Iterator[Gauge]:
+        """Return what is true just now."""
+        shop = self._shop
+        yield "resident_bytes", "Resident memory of the agent.", {}, resident_bytes()
+        yield "reports_waiting", "Reports that are not delivered yet.", {}, len(shop.outbox.waiting())
+        yield "wrong", "How many things are wrong; /healthz says which.", {}, len(self.wrong())
+        for model, record in sorted(shop.journal.models.items()):
+            labels = {"model": model}
+            yield "state", "What the agent does for a model.", {**labels, "state": record.state}, 1
+            received = 0 if record.work is None else record.work.received_bytes
+            yield "update_received_bytes", "Body bytes read for the update under way.", labels, received
+            kept = shop.holdouts.of(model)
+            yield "holdout_samples", "Labelled samples that applications added.", labels, len(kept)
+            yield "holdout_bytes", "Bytes of their inputs.", labels, kept.nbytes
+        for model in shop.servings.names():
+            if (serving := shop.servings.get(model)) is None:
+                continue
+            labels = {"model": model}
+            yield "release", "The release that serves.", labels, serving.slot.release
+            yield "on_trial", "1 while it is on trial.", labels, int(serving.fallback is not None)
+            if (mirror := serving.mirror) is None:
+                continue
+            seen, phase = mirror.seen(), "shadow" if serving.fallback is None else "trial"
+            for what in ("requests", "failed", "dropped", "compared", "agreed"):
+                said = "Requests and samples that old and new release both answered, in the shadow or on trial."
+                yield "watched", said, {**labels, "phase": phase, "what": what}, getattr(seen, what)
