@@ -66,6 +66,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("POST", "/api/v1/rollouts/{rollout_id}/promote"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/abort"): OPERATOR,
     # the fleet
+    ("POST", "/api/v1/bundles"): OPERATOR,
     ("GET", "/api/v1/devices"): VIEWER,
     ("GET", "/api/v1/devices/{device_id}"): VIEWER,
     ("GET", "/api/v1/devices/{device_id}/reports"): VIEWER,

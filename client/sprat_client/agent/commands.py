@@ -1,4 +1,4 @@
-"""The command `sprat-agent`: enrol, run, retry, infer, tuf; `on_site` has the others."""
+"""The command `sprat-agent`: enrol, run, install, retry, infer, tuf; `on_site` has the others."""
 
 import argparse
 import json
@@ -128,6 +128,19 @@ def _parser() -> argparse.ArgumentParser:
         "--trial-s", type=_positive, default=5.0, metavar="S", help="a trial without an error ends after so long"
     )
     run.add_argument("--trial-requests", type=int, default=100, metavar="N", help="or after so many requests")
+
+    install = commands.add_parser(
+        "install",
+        parents=[run],  # what it installs is judged and tried as by `run`
+        conflict_handler="resolve",
+        add_help=False,
+        help="Install what a bundle holds for this device, without the network.",
+        description="Installs what a bundle holds for this device, verified as over the network, and never touches the "
+        "network. No agent may run on the folder meanwhile: stop it first, and start it again after.",
+        epilog="example:\n  sprat-agent install /media/usb/line-3.bundle --dir /var/lib/sprat\n\n" + _EXIT_CODES,
+        formatter_class=raw,
+    )
+    install.add_argument("bundle", type=Path, metavar="BUNDLE", help="file that `sprat bundle export` wrote")
 
     add_on_site(command, _of_model)
 
@@ -292,11 +305,27 @@ def _run(asked: argparse.Namespace) -> int:
         trial_requests=asked.trial_requests,
         statistics=replace(StatisticsSettings(), least=asked.least_inputs),
     )
+    if asked.command == "install":
+        return _install(asked.bundle, replace(settings, port=None))
     with Watchdog() as watchdog, Agent(settings, watchdog=watchdog) as agent:
         if threading.current_thread() is threading.main_thread():
             for stop in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(stop, lambda *_: agent.stop())
         return agent.run(once=asked.once)
+
+
+def _install(path: Path, settings: AgentSettings) -> int:
+    from sprat_client.agent.bundle_file import BundleFile  # noqa: PLC0415
+    from sprat_client.agent.loop import Agent  # noqa: PLC0415
+
+    with BundleFile(path) as bundle, Agent(settings, offline=True) as agent:
+        code = agent.install(bundle)
+        for ended in agent.settled:
+            why = "" if ended.error_code is None else f": {ended.error_code}"
+            sys.stdout.write(f"{ended.model}@{ended.release} {ended.outcome.value}{why}\n")
+        if not agent.settled:
+            sys.stdout.write("nothing in it is new to this device\n")
+    return code
 
 
 def _retry(asked: argparse.Namespace) -> int:
@@ -326,6 +355,7 @@ def _infer(asked: argparse.Namespace) -> int:
 _COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "enrol": _enrol,
     "run": _run,
+    "install": _run,
     "retry": _retry,
     "infer": _infer,
     "tuf": _tuf,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from sprat_client.agent import steps
+from sprat_client.agent import choice, steps
 from sprat_client.agent.giving_way import GiveWay, Watch
 from sprat_client.agent.journal import Work
 from sprat_client.agent.progress import Progress
@@ -38,8 +38,8 @@ def fetch_update(shop: Workshop, shelf: Shelf, progress: Progress, arrived: Call
         return progress.record.pending is not None or progress.state is not State.FETCHING
 
     work = replace(progress.work, waiting=None)
-    if not work.steps or not steps.still_signed(shop, work):
-        work = replace(work, steps=steps.choose_steps(shop, shelf, work.wish))
+    if not work.steps or not choice.still_signed(shop, work):
+        work = replace(work, steps=choice.choose_steps(shop, shelf, work.wish))
         progress.keep_work(work)
     try:
         steps.fetch(shop, shelf, work, Watch(shop, work.wish, count, superseded))

@@ -13,6 +13,8 @@ from typing import Final, Self
 
 from sprat_client.agent.applications import Applications
 from sprat_client.agent.budget import BUDGET_FILE, ByteBudget
+from sprat_client.agent.bundle_file import BundleFile
+from sprat_client.agent.choice import stock
 from sprat_client.agent.drift import DriftReporter
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.estimate import Estimator, SubprocessEstimator
@@ -35,9 +37,9 @@ from sprat_client.agent.reports import Outbox
 from sprat_client.agent.room import code_of
 from sprat_client.agent.serve import Answer, Serving, Servings
 from sprat_client.agent.settings import AgentSettings
-from sprat_client.agent.steps import Workshop
+from sprat_client.agent.steps import Workshop, wished_release_id
 from sprat_client.agent.store import TensorStore
-from sprat_client.agent.transfer import Backoff, Link
+from sprat_client.agent.transfer import Backoff, Link, NoNetwork
 from sprat_client.agent.trust.clock import Clock
 from sprat_client.agent.trust.store import Agreed, TrustStore
 from sprat_client.agent.upkeep import Upkeep
@@ -82,6 +84,7 @@ class Agent:
         estimator: computes local statistics; likewise.
         runtime: loads models; onnxruntime when left out.
         clock: of the device; the real one when left out.
+        offline: nothing is sent to the network, whatever happens.
         watchdog: ends the process when it is stuck; nobody does when left out: the process may be an application's.
 
     Raises:
@@ -98,9 +101,11 @@ class Agent:
         estimator: Estimator | None = None,
         runtime: Runtime | None = None,
         clock: Clock | None = None,
+        offline: bool = False,
         watchdog: Watchdog | None = None,
     ) -> None:
         self._settings, self._disk = settings, disk or PosixDisk()
+        self._transport = NoNetwork() if offline else None
         self._identity = Identity.load(settings.folder)
         self._lock = FolderLock(settings.folder / "run.lock")
         try:
@@ -145,7 +150,7 @@ class Agent:
             trust=TrustStore(folder / "trust", self._disk, identity=self._identity, keeper=journal, clock=clock),
             clock=clock,
             store=TensorStore(folder / "store", self._disk),
-            link=Link.of(self._identity, key, settings.link, counted=budget.count),
+            link=Link.of(self._identity, key, settings.link, transport=self._transport, counted=budget.count),
             rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
             estimator=estimator or SubprocessEstimator(),
             runtime=runtime if runtime is not None else OnnxRuntime(),
@@ -302,6 +307,40 @@ class Agent:
             self._watchdog.step("waiting", wait_s + _WAKING_UP_S)
             with suppress(queue.Empty):
                 self._wake.get(timeout=max(_SHORTEST_WAIT_S, wait_s))
+        return self._exit_code()
+
+    def install(self, bundle: BundleFile) -> int:
+        """Work until nothing is left to do of what a bundle holds for this device, without the network.
+
+        Reports wait in the outbox until the device has a network.
+
+        Returns:
+            The exit code, as `run` with `once`.
+
+        Raises:
+            InvalidInput: the bundle was changed, or is for other devices.
+            TryLater: its metadata are expired, or it lacks a payload that this device needs.
+            UntrustedUpdate: its metadata are refused: it is an old one, or was tampered with.
+        """
+        bundle.check()
+        agreed = self._poller.carried(bundle.metadata(self._identity.device))
+        self._take(agreed)
+        if agreed.foreign:
+            raise agreed.foreign[0]
+        for wish in agreed.desired:
+            machine = self._machines[wish.model]
+            if not (machine.idle or machine.ready) and not machine.active.fulfils(
+                wished_release_id(wish), at_hand=True
+            ):
+                stock(self._shop, machine.shelf, wish, bundle)
+        while not self._stopped.is_set():
+            waits = [wait for machine in self._machines.values() if (wait := machine.advance()) is not None]
+            if all(machine.idle or machine.ready for machine in self._machines.values()):
+                self._upkeep.tidy(self._machines.values())
+                break
+            if max(machine.failures for machine in self._machines.values()) >= _GIVE_UP_AFTER:
+                return TryLater.exit_code
+            self._stopped.wait(max(_SHORTEST_WAIT_S, min(waits)))
         return self._exit_code()
 
     def turn(self) -> float:

@@ -38,7 +38,6 @@ from sprat_client.agent.trust.repository import TrustedTarget
 from sprat_client.agent.trust.store import Signed, TrustStore, VerifiedUpdate
 from sprat_client.agent.validate import Validation, ValidationRefused, validate
 from sprat_client.agent.watchdog import Watchdog
-from sprat_client.agent.ways import FILE_BYTES, Step, cheapest_way
 from sprat_client.runtime.ports import ModelHost, ModelNotLoadable, Runtime
 from sprat_shared.errors import DigestMismatch, TryLater, UntrustedUpdate
 from sprat_shared.ids import digest_text, parse_digest
@@ -147,16 +146,6 @@ def _slot_with(shelf: Shelf, weights: str | None) -> Slot | None:
     return next((slot for slot in (slots.active, slots.previous) if slot is not None and slot.weights == weights), None)
 
 
-def _is_usable(shelf: Shelf, slot: Slot) -> bool:
-    """Return whether a release's files still have their bytes, so that an update can start from them."""
-    try:
-        shelf.check(shelf.manifest(slot.release_id))
-    except StoreCorrupted as bad:
-        _log.error("a release to start from is damaged; another way will be taken", extra=_said(bad))
-        return False
-    return True
-
-
 def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
     """Return what the signed metadata say of `paths`: of what is held, else of the last poll, else of the network.
 
@@ -176,53 +165,6 @@ def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
             f"target {missing[0]} is not signed for by the image repository", code="trust.disagreement"
         )
     return signed
-
-
-def choose_steps(shop: Workshop, shelf: Shelf, wish: Desired) -> tuple[str, ...]:
-    """Return the target paths to apply: of all that is signed the way with the fewest bytes that are not here yet.
-
-    It starts from a slot whose files have their bytes, or from nothing. The director's path says what it sends along,
-    as far as it knows what is held here; the slots decide.
-
-    Raises:
-        UntrustedUpdate: nothing is signed that leads there, or the metadata are refused.
-        TryLater: link or server are not ready.
-    """
-    find_targets(shop, [wish.full])  # the metadata are here now, or nothing can be chosen
-    steps = [
-        Step(
-            path=target.path,
-            base=target.base_weights,
-            weights=target.weights,
-            release=target.release,
-            cost=_left_of(shop, trusted),
-        )
-        for target, trusted in shop.trust.updates(wish)
-    ]
-    slots = shelf.slots()
-    held = {slot.weights: slot for slot in (slots.previous, slots.active) if slot is not None}
-    while way := cheapest_way(steps, held, release=wish.release, weights=wish.weights):
-        start = way[0].base
-        if start is None or _is_usable(shelf, held[start]):
-            return tuple(step.path for step in way)
-        del held[start]
-    return (wish.full,)  # whatever is wrong with it, verification says it
-
-
-def still_signed(shop: Workshop, work: Work) -> bool:
-    """Return whether all steps that were chosen are signed by what is held; pruned ones are chosen anew."""
-    with contextlib.suppress(TryLater, UntrustedUpdate):  # they are asked for once more, and then it is said
-        return len(shop.trust.find(work.steps)) == len(set(work.steps))
-    return True
-
-
-def _left_of(shop: Workshop, target: TrustedTarget) -> int:
-    """Return how many bytes of a payload, and of asking for it, are still to be read."""
-    if digest_text(target.sha256) in shop.blobs:
-        return 0
-    file = shop.downloads / target.sha256.hex()
-    here = file.stat().st_size if file.exists() else 0
-    return 0 if here == target.length else target.length - min(here, target.length) + FILE_BYTES
 
 
 class Receiver(Protocol):
@@ -245,13 +187,7 @@ def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Receiver) -> None:
         UntrustedUpdate: it is not signed for.
         LinkDown: cut; call again later.
     """
-    signed = find_targets(shop, [*work.steps, work.wish.graph])
-    targets = [signed[path] for path in work.steps]
-    graphs = [signed[work.wish.graph]]
-    local = UpdateTarget.from_custom(work.steps[-1], signed[work.steps[-1]].custom).local
-    if local is not None:
-        path = graph_path(work.wish.model, local.graph)
-        graphs.append(find_targets(shop, [path])[path])
+    targets, graphs = needed(shop, work)
     active = shelf.slots().active
     _reserve_room(shop, targets, graphs, None if active is None else shelf.manifest(active.release_id))
     for target in targets:
@@ -259,6 +195,17 @@ def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Receiver) -> None:
     for graph in graphs:
         if not shop.store.holds(graph.sha256, graph.length):
             _fetch_one(shop, graph, received)
+
+
+def needed(shop: Workshop, work: Work) -> tuple[list[TrustedTarget], list[TrustedTarget]]:
+    """Return what is signed of the work's steps, and of the graphs that the release needs; errors as `find_targets`."""
+    signed = find_targets(shop, [*work.steps, work.wish.graph])
+    graphs = [signed[work.wish.graph]]
+    local = UpdateTarget.from_custom(work.steps[-1], signed[work.steps[-1]].custom).local
+    if local is not None:
+        path = graph_path(work.wish.model, local.graph)
+        graphs.append(find_targets(shop, [path])[path])
+    return [signed[path] for path in work.steps], graphs
 
 
 def _reserve_room(

@@ -103,6 +103,14 @@ class Blob:
         return RemoteFile(f"/blobs/{self.name}", self.length, self.file, f'"{self.sha256.hex()}"')
 
 
+class NoNetwork(httpx.BaseTransport):
+    """Sends nothing: the link is down, whatever is asked."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Refuse."""
+        raise httpx.ConnectError("the agent was told to stay off the network", request=request)
+
+
 class Link:
     """The device API of one server.
 
