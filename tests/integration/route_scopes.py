@@ -58,10 +58,12 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("GET", "/api/v1/rollouts"): VIEWER,
     ("POST", "/api/v1/rollouts"): RELEASER,
     ("GET", "/api/v1/rollouts/{rollout_id}"): VIEWER,
+    ("GET", "/api/v1/rollouts/{rollout_id}/why"): VIEWER,
     ("POST", "/api/v1/rollouts/{rollout_id}/prefetch"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/start"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/pause"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/resume"): OPERATOR,
+    ("POST", "/api/v1/rollouts/{rollout_id}/promote"): OPERATOR,
     ("POST", "/api/v1/rollouts/{rollout_id}/abort"): OPERATOR,
     # the fleet
     ("GET", "/api/v1/devices"): VIEWER,
