@@ -38,8 +38,9 @@ class EventLog:
         line = json.dumps({"time": round(time.time(), 3), "event": event, **more}, default=str).encode() + b"\n"
         try:
             if self._size < 0:
-                self._size = self._file.stat().st_size if self._disk.exists(self._file) else 0
-                line = b"\n" + line if self._size else line  # the last one may be torn
+                here = self._disk.read(self._file) if self._disk.exists(self._file) else b""
+                self._size = len(here)
+                line = line if here.endswith(b"\n") or not here else b"\n" + line  # a power cut tore the last one
             if self._size and self._size + len(line) > self._max_bytes:
                 self._disk.rename(self._file, self._older)
                 self._size = 0

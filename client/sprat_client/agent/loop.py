@@ -177,7 +177,6 @@ class Agent:
                 pass  # a rebuild that an earlier agent left behind has ended now
         self._shop.flush_reports()
         self.orders.listen()
-        self._shop.events.note("started")
         if self._endpoint is not None:
             self._endpoint.start()
             with _serving_anyway("applications that read endpoint.json do not find the endpoint"):
@@ -188,6 +187,7 @@ class Agent:
         for machine in self._machines.values():
             machine.start(clean=clean)
         self._watchdog.ready()
+        self._shop.events.note("started")
         _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": self.url})
 
     def __exit__(
