@@ -12,43 +12,33 @@ from types import TracebackType
 from typing import Final, Self
 
 from sprat_client.agent.applications import Applications
-from sprat_client.agent.budget import BUDGET_FILE, ByteBudget
+from sprat_client.agent.assembly import assemble
 from sprat_client.agent.bundle_file import BundleFile
 from sprat_client.agent.choice import stock
 from sprat_client.agent.drift import DriftReporter
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
-from sprat_client.agent.estimate import Estimator, SubprocessEstimator
-from sprat_client.agent.events import EventLog
-from sprat_client.agent.facts import DeviceFacts
-from sprat_client.agent.holdout import Holdouts
-from sprat_client.agent.hooks import Hooks
+from sprat_client.agent.estimate import Estimator
 from sprat_client.agent.http_endpoint import HttpEndpoint
 from sprat_client.agent.identity import Identity, load_key
-from sprat_client.agent.journal import Journal
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.machine import ModelMachine
 from sprat_client.agent.orders import Orders
 from sprat_client.agent.overview import Overview
-from sprat_client.agent.permits import Permits
 from sprat_client.agent.polling import Poller
 from sprat_client.agent.progress import Settled
-from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
-from sprat_client.agent.reports import Outbox
+from sprat_client.agent.rebuild import Rebuilder
 from sprat_client.agent.room import code_of
-from sprat_client.agent.serve import Answer, Serving, Servings
+from sprat_client.agent.serve import Answer
 from sprat_client.agent.settings import AgentSettings
-from sprat_client.agent.steps import Workshop, wished_release_id
-from sprat_client.agent.store import TensorStore
-from sprat_client.agent.transfer import Backoff, Link, NoNetwork
+from sprat_client.agent.steps import wished_release_id
+from sprat_client.agent.transfer import Backoff, Link
 from sprat_client.agent.trust.clock import Clock
-from sprat_client.agent.trust.store import Agreed, TrustStore
+from sprat_client.agent.trust.store import Agreed
 from sprat_client.agent.upkeep import Upkeep
 from sprat_client.agent.watchdog import Watchdog
-from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_client.runtime.ports import Array, Runtime
 from sprat_shared.errors import SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import Outcome
-from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
 
 _log = logging.getLogger(__name__)
 _GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
@@ -58,20 +48,6 @@ _STOPPED: Final = "stopped.json"  # is there while the agent was asked to end in
 _POLLING_S: Final = 300.0
 _TIDYING_UP_S: Final = 1800.0
 _WAKING_UP_S: Final = 300.0
-
-
-class _NotedServings(Servings):
-    """What serves; each swap is noted as an event."""
-
-    def __init__(self, events: EventLog) -> None:
-        super().__init__()
-        self._events = events
-
-    def swap(self, model: str, serving: Serving | None) -> None:
-        before, after = self.get(model), None if serving is None else serving.slot.release
-        super().swap(model, serving)
-        if (None if before is None else before.slot.release) != after:
-            self._events.note("serves", model=model, release=after)
 
 
 class Agent:
@@ -105,11 +81,19 @@ class Agent:
         watchdog: Watchdog | None = None,
     ) -> None:
         self._settings, self._disk = settings, disk or PosixDisk()
-        self._transport = NoNetwork() if offline else None
         self._identity = Identity.load(settings.folder)
         self._lock = FolderLock(settings.folder / "run.lock")
         try:
-            self._shop = self._open(rebuilder, estimator, runtime, clock)
+            self._shop = assemble(
+                settings,
+                self._identity,
+                self._disk,
+                rebuilder=rebuilder,
+                estimator=estimator,
+                runtime=runtime,
+                clock=clock,
+                offline=offline,
+            )
             self._watchdog = self._shop.watchdog = watchdog or self._shop.watchdog
             self._upkeep = Upkeep(self._shop)
             self._poller = Poller(self._shop)
@@ -130,37 +114,6 @@ class Agent:
         self._applications = Applications(self._shop.servings, self._shop.holdouts, Overview(self._shop))
         self._drift = DriftReporter(self._shop)
         self._endpoint = None if settings.port is None else HttpEndpoint(self._applications, settings.port)
-
-    def _open(
-        self, rebuilder: Rebuilder | None, estimator: Estimator | None, runtime: Runtime | None, clock: Clock | None
-    ) -> Workshop:
-        folder, settings = self._settings.folder, self._settings
-        key = load_key(folder)
-        journal = Journal(folder / "journal.json", self._disk)
-        clock = clock or Clock()
-        if (latest := journal.marks(DIRECTOR_REPOSITORY).time) is not None:
-            clock.know(latest)
-        budget, events = ByteBudget(folder / BUDGET_FILE, self._disk, clock.now), EventLog(folder, self._disk)
-        return Workshop(
-            settings=settings,
-            device=self._identity.device,
-            disk=self._disk,
-            journal=journal,
-            outbox=Outbox(folder / "outbox", self._disk, key),
-            trust=TrustStore(folder / "trust", self._disk, identity=self._identity, keeper=journal, clock=clock),
-            clock=clock,
-            store=TensorStore(folder / "store", self._disk),
-            link=Link.of(self._identity, key, settings.link, transport=self._transport, counted=budget.count),
-            rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
-            estimator=estimator or SubprocessEstimator(),
-            runtime=runtime if runtime is not None else OnnxRuntime(),
-            servings=_NotedServings(events),
-            hooks=Hooks(settings.hooks, settings.hook_timeout_s),
-            permits=Permits(DeviceFacts(folder), journal, clock.now),
-            budget=budget,
-            events=events,
-            holdouts=Holdouts(folder / "holdout", self._disk, settings.kept),
-        )
 
     def __enter__(self) -> Self:
         try:
