@@ -51,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
             upkeep.keep_signed(database, settings),
             upkeep.keep_direct(database),
             upkeep.keep_small(database),
+            upkeep.keep_hearing(database),
         ]
         kept = [asyncio.create_task(chore) for chore in chores]
         try:

@@ -101,7 +101,8 @@ class DeviceServer:
         self.endless = False  # a poll's answer never ends
         self.proves_time = True
         self.cut_after: list[int] = []  # the next blob bodies end after so many bytes
-        self.unavailable = 0  # so many answers of 503, with
+        self.unavailable = 0  # so many answers of
+        self.unavailable_status = 503  # with
         self.retry_after: str | None = None
         self.blob_bytes_sent = 0
 
@@ -395,7 +396,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.unavailable -= busy
         if busy:
             after = {} if server.retry_after is None else {"Retry-After": server.retry_after}
-            return self._send(503, b'{"detail": "busy"}', after)
+            return self._send(server.unavailable_status, b'{"detail": "busy"}', after)
         if path == "/device/v1/enrol":
             return self._send(*server.enrol(body, self.headers.get(SIGNATURE_HEADER, ""), token))
         if path == TOKEN_PATH:
@@ -438,11 +439,11 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.behind.blobs.get(name)
         if data is None:
             return self._send(404, b'{"detail": "no such blob"}')
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked and self.headers.get("If-Range", f'"{name}"') == f'"{name}"':
-            start = int(asked[1])
-            said = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}", "ETag": f'"{name}"'}
-            return self._send(206, data[start:], said, cut=True)
+            start, end = int(asked[1]), min(int(asked[2] or len(data)) + 1, len(data))
+            said = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}", "ETag": f'"{name}"'}
+            return self._send(206, data[start:end], said, cut=True)
         return self._send(200, data, {"ETag": f'"{name}"'}, cut=True)
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None, *, cut: bool = False) -> None:

@@ -41,6 +41,8 @@ def agent_on(
     disk: Disk | None = None,
     clock: Clock | None = None,
     runtime: Runtime | None = None,
+    *,
+    offline: bool = False,
     **changes: Any,
 ) -> Agent:
     """Return an agent that polls at once, tries a release for a moment, and rebuilds in this process."""
@@ -61,6 +63,7 @@ def agent_on(
         estimator=estimator_on(disk),
         runtime=runtime,
         clock=clock,
+        offline=offline,
     )
 
 

@@ -11,18 +11,31 @@ Array = np.ndarray[Any, Any]
 Weights = Mapping[str, tuple[str, Array]]  # name to (safetensors code, array)
 
 FEATURES, HIDDEN, CLASSES = 12, 24, 4
-LAYERS = {
-    "first.bias": (HIDDEN,),
-    "first.weight": (FEATURES, HIDDEN),
-    "second.bias": (CLASSES,),
-    "second.weight": (HIDDEN, CLASSES),
-}
 
 
-def weights(seed: int, *, scale: float = 1.0) -> dict[str, tuple[str, Array]]:
-    """Return the weights of a classifier; `steps` is a counter that the graph does not read."""
+def _layers(hidden: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "first.bias": (hidden,),
+        "first.weight": (FEATURES, hidden),
+        "second.bias": (CLASSES,),
+        "second.weight": (hidden, CLASSES),
+    }
+
+
+LAYERS = _layers(HIDDEN)
+
+
+def weights(seed: int, *, scale: float = 1.0, hidden: int = HIDDEN) -> dict[str, tuple[str, Array]]:
+    """Return the weights of a classifier; `steps` is a counter that the graph does not read.
+
+    Args:
+        seed: of the draw.
+        scale: standard deviation.
+        hidden: units between: each takes 68 bytes.
+    """
     draw = np.random.default_rng(seed)
-    arrays = {name: ("F32", (scale * draw.standard_normal(shape)).astype(np.float32)) for name, shape in LAYERS.items()}
+    shapes = _layers(hidden)
+    arrays = {name: ("F32", (scale * draw.standard_normal(shape)).astype(np.float32)) for name, shape in shapes.items()}
     return {**arrays, "steps": ("I64", np.array(seed, np.int64))}
 
 
@@ -59,18 +72,19 @@ def samples(parameters: Weights, count: int, seed: int = 5) -> tuple[Array, Arra
     return inputs, logits(parameters, inputs).argmax(axis=1)
 
 
-def graph(*, bfloat16: bool = False, doubled: bool = False, classes: int = CLASSES) -> bytes:
+def graph(*, bfloat16: bool = False, doubled: bool = False, classes: int = CLASSES, hidden: int = HIDDEN) -> bytes:
     """Return the ONNX bytes: initialisers are external, `t/<index>`, the index being the place in name order.
 
     Args:
         bfloat16: says nothing in the graph: it reads float32 copies either way.
         doubled: an architecture of another digest (the answer is doubled).
         classes: outputs of the head.
+        hidden: units between.
     """
     del bfloat16
     order = sorted([*LAYERS, "steps"])
     initialisers = []
-    for name, layer in LAYERS.items():
+    for name, layer in _layers(hidden).items():
         shape = (*layer[:-1], classes) if name.startswith("second") else layer
         tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
         tensor.data_location = TensorProto.EXTERNAL

@@ -1,4 +1,4 @@
-"""The command `sprat-agent`: enrol, run, status, retry, infer, tuf."""
+"""The command `sprat-agent`: enrol, run, install, retry, infer, tuf; `on_site` has the others."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sprat_client.agent.logs import log_json_to_stderr
+from sprat_client.agent.on_site import ON_SITE, add_on_site, run_on_site
 from sprat_client.agent.settings import AgentSettings, StatisticsSettings
 from sprat_client.agent.version import VERSION
 from sprat_shared.errors import InvalidInput, SpratError
@@ -21,12 +22,13 @@ _LEAST_INPUTS: Final = 2
 _EXIT_CODES: Final = """\
 exit codes:
   0    done; with `run`: every assignment is fulfilled
-  1    an assignment failed on this device (disk, memory, holdout samples); the old release serves
+  1    an assignment failed on this device (disk, memory, holdout samples); the old release serves;
+       `doctor`: something is bad
   2    the command line is wrong
   65   what was given cannot be used
   66   not enrolled, or no agent runs on the folder
-  73   already enrolled, or another agent runs on the folder
-  75   link or server are not ready: try again later (`enrol`, `run --once`)
+  73   already enrolled, or another agent runs on the folder; `rollback`: nothing to go back to
+  75   link or server are not ready, or a condition is not met (`enrol`, `run --once`); the agent is busy
   76   an update was refused or went back; the old release serves
   77   the server does not accept the token
   74   the disk fails: nothing can be read or written
@@ -117,15 +119,30 @@ def _parser() -> argparse.ArgumentParser:
         "--poll-interval-s", type=_positive, metavar="S", help="ask so often (default: as the server says)"
     )
     run.add_argument(
-        "--hooks", type=Path, metavar="H", help="folder of executables named like states, run on entering them"
+        "--hooks",
+        type=Path,
+        metavar="H",
+        help="executables named like states, run on entering them, and STATE.after",
     )
     run.add_argument(
         "--trial-s", type=_positive, default=5.0, metavar="S", help="a trial without an error ends after so long"
     )
     run.add_argument("--trial-requests", type=int, default=100, metavar="N", help="or after so many requests")
 
-    status = command("status", "Say what the agent is doing.", "sprat-agent status --dir /var/lib/sprat --json")
-    status.add_argument("--json", action="store_true", help="print one JSON object")
+    install = commands.add_parser(
+        "install",
+        parents=[run],  # what it installs is judged and tried as by `run`
+        conflict_handler="resolve",
+        add_help=False,
+        help="Install what a bundle holds for this device, without the network.",
+        description="Installs what a bundle holds for this device, verified as over the network, and never touches the "
+        "network. No agent may run on the folder meanwhile: stop it first, and start it again after.",
+        epilog="example:\n  sprat-agent install /media/usb/line-3.bundle --dir /var/lib/sprat\n\n" + _EXIT_CODES,
+        formatter_class=raw,
+    )
+    install.add_argument("bundle", type=Path, metavar="BUNDLE", help="file that `sprat bundle export` wrote")
+
+    add_on_site(command, _of_model)
 
     retry = command(
         "retry",
@@ -288,6 +305,8 @@ def _run(asked: argparse.Namespace) -> int:
         trial_requests=asked.trial_requests,
         statistics=replace(StatisticsSettings(), least=asked.least_inputs),
     )
+    if asked.command == "install":
+        return _install(asked.bundle, replace(settings, port=None))
     with Watchdog() as watchdog, Agent(settings, watchdog=watchdog) as agent:
         if threading.current_thread() is threading.main_thread():
             for stop in (signal.SIGTERM, signal.SIGINT):
@@ -295,11 +314,18 @@ def _run(asked: argparse.Namespace) -> int:
         return agent.run(once=asked.once)
 
 
-def _status(asked: argparse.Namespace) -> int:
-    from sprat_client.agent.status import read_status  # noqa: PLC0415
+def _install(path: Path, settings: AgentSettings) -> int:
+    from sprat_client.agent.bundle_file import BundleFile  # noqa: PLC0415
+    from sprat_client.agent.loop import Agent  # noqa: PLC0415
 
-    _emit(read_status(asked.dir), as_json=asked.json)
-    return 0
+    with BundleFile(path) as bundle, Agent(settings, offline=True) as agent:
+        code = agent.install(bundle)
+        for ended in agent.settled:
+            why = "" if ended.error_code is None else f": {ended.error_code}"
+            sys.stdout.write(f"{ended.model}@{ended.release} {ended.outcome.value}{why}\n")
+        if not agent.settled:
+            sys.stdout.write("nothing in it is new to this device\n")
+    return code
 
 
 def _retry(asked: argparse.Namespace) -> int:
@@ -329,7 +355,7 @@ def _infer(asked: argparse.Namespace) -> int:
 _COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "enrol": _enrol,
     "run": _run,
-    "status": _status,
+    "install": _run,
     "retry": _retry,
     "infer": _infer,
     "tuf": _tuf,
@@ -341,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     log_json_to_stderr()
     try:
-        return _COMMANDS[asked.command](asked)
+        return run_on_site(asked, _emit) if asked.command in ON_SITE else _COMMANDS[asked.command](asked)
     except SpratError as bad:
         if getattr(asked, "json", False):
             sys.stdout.write(json.dumps({"error": {"code": bad.code, "detail": str(bad)}}) + "\n")

@@ -44,16 +44,21 @@ class DeviceFacts:
         told = self._told("idle")
         return os.getloadavg()[0] < _BUSY_LOAD * (os.cpu_count() or 1) if told is None else told
 
-    def _told(self, name: str) -> bool | None:
+    def told(self) -> dict[str, bool]:
+        """Return the owner's word."""
         try:
             said: Any = json.loads(self._file.read_bytes())
         except FileNotFoundError:
-            return None
+            return {}
         except (OSError, ValueError) as bad:
             _log.warning("facts cannot be read", extra={"file": str(self._file), "reason": str(bad)})
-            return None
-        value = said.get(name) if isinstance(said, dict) else None
-        return value if isinstance(value, bool) else None
+            return {}
+        return (
+            {name: value for name, value in said.items() if isinstance(value, bool)} if isinstance(said, dict) else {}
+        )
+
+    def _told(self, name: str) -> bool | None:
+        return self.told().get(name)
 
     def _on_mains(self) -> bool | None:
         batteries, mains = False, False

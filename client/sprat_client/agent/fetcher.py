@@ -3,12 +3,17 @@
 Every read of an answer, of its head too, passes a `Pace`: at most 4 KiB at a time, none after the deadline, and a
 server that only drips is given up. (A TLS handshake must be done within the timeout for connecting, as a whole.)
 Connections are kept. Requests carry no header that HTTP can do without.
+
+One exchange may be made while the body of another is being read, between two of its pieces, on a connection of its own.
+
+What an error status means: `_MEANING` and the lines above it; nothing of 4xx that is not named there is asked again.
 """
 
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -20,7 +25,7 @@ from sprat_shared.errors import AccessDenied, InvalidInput, NotFound, SpratError
 
 _MAX_PROBLEM_BYTES: Final = 64 << 10
 _READ_BYTES: Final = 4 << 10
-_LATER: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LONGEST_RETRY_AFTER_S: Final = 3600.0
 
 
 class LinkDown(TryLater):
@@ -43,8 +48,36 @@ class ServerRefused(SpratError):
     code = "link.refused"
 
 
+# Asked again later: on another connection (421), after a while (408, 423, 425, 429), or by another way: 407 and 511 are
+# of a proxy or a portal between, as every redirection is, for sprat has none; 416 is a part here that fits no more. All
+# of 5xx are the server's trouble, not the request's.
+_LATER: Final = frozenset({407, 408, 416, 421, 423, 425, 429})
+_BUSY: Final = "link.server-busy"
+_LATER_CODES: Final[Mapping[int, str]] = {416: "link.range", 407: "link.portal", 511: "link.portal"} | dict.fromkeys(
+    range(300, 400), "link.portal"
+)
+# Final: the caller stops, says so and reports it.
+_MEANING: Final[Mapping[int, type[SpratError]]] = {
+    401: Unauthenticated,
+    403: AccessDenied,
+    404: NotFound,
+    410: NotFound,
+}
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One exchange's time: when it must be done, and the window in which its rate is judged."""
+
+    deadline: float
+    window_end: float
+    began: float
+    window_bytes: int = 0
+    too_slow: str = ""
+
+
 class Pace:
-    """How fast the bytes of one exchange arrive.
+    """How fast the bytes of an exchange arrive. The innermost one counts; those around it stand still meanwhile.
 
     Args:
         settings: deadline and least rate.
@@ -52,33 +85,53 @@ class Pace:
 
     def __init__(self, settings: LinkSettings) -> None:
         self._settings = settings
-        self.begin()
+        self._exchanges: list[_Exchange] = []
+        self._idle = self._begun()
+
+    def _begun(self) -> _Exchange:
+        now = time.monotonic()
+        return _Exchange(now + self._settings.total_timeout_s, now + self._settings.rate_window_s, now)
+
+    @property
+    def _now(self) -> _Exchange:
+        return self._exchanges[-1] if self._exchanges else self._idle
+
+    @property
+    def too_slow(self) -> str:
+        """Why the exchange is given up; empty: it is not."""
+        return self._now.too_slow
 
     def begin(self) -> None:
-        """Start the time of the next exchange."""
-        self._deadline = time.monotonic() + self._settings.total_timeout_s
-        self._window_end = time.monotonic() + self._settings.rate_window_s
-        self._window_bytes = 0
-        self.too_slow = ""
+        """Start the time of an exchange, within the present one if there is one."""
+        self._exchanges.append(self._begun())
+
+    def end(self) -> None:
+        """End the innermost exchange; the time it took is none of those around it."""
+        self._idle = self._exchanges.pop()
+        took_s = time.monotonic() - self._idle.began
+        for around in self._exchanges[-1:]:
+            around.deadline += took_s
+            around.window_end += took_s
+            around.began += took_s
 
     def left_s(self, timeout_s: float | None) -> float:
         """Return how long the next read may take, at most `timeout_s`; nothing is left of an exchange given up."""
-        now = time.monotonic()
-        if now >= self._deadline:
-            self.too_slow = f"not done in {self._settings.total_timeout_s:g} s"
-        elif now >= self._window_end:
+        now, exchange = time.monotonic(), self._now
+        if now >= exchange.deadline:
+            exchange.too_slow = f"not done in {self._settings.total_timeout_s:g} s"
+        elif now >= exchange.window_end:
             least = self._settings.least_bytes_per_s * self._settings.rate_window_s
-            if self._window_bytes < least:
-                self.too_slow = f"only {self._window_bytes} bytes in {self._settings.rate_window_s:g} s"
-            self._window_end, self._window_bytes = now + self._settings.rate_window_s, 0
-        if self.too_slow:
-            raise httpcore.ReadTimeout(self.too_slow)
-        left_s = min(self._deadline, self._window_end) - now
+            if exchange.window_bytes < least:
+                exchange.too_slow = f"only {exchange.window_bytes} bytes in {self._settings.rate_window_s:g} s"
+            exchange.window_end, exchange.window_bytes = now + self._settings.rate_window_s, 0
+        if exchange.too_slow:
+            raise httpcore.ReadTimeout(exchange.too_slow)
+        left_s = min(exchange.deadline, exchange.window_end) - now
         return left_s if timeout_s is None else min(timeout_s, left_s)
 
     def count(self, size: int) -> None:
         """Count bytes that arrived."""
-        self._window_bytes += size
+        self._now.window_bytes += size
 
 
 class _PacedStream(httpcore.NetworkStream):
@@ -152,6 +205,7 @@ class Fetcher:
         auth: shows who asks; what it sends and reads for that keeps the pace too.
         ca_file: certificates to trust instead of the system's.
         transport: the seam for tests.
+        counted: told of every body byte that is read, whatever comes of it.
     """
 
     def __init__(
@@ -163,7 +217,9 @@ class Fetcher:
         auth: httpx.Auth | None = None,
         ca_file: str | None = None,
         transport: httpx.BaseTransport | None = None,
+        counted: Callable[[int], None] | None = None,
     ) -> None:
+        self._counted = counted
         self._base_url, self._settings, self._headers = base_url, settings, headers or {}
         self._pace = Pace(settings)
         timeout = httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s)
@@ -200,16 +256,19 @@ class Fetcher:
         )
         self._pace.begin()
         try:
-            response = self._client.send(request, stream=True)
-        except httpx.HTTPError as bad:
-            raise self._down(f"{request.url}: no answer", bad) from bad
-        try:
-            _check_status(response)
-            if response.status_code == HTTPStatus.NOT_MODIFIED:
-                response.read()  # its end must be seen for the connection to be kept
-            yield response
+            try:
+                response = self._client.send(request, stream=True)
+            except httpx.HTTPError as bad:
+                raise self._down(f"{request.url}: no answer", bad) from bad
+            try:
+                _check_status(response)
+                if response.status_code == HTTPStatus.NOT_MODIFIED:
+                    response.read()  # its end must be seen for the connection to be kept
+                yield response
+            finally:
+                response.close()
         finally:
-            response.close()
+            self._pace.end()
 
     def body(self, response: httpx.Response, max_bytes: int) -> Iterator[bytes]:
         """Yield the body, piece by piece, and never more than `max_bytes` of it.
@@ -222,6 +281,8 @@ class Fetcher:
         try:
             for piece in response.iter_raw():
                 total += len(piece)
+                if self._counted is not None:
+                    self._counted(len(piece))
                 if total > max_bytes:
                     raise InvalidInput(f"{path}: the server sends more than {max_bytes} bytes", code="link.too-long")
                 yield piece
@@ -240,14 +301,12 @@ def _check_status(response: httpx.Response) -> None:
     if response.is_success or status == HTTPStatus.NOT_MODIFIED:
         return
     said = f"{response.request.method} {response.request.url.path}: {status} {_problem(response)}"
-    if status in _LATER:
-        raise LinkDown(said, wait_s=_retry_after_s(response.headers.get("Retry-After")), code="link.server-busy")
-    if status == HTTPStatus.UNAUTHORIZED:
-        raise Unauthenticated(said)
-    if status == HTTPStatus.FORBIDDEN:
-        raise AccessDenied(said)
-    if status == HTTPStatus.NOT_FOUND:
-        raise NotFound(said)
+    if status in _LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.is_redirect:
+        raise LinkDown(
+            said, wait_s=_retry_after_s(response.headers.get("Retry-After")), code=_LATER_CODES.get(status, _BUSY)
+        )
+    if (meaning := _MEANING.get(status)) is not None:
+        raise meaning(said)
     raise ServerRefused(said, code=f"link.status-{status}")
 
 
@@ -268,11 +327,12 @@ def _retry_after_s(value: str | None) -> float:
     """Read Retry-After (RFC 9110, section 10.2.3), seconds or a date, at most an hour."""
     if not value:
         return 0.0
-    if value.strip().isdigit():
-        return min(3600.0, float(value))
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return min(_LONGEST_RETRY_AFTER_S, float(value[:10]))
     from email.utils import parsedate_to_datetime  # noqa: PLC0415  # rare
 
     try:
-        return min(3600.0, max(0.0, parsedate_to_datetime(value).timestamp() - time.time()))
-    except (ValueError, TypeError):
+        return min(_LONGEST_RETRY_AFTER_S, max(0.0, parsedate_to_datetime(value).timestamp() - time.time()))
+    except (ValueError, TypeError, OverflowError):
         return 0.0

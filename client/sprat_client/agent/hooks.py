@@ -1,6 +1,8 @@
-"""Hooks: executables of the device's owner, run on entering a state, after the state is durable.
+"""Hooks: executables of the device's owner, run on entering and on leaving a state.
 
-A hook may slow the agent down, up to its timeout; it cannot stop an update. What it prints goes to the agent's stderr.
+`<state>` runs once the state is durable and before its work, `<state>.after` once the next one is durable, with what
+ended the state in SPRAT_EVENT. A hook may slow the agent down, up to its timeout; it cannot stop an update. What it
+prints goes to the agent's stderr.
 """
 
 import logging
@@ -10,13 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sprat_client.agent.states import State
+from sprat_client.agent.states import Event, State
 
 _log = logging.getLogger(__name__)
 
 
 class Hooks:
-    """The executables in one folder, named like states (`trial`, `rolling_back`).
+    """The executables in one folder, named like states (`trial`, `rolling_back`, `trial.after`).
 
     Args:
         folder: None: no hooks.
@@ -27,16 +29,24 @@ class Hooks:
         self._folder, self._timeout_s = folder, timeout_s
 
     def entered(self, state: State, model: str, release: int | None) -> None:
-        """Run the hook of `state`, if there is one, and wait for it."""
+        """Run the hook before the work of `state`, if there is one, and wait for it."""
+        self._run(state.value, state, model, release, {})
+
+    def left(self, state: State, event: Event, model: str, release: int | None) -> None:
+        """Run the hook after `state`, likewise; `event` ended it."""
+        self._run(f"{state.value}.after", state, model, release, {"SPRAT_EVENT": event.value})
+
+    def _run(self, name: str, state: State, model: str, release: int | None, more: dict[str, str]) -> None:
         if self._folder is None:
             return
-        hook = self._folder / state.value
+        hook = self._folder / name
         if not os.access(hook, os.X_OK):
             return
         said = {
             "SPRAT_STATE": state.value,
             "SPRAT_MODEL": model,
             "SPRAT_RELEASE": "" if release is None else str(release),
+            **more,
         }
         try:
             process = subprocess.Popen(  # noqa: S603  # the owner of the device put it there

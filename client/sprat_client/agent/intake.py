@@ -73,10 +73,16 @@ class Intake:
         self._progress.refuse(wish, (bad.code, str(bad)))
         return True
 
-    def retry(self) -> None:
-        """Hold nothing against any release any more: the standing assignment is taken again when it is seen next."""
-        self._progress.keep(self._progress.record.retried())
+    def retry(self) -> dict[str, int]:
+        """Hold nothing against any release any more: the standing assignment is taken again when it is seen next.
+
+        Returns:
+            How often each release had failed, by release id.
+        """
+        record = self._progress.record
+        self._progress.keep(record.retried())
         self._tried = None
+        return dict(record.failures)
 
     def _is_broken(self, wish: Desired) -> bool:
         attempts = self._shop.settings.under(wish.policy).attempts

@@ -2,46 +2,43 @@
 
 import logging
 import os
+import queue
 import random
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self
 
 from sprat_client.agent.applications import Applications
+from sprat_client.agent.assembly import assemble
+from sprat_client.agent.bundle_file import BundleFile
+from sprat_client.agent.choice import stock
 from sprat_client.agent.drift import DriftReporter
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
-from sprat_client.agent.estimate import Estimator, SubprocessEstimator
-from sprat_client.agent.facts import DeviceFacts
-from sprat_client.agent.holdout import Holdouts
-from sprat_client.agent.hooks import Hooks
+from sprat_client.agent.estimate import Estimator
 from sprat_client.agent.http_endpoint import HttpEndpoint
 from sprat_client.agent.identity import Identity, load_key
-from sprat_client.agent.journal import Journal
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.machine import ModelMachine
+from sprat_client.agent.orders import Orders
 from sprat_client.agent.overview import Overview
-from sprat_client.agent.permits import Permits
 from sprat_client.agent.polling import Poller
 from sprat_client.agent.progress import Settled
-from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
-from sprat_client.agent.reports import Outbox
+from sprat_client.agent.rebuild import Rebuilder
 from sprat_client.agent.room import code_of
-from sprat_client.agent.serve import Answer, Servings
+from sprat_client.agent.serve import Answer
 from sprat_client.agent.settings import AgentSettings
-from sprat_client.agent.steps import Workshop
-from sprat_client.agent.store import TensorStore
+from sprat_client.agent.steps import wished_release_id
 from sprat_client.agent.transfer import Backoff, Link
 from sprat_client.agent.trust.clock import Clock
-from sprat_client.agent.trust.store import Agreed, TrustStore
+from sprat_client.agent.trust.store import Agreed
 from sprat_client.agent.upkeep import Upkeep
 from sprat_client.agent.watchdog import Watchdog
-from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_client.runtime.ports import Array, Runtime
 from sprat_shared.errors import SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import Outcome
-from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
 
 _log = logging.getLogger(__name__)
 _GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
@@ -63,6 +60,7 @@ class Agent:
         estimator: computes local statistics; likewise.
         runtime: loads models; onnxruntime when left out.
         clock: of the device; the real one when left out.
+        offline: nothing is sent to the network, whatever happens.
         watchdog: ends the process when it is stuck; nobody does when left out: the process may be an application's.
 
     Raises:
@@ -79,13 +77,23 @@ class Agent:
         estimator: Estimator | None = None,
         runtime: Runtime | None = None,
         clock: Clock | None = None,
+        offline: bool = False,
         watchdog: Watchdog | None = None,
     ) -> None:
         self._settings, self._disk = settings, disk or PosixDisk()
         self._identity = Identity.load(settings.folder)
         self._lock = FolderLock(settings.folder / "run.lock")
         try:
-            self._shop = self._open(rebuilder, estimator, runtime, clock)
+            self._shop = assemble(
+                settings,
+                self._identity,
+                self._disk,
+                rebuilder=rebuilder,
+                estimator=estimator,
+                runtime=runtime,
+                clock=clock,
+                offline=offline,
+            )
             self._watchdog = self._shop.watchdog = watchdog or self._shop.watchdog
             self._upkeep = Upkeep(self._shop)
             self._poller = Poller(self._shop)
@@ -100,37 +108,12 @@ class Agent:
         self._next_poll = self._next_delivery = 0.0
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
         self._stopped = self._shop.stopping
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.orders = Orders(self._shop, self._machines, self._wake)
+        self._shop.meanwhile = self._meanwhile
         self._applications = Applications(self._shop.servings, self._shop.holdouts, Overview(self._shop))
         self._drift = DriftReporter(self._shop)
         self._endpoint = None if settings.port is None else HttpEndpoint(self._applications, settings.port)
-
-    def _open(
-        self, rebuilder: Rebuilder | None, estimator: Estimator | None, runtime: Runtime | None, clock: Clock | None
-    ) -> Workshop:
-        folder, settings = self._settings.folder, self._settings
-        key = load_key(folder)
-        journal = Journal(folder / "journal.json", self._disk)
-        clock = clock or Clock()
-        if (latest := journal.marks(DIRECTOR_REPOSITORY).time) is not None:
-            clock.know(latest)
-        return Workshop(
-            settings=settings,
-            device=self._identity.device,
-            disk=self._disk,
-            journal=journal,
-            outbox=Outbox(folder / "outbox", self._disk, key),
-            trust=TrustStore(folder / "trust", self._disk, identity=self._identity, keeper=journal, clock=clock),
-            clock=clock,
-            store=TensorStore(folder / "store", self._disk),
-            link=Link.of(self._identity, key, settings.link),
-            rebuilder=rebuilder or SubprocessRebuilder(settings.rebuild_timeout_s),
-            estimator=estimator or SubprocessEstimator(),
-            runtime=runtime if runtime is not None else OnnxRuntime(),
-            servings=Servings(),
-            hooks=Hooks(settings.hooks, settings.hook_timeout_s),
-            permits=Permits(DeviceFacts(folder), journal, clock.now),
-            holdouts=Holdouts(folder / "holdout", self._disk, settings.kept),
-        )
 
     def __enter__(self) -> Self:
         try:
@@ -146,6 +129,7 @@ class Agent:
             with FolderLock(folder / "store" / "rebuild.lock", wait=True):
                 pass  # a rebuild that an earlier agent left behind has ended now
         self._shop.flush_reports()
+        self.orders.listen()
         if self._endpoint is not None:
             self._endpoint.start()
             with _serving_anyway("applications that read endpoint.json do not find the endpoint"):
@@ -156,13 +140,16 @@ class Agent:
         for machine in self._machines.values():
             machine.start(clean=clean)
         self._watchdog.ready()
+        self._shop.events.note("started")
         _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": self.url})
 
     def __exit__(
         self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.orders.close()
         if self._endpoint is not None:
             self._endpoint.stop()
+        self._shop.budget.close()
         self._stop_machines(clean=kind is None)
         with _serving_anyway("endpoint.json is left behind"):
             remove(self._disk, self._settings.folder / "endpoint.json")
@@ -252,14 +239,16 @@ class Agent:
 
     def stop(self) -> None:
         """Let `run` return soon. What is under way goes on at the next start."""
-        self._stopped.set()
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self._wake.put(None)  # may be called by a signal's handler, as this is
 
     def run(self, *, once: bool = False) -> int:
         """Work until `stop`, or, with `once`, until nothing is left to do.
 
         Returns:
             The exit code: 0 every assignment is fulfilled; 76 one was refused or went back; 1 one failed on this
-            device; 75 with `once`, link or server were not ready.
+            device; 75 with `once`, link or server were not ready, or a condition is not met.
         """
         self._unsettled_poll = True
         if once:
@@ -269,7 +258,42 @@ class Agent:
             if once and (code := self._once_done()) is not None:
                 return code
             self._watchdog.step("waiting", wait_s + _WAKING_UP_S)
-            self._stopped.wait(max(_SHORTEST_WAIT_S, wait_s))
+            with suppress(queue.Empty):
+                self._wake.get(timeout=max(_SHORTEST_WAIT_S, wait_s))
+        return self._exit_code()
+
+    def install(self, bundle: BundleFile) -> int:
+        """Work until nothing is left to do of what a bundle holds for this device, without the network.
+
+        Reports wait in the outbox until the device has a network.
+
+        Returns:
+            The exit code, as `run` with `once`.
+
+        Raises:
+            InvalidInput: the bundle was changed, or is for other devices.
+            TryLater: its metadata are expired, or it lacks a payload that this device needs.
+            UntrustedUpdate: its metadata are refused: it is an old one, or was tampered with.
+        """
+        bundle.check()
+        agreed = self._poller.carried(bundle.metadata(self._identity.device))
+        self._take(agreed)
+        if agreed.foreign:
+            raise agreed.foreign[0]
+        for wish in agreed.desired:
+            machine = self._machines[wish.model]
+            if not (machine.idle or machine.ready) and not machine.active.fulfils(
+                wished_release_id(wish), at_hand=True
+            ):
+                stock(self._shop, machine.shelf, wish, bundle)
+        while not self._stopped.is_set():
+            waits = [wait for machine in self._machines.values() if (wait := machine.advance()) is not None]
+            if all(machine.idle or machine.ready for machine in self._machines.values()):
+                self._upkeep.tidy(self._machines.values())
+                break
+            if max(machine.failures for machine in self._machines.values()) >= _GIVE_UP_AFTER:
+                return TryLater.exit_code
+            self._stopped.wait(max(_SHORTEST_WAIT_S, min(waits)))
         return self._exit_code()
 
     def turn(self) -> float:
@@ -285,10 +309,16 @@ class Agent:
         return wait_s
 
     def _do_what_is_due(self) -> float:
+        self.orders.do()
+        if self.orders.relocated:
+            self._relink()
+        if self.orders.retried:
+            self.orders.retried, self._next_poll = False, 0.0
+            self._poller.look_again()
         now = time.monotonic()
         if now >= self._next_poll:
             self._poll()
-        waits = [machine.advance() for machine in self._machines.values()]
+        waits = [machine.advance() for machine in list(self._machines.values())]  # a poll between may bring one more
         self._watchdog.step("tidying up", _TIDYING_UP_S)
         self._upkeep.tidy(self._machines.values())
         self._drift.look()
@@ -299,6 +329,30 @@ class Agent:
         if self._shop.reports_wait:
             due.append(self._next_delivery - now)
         return max(0.0, min(due))
+
+    def _meanwhile(self) -> bool:
+        """Do what is due between two chunks of a download; return whether the download must end for it."""
+        if self.orders.do_within_download():
+            return True
+        now = time.monotonic()
+        if now >= self._next_poll:
+            with self._watchdog.aside():
+                self._poll()
+        if now >= self._next_delivery and self._shop.outbox.waiting():
+            with self._watchdog.aside():
+                self._deliver()
+        return False
+
+    def _relink(self) -> None:
+        """Turn to the server's new address, and go on with everything where it is."""
+        folder = self._settings.folder
+        self._identity = Identity.load(folder)
+        self._shop.link.close()
+        counted = self._shop.budget.count
+        self._shop.link = Link.of(self._identity, load_key(folder), self._settings.link, counted=counted)
+        self.orders.relocated = False
+        self._backoff.reset()
+        self._next_poll = 0.0
 
     def _poll(self) -> None:
         """Ask the server once, and take what both repositories agree on."""
@@ -324,11 +378,18 @@ class Agent:
         troubles, taken = list(agreed.foreign), False
         for wish in agreed.desired:
             try:
-                taken |= self._machine(wish.model).wish(wish)
+                if self._machine(wish.model).wish(wish):
+                    taken = True
+                    said = {"model": wish.model, "release": wish.release, "assignment": wish.assignment}
+                    self._shop.events.note("assigned", **said)
             except UpdateRejected as replayed:
                 troubles.append(replayed)
         for refused in agreed.refused:
-            self._machine(refused.assigned.model).refuse(refused.assigned, refused.why)
+            assigned, why = refused.assigned, refused.why
+            if assigned.assignment > self._machine(assigned.model).record.highest_assignment:
+                said = {"model": assigned.model, "release": assigned.release, "assignment": assigned.assignment}
+                self._shop.events.note("refused", **said, code=why.code, detail=str(why))
+            self._machine(assigned.model).refuse(assigned, why)
             troubles.append(refused.why)
         named = {wish.model for wish in agreed.desired} | {refused.assigned.model for refused in agreed.refused}
         for model in self._machines.keys() - named if not agreed.foreign else ():
@@ -363,7 +424,17 @@ class Agent:
         failures = max([self._backoff.failures, *(machine.failures for machine in self._machines.values())])
         if max(failures, self._report_backoff.failures) >= _GIVE_UP_AFTER:
             return TryLater.exit_code
-        idle = all(machine.idle or machine.ready for machine in self._machines.values())
+        machines = self._machines.values()
+        idle = all(machine.idle or machine.ready for machine in machines)
+        if not idle and not self._unsettled_poll and not self._backoff.failures and not self._shop.reports_wait:
+            busy = [machine for machine in machines if not (machine.idle or machine.ready)]
+            waiting = {
+                machine.model: work.waiting for machine in busy if (work := machine.record.work) and work.waiting
+            }
+            if len(waiting) == len(busy) and not any(machine.record.pending for machine in busy):
+                for model, reason in waiting.items():
+                    sys.stderr.write(f"sprat-agent: {model} waits: {reason}\n")
+                return TryLater.exit_code
         if self._backoff.failures or self._unsettled_poll or not idle or self._shop.reports_wait:
             if idle and self._unsettled_poll and not self._backoff.failures:
                 self._next_poll = 0.0

@@ -10,7 +10,7 @@ from typing import Final
 from sprat_client.agent import steps
 from sprat_client.agent.active import ActiveRelease
 from sprat_client.agent.desired import Desired
-from sprat_client.agent.fetcher import LinkDown
+from sprat_client.agent.fetching import GiveWay, fetch_update
 from sprat_client.agent.formats import NewerFormat
 from sprat_client.agent.intake import Intake
 from sprat_client.agent.journal import ModelRecord, Work
@@ -37,7 +37,7 @@ from sprat_client.agent.tryout import Tryout
 from sprat_client.agent.validate import ValidationRefused
 from sprat_client.agent.watching import LOOK_AGAIN_S
 from sprat_client.runtime.onnxruntime_host import return_memory
-from sprat_shared.errors import SpratError, TryLater, UpdateRejected
+from sprat_shared.errors import Conflict, SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import Evidence, Outcome
 from sprat_shared.trust.assignments import Assigned
 
@@ -172,17 +172,35 @@ class ModelMachine:
         """Give up what was fetched ahead: the director names the model no more."""
         record = self.record
         if record.work is not None and record.work.wish.prefetch and record.state in BEFORE_TRIAL:
-            self.tryout.drop()
-            self._enter(Event.SUPERSEDED, None)
-            self._give_back_room()
-
-    def look_again(self) -> None:
-        """Look at once at what is waited for: something changed."""
-        self._not_before = 0.0
+            self._abandon()
 
     def refuse(self, assigned: Assigned, bad: UpdateRejected) -> None:
         """Say, once, that an assignment will not be taken. What serves, and the work under way, go on."""
         self.intake.refuse(assigned, bad)
+
+    def roll_back(self, reason: tuple[str, str]) -> int | None:
+        """Go back to the other slot's release until a newer assignment comes; Conflict where none can be served.
+
+        Args:
+            reason: code and sentence, for the report.
+        """
+        record, slots = self.record, self.shelf.slots()
+        if record.state is State.TRIAL and self._work.back_to is not None:
+            self._go_back(*reason)
+        elif record.state is not State.ROLLING_BACK:
+            if slots.active is None or slots.previous is None or not self.active.is_intact(slots.previous):
+                raise Conflict(f"{self.model}: this device holds no release to go back to", code="agent.nothing-held")
+            if record.state is not State.IDLE:
+                self._abandon()
+            wish = self.shelf.manifest(slots.active.release_id).as_wish(slots.active.release, record.highest_assignment)
+            work = Work(wish=wish, started_at=time.time(), back_to=slots.previous.release_id, reason=reason)
+            self._enter(Event.RETURN, work, pending_taken=True)
+        self.advance()
+        return None if (active := self.shelf.slots().active) is None else active.release
+
+    def look_again(self) -> None:
+        """Look at once at what is waited for: something changed."""
+        self._not_before = 0.0
 
     def advance(self) -> float | None:
         """Work until there is nothing to do, or something to wait for; return how long to wait, seconds.
@@ -206,16 +224,8 @@ class ModelMachine:
             except TryLater as bad:
                 self.failures += 1
                 wait = self._backoff.next_s(bad)
-                _log.warning(
-                    "trying again later",
-                    extra={
-                        "model": self.model,
-                        "state": self.record.state,
-                        "code": bad.code,
-                        "detail": str(bad),
-                        "wait_s": wait,
-                    },
-                )
+                said = {"model": self.model, "state": self.record.state, "code": bad.code, "detail": str(bad)}
+                _log.warning("trying again later", extra={**said, "wait_s": wait})
             except NewerFormat:
                 raise
             except (SpratError, OSError, MemoryError) as bad:
@@ -240,9 +250,12 @@ class ModelMachine:
             self._go_back(_SUPERSEDED, "a newer assignment arrived during the trial", Event.SUPERSEDED)
         else:
             _log.info("superseded", extra={"model": self.model, "release": record.work.wish.release})
-            self.tryout.drop()
-            self._enter(Event.SUPERSEDED, None)
-            self._give_back_room()
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self.tryout.drop()
+        self._enter(Event.SUPERSEDED, None)
+        self._give_back_room()
 
     def _act(self) -> float | None:
         """Do the work of the present state; return how long to wait before looking again, or None to go on."""
@@ -286,27 +299,10 @@ class ModelMachine:
     def _fetching(self) -> float | None:
         if (unmet := self._shop.permits.fetch(self._work.wish)) is not None:
             return self._wait(unmet)
-        received = 0
-
-        def count(size: int) -> None:
-            nonlocal received
-            received += size
-            self._backoff.reset()
-            self._shop.reserve.spend(size)
-            self._shop.watchdog.beat()
-            if self._shop.stopping.is_set():
-                raise LinkDown("the agent is ending; the download goes on at the next start")
-
-        work = replace(self._work, waiting=None)
-        if not work.steps or not steps.still_signed(self._shop, work):
-            work = replace(work, steps=steps.choose_steps(self._shop, self.shelf, work.wish))
-            self.progress.keep_work(work)
         try:
-            steps.fetch(self._shop, self.shelf, work, count)
-        finally:
-            if received:
-                work = replace(work, received_bytes=work.received_bytes + received)
-                self.progress.keep(replace(self.record, work=work, resumes=0))  # it got further: no crash loop
+            work = fetch_update(self._shop, self.shelf, self.progress, self._backoff.reset)
+        except GiveWay as other:
+            return 0.0 if other.unmet is None else self._wait(other.unmet)
         self._enter(Event.DONE, work)
         return None
 
@@ -330,8 +326,7 @@ class ModelMachine:
         """Say durably, once, what is waited for; return how long to wait before looking again."""
         if self._work.waiting != unmet.reason:
             _log.info("waiting", extra={"model": self.model, "state": self.record.state, "for": unmet.reason})
-            work = replace(self._work, waiting=unmet.reason)
-            self.progress.keep_work(work)
+            self.progress.keep_work(replace(self._work, waiting=unmet.reason))
         return unmet.wait_s
 
     def _shadow(self) -> float | None:
@@ -417,9 +412,11 @@ class ModelMachine:
         ended: Work | None = None,
     ) -> None:
         """Enter the next state and tell the hooks; its work begins at once."""
+        before, told = self.record.state, self.record.work or work
         self.progress.enter(event, work, outcome=outcome, bad=bad, pending_taken=pending_taken, ended=ended)
         self.tryout.watch_no_more()
         self._not_before = 0.0
+        self._shop.left(before, event, self.model, told, bad)
         self._tell_hooks()
 
     def _failed(self, bad: BaseException) -> float | None:

@@ -59,15 +59,16 @@ class Permits:
 
     def fetch(self, wish: Desired) -> Unmet | None:
         """Return what fetching waits for; None: it may go on."""
-        return self._paused() or self._unmet(wish.policy.fetch)
+        return self.paused() or self._unmet(wish.policy.fetch)
 
     def activate(self, wish: Desired) -> Unmet | None:
         """Return what activation waits for; None: it may go on."""
         if wish.prefetch:
             return Unmet("it was assigned ahead: a later assignment says that it may serve")
-        return self._paused() or self._unmet(wish.policy.activate)
+        return self.paused() or self._unmet(wish.policy.activate)
 
-    def _paused(self) -> Unmet | None:
+    def paused(self) -> Unmet | None:
+        """Return the pause that everything waits for; None: there is none."""
         until = self._journal.paused_until
         left_s = 0.0 if until is None else until - time.time()
         if left_s <= 0:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -57,6 +58,23 @@ class Poller:
             raise
         if agreed is None:
             self._note(self._standing)
+        return agreed
+
+    def carried(self, parts: Mapping[str, bytes]) -> Agreed:
+        """Return what both repositories agree on by metadata that somebody carried here, without the network.
+
+        Raises:
+            TryLater: they are expired, or something is missing.
+            UntrustedUpdate: they are refused; what was trusted before still is.
+        """
+        self._taken = False
+        try:
+            agreed = self._shop.trust.take(parts)
+        except (SpratError, OSError) as bad:
+            if isinstance(bad, SpratError) and _is_trouble(bad):
+                self._note(bad)
+            raise
+        self._taken = True
         return agreed
 
     def look_again(self) -> None:
@@ -116,6 +134,7 @@ class Poller:
         report = None
         if after.trouble is not None and (before.trouble is None or before.trouble.code != after.trouble.code):
             _log.error("not believed", extra={"code": after.trouble.code, "detail": after.trouble.detail})
+            self._shop.events.note("not believed", code=after.trouble.code, detail=after.trouble.detail)
             report = TrustReport(
                 device=self._shop.device,
                 sequence=journal.next_sequence,

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import (
     Disk,
     building_folder,
@@ -32,7 +33,7 @@ from sprat_client.agent.store import StoreCorrupted, StoredTensors, TensorStore,
 from sprat_shared.errors import InvalidInput
 from sprat_shared.ids import digest_text, parse_digest
 from sprat_shared.protocol.fields import Fields
-from sprat_shared.trust.targets import LocalStatistics
+from sprat_shared.trust.targets import LocalStatistics, graph_path, update_path
 from sprat_shared.wire.tensors import LOCAL_SHA256, TensorSpec, TensorTable, weights_digest
 
 MANIFEST: Final = "manifest.json"
@@ -113,6 +114,18 @@ class Manifest:
         local = () if self.local is None else self.local.tensors
         sent = [LOCAL_SHA256 if index in local else sha256 for index, sha256 in enumerate(sha256s)]
         return weights_digest(self.table, sent)
+
+    def as_wish(self, release: int, assignment: int) -> Desired:
+        """Return the wish for this release, by the number that it has now, as a fulfilled assignment would say it."""
+        return Desired(
+            model=self.model,
+            release=release,
+            weights=self.weights,
+            assignment=assignment,
+            graph=graph_path(self.model, self.graph),
+            path=(),
+            full=update_path(self.model, release, None),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""

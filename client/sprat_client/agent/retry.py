@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from sprat_client.agent.control import give_order
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.identity import Identity
 from sprat_client.agent.journal import Journal
@@ -11,13 +12,17 @@ from sprat_shared.errors import NotFound
 
 
 def retry(folder: Path, model: str) -> dict[str, Any]:
-    """Hold nothing against any release of a model any more; the standing assignment is tried at the next start.
+    """Hold nothing against any release of a model any more; the standing assignment is tried again.
+
+    The agent that runs on the folder does it, at once; where none runs, the next start will find it done.
 
     Raises:
         NotFound: the folder is not enrolled, or the device has no such model.
-        Conflict: an agent runs on the folder, which keeps what it knows in memory.
+        TryLater: the agent is busy.
     """
     Identity.load(folder)
+    if (done := give_order(folder, {"do": "retry", "model": model})) is not None:
+        return done
     with FolderLock(folder / "run.lock"):
         journal = Journal(folder / "journal.json", PosixDisk())
         if model not in journal.models:

@@ -1,9 +1,12 @@
 """What the agent on a folder is doing, from its files: works beside a running agent and without one."""
 
 import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sprat_client.agent.budget import BUDGET_FILE, read_spent
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.identity import Identity
 from sprat_client.agent.journal import Journal, ModelRecord
@@ -37,6 +40,8 @@ def read_status(folder: Path) -> dict[str, Any]:
         "trust": {name: dict(marks.versions) for name, marks in sorted(trust.marks.items())},
         "refused": None if trust.trouble is None else {"code": trust.trouble.code, "detail": trust.trouble.detail},
         "clock": _clock(trust.clock_ahead_s),
+        "paused": _paused(journal.paused_until),
+        "bytes_today": read_spent(folder / BUDGET_FILE, disk, datetime.now(UTC)),
         "reports_waiting": len(list(outbox.glob("*.json"))) if outbox.is_dir() else 0,
     }
 
@@ -46,6 +51,12 @@ def _clock(ahead_s: float | None) -> str:
         return "good"
     side = "ahead of" if ahead_s > 0 else "behind"
     return f"clock suspect: {abs(ahead_s) / 86400:.1f} days {side} the time that the server signs, which counts"
+
+
+def _paused(until: float | None) -> str | None:
+    if until is None or until <= time.time():
+        return None
+    return f"until {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(until))}"
 
 
 def _model(record: ModelRecord, shelf: Shelf) -> dict[str, Any]:

@@ -10,11 +10,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 from uuid import UUID
 
+from sprat_client.agent.budget import ByteBudget
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import Disk, make_folder, write_file
 from sprat_client.agent.estimate import EstimateJob, Estimator
+from sprat_client.agent.events import EventLog
 from sprat_client.agent.holdout import Holdouts
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.journal import Journal, Work
@@ -27,6 +30,7 @@ from sprat_client.agent.room import REBUILD_PROCESS_BYTES, Reserve, code_of, req
 from sprat_client.agent.samples import joined, load_holdout, load_inputs
 from sprat_client.agent.serve import Serving, Servings
 from sprat_client.agent.settings import AgentSettings
+from sprat_client.agent.states import Event, State
 from sprat_client.agent.store import StoreCorrupted, TensorStore
 from sprat_client.agent.transfer import Blob, Link
 from sprat_client.agent.trust.clock import Clock
@@ -34,7 +38,6 @@ from sprat_client.agent.trust.repository import TrustedTarget
 from sprat_client.agent.trust.store import Signed, TrustStore, VerifiedUpdate
 from sprat_client.agent.validate import Validation, ValidationRefused, validate
 from sprat_client.agent.watchdog import Watchdog
-from sprat_client.agent.ways import FILE_BYTES, Step, cheapest_way
 from sprat_client.runtime.ports import ModelHost, ModelNotLoadable, Runtime
 from sprat_shared.errors import DigestMismatch, TryLater, UntrustedUpdate
 from sprat_shared.ids import digest_text, parse_digest
@@ -68,6 +71,9 @@ class Workshop:
         blobs: payloads of the last poll, by digest.
         stopping: the agent was asked to end; long work is left for the next start.
         watchdog: is told what is done, and that it goes forward.
+        budget: the bytes of the day.
+        events: what happened.
+        meanwhile: does what is due while a download goes on; returns whether the download must end for it.
     """
 
     settings: AgentSettings
@@ -85,15 +91,28 @@ class Workshop:
     servings: Servings
     hooks: Hooks
     permits: Permits
+    budget: ByteBudget
+    events: EventLog
     holdouts: Holdouts
     blobs: dict[str, bytes] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
     watchdog: Watchdog = field(default_factory=Watchdog)
+    meanwhile: Callable[[], bool] = lambda: False
 
     @property
     def downloads(self) -> Path:
         """The folder of payloads, named by the hex of their digests."""
         return self.settings.folder / "downloads"
+
+    def left(
+        self, before: State, event: Event, model: str, work: Work | None, bad: tuple[str, str] | None = None
+    ) -> None:
+        """Tell of a transition that is durable: from which state, by what, with which work, and what went wrong."""
+        release = None if work is None else work.wish.release
+        said = {"model": model, "state": self.journal.record(model).state.value, "was": before.value, "by": event.value}
+        code = {} if bad is None else {"code": bad[0]}
+        self.events.note("state", **said, release=release, **code)
+        self.hooks.left(before, event, model, release)
 
     @property
     def reports_wait(self) -> bool:
@@ -127,16 +146,6 @@ def _slot_with(shelf: Shelf, weights: str | None) -> Slot | None:
     return next((slot for slot in (slots.active, slots.previous) if slot is not None and slot.weights == weights), None)
 
 
-def _is_usable(shelf: Shelf, slot: Slot) -> bool:
-    """Return whether a release's files still have their bytes, so that an update can start from them."""
-    try:
-        shelf.check(shelf.manifest(slot.release_id))
-    except StoreCorrupted as bad:
-        _log.error("a release to start from is damaged; another way will be taken", extra=_said(bad))
-        return False
-    return True
-
-
 def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
     """Return what the signed metadata say of `paths`: of what is held, else of the last poll, else of the network.
 
@@ -158,54 +167,19 @@ def find_targets(shop: Workshop, paths: Sequence[str]) -> Signed:
     return signed
 
 
-def choose_steps(shop: Workshop, shelf: Shelf, wish: Desired) -> tuple[str, ...]:
-    """Return the target paths to apply: of all that is signed the way with the fewest bytes that are not here yet.
+class Receiver(Protocol):
+    """Told of a download's pieces, and asked before each request how many bytes it may bring (None: any number)."""
 
-    It starts from a slot whose files have their bytes, or from nothing. The director's path says what it sends along,
-    as far as it knows what is held here; the slots decide.
+    count: Callable[[int], None]
 
-    Raises:
-        UntrustedUpdate: nothing is signed that leads there, or the metadata are refused.
-        TryLater: link or server are not ready.
-    """
-    find_targets(shop, [wish.full])  # the metadata are here now, or nothing can be chosen
-    steps = [
-        Step(
-            path=target.path,
-            base=target.base_weights,
-            weights=target.weights,
-            release=target.release,
-            cost=_left_of(shop, trusted),
-        )
-        for target, trusted in shop.trust.updates(wish)
-    ]
-    slots = shelf.slots()
-    held = {slot.weights: slot for slot in (slots.previous, slots.active) if slot is not None}
-    while way := cheapest_way(steps, held, release=wish.release, weights=wish.weights):
-        start = way[0].base
-        if start is None or _is_usable(shelf, held[start]):
-            return tuple(step.path for step in way)
-        del held[start]
-    return (wish.full,)  # whatever is wrong with it, verification says it
+    def __call__(self, size: int) -> None:
+        """Take note of a piece; what it raises ends the download."""
+
+    def allowed(self) -> int | None:
+        """Return how many bytes the next request may bring."""
 
 
-def still_signed(shop: Workshop, work: Work) -> bool:
-    """Return whether all steps that were chosen are signed by what is held; pruned ones are chosen anew."""
-    with contextlib.suppress(TryLater, UntrustedUpdate):  # they are asked for once more, and then it is said
-        return len(shop.trust.find(work.steps)) == len(set(work.steps))
-    return True
-
-
-def _left_of(shop: Workshop, target: TrustedTarget) -> int:
-    """Return how many bytes of a payload, and of asking for it, are still to be read."""
-    if digest_text(target.sha256) in shop.blobs:
-        return 0
-    file = shop.downloads / target.sha256.hex()
-    here = file.stat().st_size if file.exists() else 0
-    return 0 if here == target.length else target.length - min(here, target.length) + FILE_BYTES
-
-
-def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], None]) -> None:
+def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Receiver) -> None:
     """Bring everything that the update's steps need onto the disk.
 
     Raises:
@@ -213,19 +187,24 @@ def fetch(shop: Workshop, shelf: Shelf, work: Work, received: Callable[[int], No
         UntrustedUpdate: it is not signed for.
         LinkDown: cut; call again later.
     """
-    signed = find_targets(shop, [*work.steps, work.wish.graph])
-    targets = [signed[path] for path in work.steps]
-    graphs = [signed[work.wish.graph]]
-    local = UpdateTarget.from_custom(work.steps[-1], signed[work.steps[-1]].custom).local
-    if local is not None:
-        path = graph_path(work.wish.model, local.graph)
-        graphs.append(find_targets(shop, [path])[path])
+    targets, graphs = needed(shop, work)
     files = [*targets, *(graph for graph in graphs if not shop.store.holds(graph.sha256, graph.length))]
     coming = sum(max(0, file.length - _kept(shop, file)) for file in files)
     room = coming + _tensor_bytes(_active_manifest(shelf), sum(target.length for target in targets))
     shop.reserve.take(room, margin=shop.settings.space_margin_bytes)
     for file in files:
         _fetch_one(shop, file, received)
+
+
+def needed(shop: Workshop, work: Work) -> tuple[list[TrustedTarget], list[TrustedTarget]]:
+    """Return what is signed of the work's steps, and of the graphs that the release needs; errors as `find_targets`."""
+    signed = find_targets(shop, [*work.steps, work.wish.graph])
+    graphs = [signed[work.wish.graph]]
+    local = UpdateTarget.from_custom(work.steps[-1], signed[work.steps[-1]].custom).local
+    if local is not None:
+        path = graph_path(work.wish.model, local.graph)
+        graphs.append(find_targets(shop, [path])[path])
+    return [signed[path] for path in work.steps], graphs
 
 
 def _kept(shop: Workshop, target: TrustedTarget) -> int:
@@ -251,15 +230,15 @@ def _tensor_bytes(base: Manifest | None, payloads: int) -> int:
     return 4 * payloads if base is None else max(payloads, held)
 
 
-def _fetch_one(shop: Workshop, target: TrustedTarget, received: Callable[[int], None]) -> None:
+def _fetch_one(shop: Workshop, target: TrustedTarget, received: Receiver) -> None:
     file = shop.downloads / target.sha256.hex()
     inline = shop.blobs.get(digest_text(target.sha256))
     if inline is not None and hashlib.sha256(inline).digest() == target.sha256:
         make_folder(shop.disk, shop.downloads)
         write_file(shop.disk, file, inline)
-        received(len(inline))
+        received.count(len(inline))
         return
-    shop.link.download(Blob(target.sha256, target.length, file), shop.disk, received)
+    shop.link.download(Blob(target.sha256, target.length, file), shop.disk, received, received.allowed)
 
 
 def verify(shop: Workshop, shelf: Shelf, work: Work) -> list[VerifiedUpdate]:

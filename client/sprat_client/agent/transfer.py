@@ -5,7 +5,9 @@ trials and other models go on meanwhile.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -37,6 +39,7 @@ from sprat_shared.trust.signed_time import NONCE_HEADER
 _MAX_METADATA_BYTES: Final = 8 << 20
 _MAX_REPLY_BYTES: Final = 64 << 10
 _SYNC_EVERY_BYTES: Final = 1 << 20
+_SYNC_EVERY_S: Final = 10.0  # over a thin link a megabyte takes minutes: a power cut should not cost them
 
 
 @dataclass(slots=True)
@@ -100,6 +103,14 @@ class Blob:
         return RemoteFile(f"/blobs/{self.name}", self.length, self.file, f'"{self.sha256.hex()}"')
 
 
+class NoNetwork(httpx.BaseTransport):
+    """Sends nothing: the link is down, whatever is asked."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Refuse."""
+        raise httpx.ConnectError("the agent was told to stay off the network", request=request)
+
+
 class Link:
     """The device API of one server.
 
@@ -109,6 +120,7 @@ class Link:
         settings: timeouts.
         ca_file: certificates to trust instead of the system's.
         transport: the seam for tests.
+        counted: told of every body byte that is read.
     """
 
     def __init__(
@@ -119,6 +131,7 @@ class Link:
         *,
         ca_file: str | None = None,
         transport: httpx.BaseTransport | None = None,
+        counted: Callable[[int], None] | None = None,
     ) -> None:
         self._settings = settings
         self._fetcher = Fetcher(
@@ -128,6 +141,7 @@ class Link:
             auth=auth if isinstance(auth, httpx.Auth) else None,
             ca_file=ca_file,
             transport=transport,
+            counted=counted,
         )
 
     @classmethod
@@ -138,10 +152,11 @@ class Link:
         settings: LinkSettings,
         *,
         transport: httpx.BaseTransport | None = None,
+        counted: Callable[[int], None] | None = None,
     ) -> "Link":
         """Return the link of an enrolled device, which proves itself with its key."""
         auth = DeviceAuth(identity.server_url, identity.device, key)
-        return cls(identity.server_url, auth, settings, ca_file=identity.ca_file, transport=transport)
+        return cls(identity.server_url, auth, settings, ca_file=identity.ca_file, transport=transport, counted=counted)
 
     def __enter__(self) -> Self:
         return self
@@ -210,22 +225,30 @@ class Link:
             for _ in self._fetcher.body(response, _MAX_REPLY_BYTES):
                 pass
 
-    def download(self, blob: Blob, disk: Disk, received: Callable[[int], None]) -> None:
+    def download(
+        self,
+        blob: Blob,
+        disk: Disk,
+        received: Callable[[int], None],
+        allowed: Callable[[], int | None] = lambda: None,
+    ) -> None:
         """Fetch a blob into its file, going on where an earlier call, or an earlier process, stopped.
 
-        At return the file is complete, has the digest, and is durable. Bytes that arrived before a failure stay.
+        At return the file is complete, has the digest, and is durable. Bytes that arrived before a failure stay. What
+        a piece of it was is known by its digest alone, so it does not matter which server sent which piece.
 
         Args:
             blob: what to fetch.
             disk: where it is written.
-            received: told of every piece that arrives.
+            received: told of every piece that arrives, once it is written; what it raises ends the download.
+            allowed: asked before each request: so many bytes may be read, at least one; None: any number.
 
         Raises:
             LinkDown: it was cut; call again later.
             NotFound: the server does not have it.
             DigestMismatch: it arrived whole with other bytes; the file is removed.
         """
-        resumed = fetch_file(self._fetcher, blob.remote, disk, received)
+        resumed = fetch_file(self._fetcher, blob.remote, disk, received, allowed)
         if (actual := file_sha256(blob.file)) != blob.sha256:
             remove(disk, blob.file)
             if resumed:  # a power cut may have torn what was there before: once more from the start
@@ -233,7 +256,13 @@ class Link:
             raise DigestMismatch(subject=f"blob {blob.name}", expected=blob.sha256.hex(), actual=actual.hex())
 
 
-def fetch_file(fetcher: Fetcher, remote: RemoteFile, disk: Disk, received: Callable[[int], None]) -> bool:
+def fetch_file(
+    fetcher: Fetcher,
+    remote: RemoteFile,
+    disk: Disk,
+    received: Callable[[int], None],
+    allowed: Callable[[], int | None] = lambda: None,
+) -> bool:
     """Fetch a file, going on where an earlier call stopped; return whether it did. Its digest is the caller's affair.
 
     At return the file has its length and is durable. Bytes that arrived before a failure stay.
@@ -249,34 +278,61 @@ def fetch_file(fetcher: Fetcher, remote: RemoteFile, disk: Disk, received: Calla
         remove(disk, remote.file)
         have = 0
     resumed = have > 0
-    if have < remote.length or not disk.exists(remote.file):
-        resumed = _fetch_rest(fetcher, remote, have, disk, received)
+    while have < remote.length or not disk.exists(remote.file):
+        start, have = _fetch_some(fetcher, remote, have, disk, received, most=allowed())
+        resumed &= start > 0
     finish_appends(disk, remote.file)
     return resumed
 
 
-def _fetch_rest(fetcher: Fetcher, remote: RemoteFile, have: int, disk: Disk, received: Callable[[int], None]) -> bool:
-    headers = {"Range": f"bytes={have}-", "If-Range": remote.tag} if have and remote.tag else {}
-    with fetcher.ask("GET", remote.path, headers=headers) as response:
-        if have and response.status_code != HTTPStatus.PARTIAL_CONTENT:
+def _fetch_some(
+    fetcher: Fetcher, remote: RemoteFile, have: int, disk: Disk, received: Callable[[int], None], *, most: int | None
+) -> tuple[int, int]:
+    """Read what one request may bring; return where it began, and how many bytes of the file are here now."""
+    end = remote.length if most is None else min(remote.length, have + max(1, most))
+    headers = {}
+    if remote.tag and (have or end < remote.length):
+        last = str(end - 1) if end < remote.length else ""
+        headers = {"Range": f"bytes={have}-{last}", "If-Range": remote.tag}
+    try:
+        with fetcher.ask("GET", remote.path, headers=headers) as response:
+            partial = response.status_code == HTTPStatus.PARTIAL_CONTENT
+            if not partial:
+                if have:
+                    remove(disk, remote.file)
+                have, end = 0, end - have if most else remote.length
+            elif not (said := response.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
+                raise LinkDown(  # noqa: TRY301 - the handler below lets it pass
+                    f"{remote.path}: asked for the bytes from {have} on, got {said!r}"
+                )
+            start = have
+            with closing(_written(fetcher.body(response, remote.length - have), remote.file, disk)) as pieces:
+                for piece in pieces:
+                    have += len(piece)
+                    received(len(piece))
+                    if have >= end and not partial and most:
+                        break  # the server knows no ranges
+    except LinkDown as bad:
+        if bad.code == "link.range":  # it has no such part: what is here cannot be the beginning of it
             remove(disk, remote.file)
-            have = 0
-        elif have and not (said := response.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
-            raise LinkDown(f"{remote.path}: asked for the bytes from {have} on, got {said!r}")
-        resumed, unsynced = have > 0, 0
-        disk.append(remote.file, b"")  # an empty file is a file
-        try:
-            for piece in fetcher.body(response, remote.length - have):
-                disk.append(remote.file, piece)
-                have += len(piece)
-                unsynced += len(piece)
-                received(len(piece))
-                if unsynced >= _SYNC_EVERY_BYTES:
-                    disk.sync(remote.file)
-                    unsynced = 0
-        finally:
-            if unsynced:
-                disk.sync(remote.file)
-    if have < remote.length:
+        raise
+    if have < end:
         raise LinkDown(f"{remote.path}: the connection ended after {have} of {remote.length} bytes")
-    return resumed
+    return start, have
+
+
+def _written(pieces: Iterator[bytes], file: Path, disk: Disk) -> Generator[bytes, None, None]:
+    """Append pieces to a file as they come, and make them durable every so often, and at the end whatever it is."""
+    disk.append(file, b"")  # an empty file is a file
+    unsynced, synced_at = 0, time.monotonic()
+    try:
+        for piece in pieces:
+            disk.append(file, piece)
+            unsynced += len(piece)
+            yield piece
+            if unsynced >= _SYNC_EVERY_BYTES or time.monotonic() - synced_at >= _SYNC_EVERY_S:
+                disk.sync(file)
+                unsynced, synced_at = 0, time.monotonic()
+    finally:
+        if unsynced:
+            disk.sync(file)

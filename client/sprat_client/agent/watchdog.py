@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -81,6 +81,16 @@ class Watchdog:
         """Say that the present step goes forward: its time begins anew."""
         name, _, limit_s = self._step
         self._step = (name, time.monotonic(), limit_s)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let other steps be made within the present one, whose time stands still meanwhile."""
+        name, since, limit_s = self._step
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._step = (name, since + time.monotonic() - began, limit_s)
 
     def ready(self) -> None:
         """Tell the supervisor that the agent serves."""

@@ -7,6 +7,7 @@ from typing import Self, cast
 import httpx
 
 from sprat_client.api.access import Audit, EnrolmentTokens, Tokens
+from sprat_client.api.bundles import Bundles
 from sprat_client.api.custody import Keys
 from sprat_client.api.fleet import Devices, Rollouts
 from sprat_client.api.jobs import Jobs
@@ -38,6 +39,7 @@ class SpratClient:
         self.tokens = Tokens(self._transport)
         self.audit = Audit(self._transport)
         self.keys = Keys(self._transport)
+        self.bundles = Bundles(self._transport)
 
     def __enter__(self) -> Self:
         return self

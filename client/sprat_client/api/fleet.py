@@ -1,8 +1,9 @@
 """Devices and the rollouts that bring them to releases."""
 
+import json
 import time
-from collections.abc import Iterator, Sequence
-from typing import Final, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, cast
 
 from sprat_client.api.naming import is_full_id, unique_match
 from sprat_client.api.transport import Transport
@@ -13,6 +14,7 @@ from sprat_client.api.views import (
     EnrolmentTokenView,
     ReportView,
     RolloutView,
+    WhyView,
 )
 from sprat_shared.errors import TryLater
 
@@ -93,7 +95,13 @@ class Rollouts:
         self._transport = transport
 
     def create(
-        self, model: str, release: int, *, waves: Sequence[str], devices: Sequence[str] | None = None
+        self,
+        model: str,
+        release: int,
+        *,
+        waves: Sequence[str],
+        devices: Sequence[str] | None = None,
+        gates: Mapping[str, Any] | None = None,
     ) -> RolloutView:
         """Make a draft.
 
@@ -102,12 +110,14 @@ class Rollouts:
             release: the number to bring devices to.
             waves: cumulative counts or percents of the devices, such as ["1", "10%", "100%"].
             devices: ids; all devices when None, and those that enrol later get the release at once.
+            gates: rule, silence_s and policy (docs/gates.md); None: the defaults.
         """
         body = {
             "model": model,
             "release": release,
             "waves": list(waves),
             "devices": None if devices is None else list(devices),
+            "gates": None if gates is None else dict(gates),
         }
         return self._view(self._transport.post("/rollouts", body))
 
@@ -127,6 +137,10 @@ class Rollouts:
         """Go on after a pause."""
         return self._view(self._transport.post(f"/rollouts/{rollout_id}/resume", {"reason": reason}))
 
+    def promote(self, rollout_id: str, *, reason: str) -> RolloutView:
+        """Open the next wave on a person's word where the gate holds it."""
+        return self._view(self._transport.post(f"/rollouts/{rollout_id}/promote", {"reason": reason}))
+
     def abort(self, rollout_id: str, *, reason: str) -> RolloutView:
         """End it and send exposed devices back to the release they had."""
         return self._view(self._transport.post(f"/rollouts/{rollout_id}/abort", {"reason": reason}))
@@ -138,6 +152,11 @@ class Rollouts:
     def get(self, rollout_id: str) -> RolloutView:
         """Return one rollout with its waves."""
         return self._view(self._transport.get(f"/rollouts/{rollout_id}"))
+
+    def why(self, rollout_id: str, *, policy: Mapping[str, Any] | None = None) -> WhyView:
+        """Return what the gate says, or would have said with another policy, and what it rests on."""
+        query = None if policy is None else json.dumps(policy)
+        return cast("WhyView", self._transport.get(f"/rollouts/{rollout_id}/why", policy=query))
 
     def resolve(self, wanted: str) -> str:
         """Return the id of the rollout that `wanted` is, or uniquely starts or ends."""

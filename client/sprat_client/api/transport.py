@@ -153,6 +153,31 @@ class Transport:
             partial.unlink(missing_ok=True)
         return done
 
+    def save(self, path: str, body: Any, to: Path) -> httpx.Headers:
+        """Send `body` as JSON to `/api/v1` + `path`, write the answer's bytes to `to`, and return its headers.
+
+        A broken transfer leaves no file behind.
+
+        Raises:
+            InvalidInput: the file cannot be written.
+        """
+        partial = to.with_name(to.name + ".part")
+        try:
+            with partial.open("wb") as file, self._client.stream("POST", API + path, json=body) as response:
+                if response.status_code >= HTTPStatus.BAD_REQUEST:
+                    response.read()
+                    raise error_of(response)
+                for piece in response.iter_bytes(_CHUNK_BYTES):
+                    file.write(piece)
+            partial.replace(to)
+        except httpx.HTTPError as error:
+            raise unreachable(self._client.base_url, error) from error
+        except OSError as error:
+            raise InvalidInput(f"{to} cannot be written: {error.strerror}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return response.headers
+
     def patient_get(self, path: str, *, patience_s: float) -> Any:
         """Like `get`, but a server that does not answer (a restart, a cut link) is asked again for `patience_s`."""
         deadline = time.monotonic() + patience_s

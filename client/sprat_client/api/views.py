@@ -164,6 +164,7 @@ class RolloutView(TypedDict):
     state: RolloutState
     whole_fleet: bool
     reason: str | None
+    rule: Literal["first_failure", "evidence"] | None
     exposed: int
     committed: int
     failed: int
@@ -175,6 +176,63 @@ class RolloutView(TypedDict):
     created_at: str
     started_at: str | None
     ended_at: str | None
+
+
+class GateLineView(TypedDict):
+    """One game of a gate against harm."""
+
+    scope: str
+    metric: str
+    devices: int
+    mean: float | None
+    tolerance: float
+    e_value: float
+    halts_at: float | None
+
+
+class ProofLineView(TypedDict):
+    """What is proven of one metric."""
+
+    metric: str
+    required: bool
+    proven: float
+    reach: int | None
+    tolerance: float
+    e_value: float
+    opens_at: float
+    bound: float | None
+
+
+class RatioLineView(TypedDict):
+    """Whether silence is random over the segments of a kind."""
+
+    kind: str
+    e_value: float
+    holds_at: float
+
+
+class WhyView(TypedDict):
+    """What the gate of a rollout says, and what it rests on."""
+
+    rollout: str
+    rule: Literal["first_failure", "evidence"] | None
+    decides: bool
+    decision: Literal["open", "hold", "halt"]
+    reasons: list[str]
+    exposed: int
+    reported: int
+    failed: int
+    lost: int
+    next_reach: int | None
+    reach: int
+    e_value: float
+    halts_at: float
+    halted_after: int | None
+    exposed_at_halt: int | None
+    gates: list[GateLineView]
+    proofs: list[ProofLineView]
+    ratios: list[RatioLineView]
+    would_change: list[str]
 
 
 class DeviceModelView(TypedDict):

@@ -10,7 +10,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sprat_client.cli import access, audit, datasets, devices, doctor, jobs, keys, models, policies, releases, rollouts
+from sprat_client.cli import (
+    access,
+    audit,
+    datasets,
+    devices,
+    doctor,
+    jobs,
+    keys,
+    models,
+    offline,
+    policies,
+    releases,
+    rollouts,
+)
 from sprat_client.cli.invocation import Invocation
 from sprat_shared import errors
 
@@ -44,6 +57,7 @@ app.add_typer(releases.app, name="release")
 app.command("retrain")(releases.retrain)
 app.add_typer(jobs.app, name="job")
 app.add_typer(rollouts.app, name="rollout")
+app.add_typer(offline.app, name="bundle")
 app.add_typer(devices.app, name="device")
 app.add_typer(devices.enrolment_app, name="enrolment-token")
 app.add_typer(access.app, name="token")

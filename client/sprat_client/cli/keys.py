@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from securesystemslib.signer import Key
 
     from sprat_client.api import DraftView, NeedView, SignedView, SpratClient
-    from sprat_client.cli.bundles import ToSign
+    from sprat_client.cli.signing_bundles import ToSign
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Keys of the image repository, and signatures.")
 
@@ -145,7 +145,7 @@ def show(
     Example: sprat keys show
     """
     if bundle is not None:
-        from sprat_client.cli.bundles import read_bundle  # noqa: PLC0415 - see generate
+        from sprat_client.cli.signing_bundles import read_bundle  # noqa: PLC0415 - see generate
 
         for draft in read_bundle(bundle).drafts:
             emit(draft.view, as_json=json_, text="\n".join(draft.described()))
@@ -187,20 +187,20 @@ def sign(
 
     Example: sprat keys sign --bundle ceremony.json --key file2:alice.pem
     """
-    from sprat_client.cli import bundles  # noqa: PLC0415 - see generate
+    from sprat_client.cli import signing_bundles  # noqa: PLC0415 - see generate
 
     if bundle is not None:
-        held = bundles.read_bundle(bundle)
+        held = signing_bundles.read_bundle(bundle)
         for draft, signature in _signatures(held.drafts, role, key, keyid, passphrase_file):
             held = held.with_signature(draft, signature)
-        bundles.write_bundle(bundle, [draft.view for draft in held.drafts], held.signatures)
+        signing_bundles.write_bundle(bundle, [draft.view for draft in held.drafts], held.signatures)
         signed = {"bundle": str(bundle), "signatures": len(held.signatures)}
         emit(
             signed, as_json=json_, text=f"{bundle} holds {len(held.signatures)} signatures; bring it back and import it"
         )
         return
     with connect(ctx) as client:
-        drafts = [bundles.ToSign.of(view) for view in client.keys.show()["waiting"]]
+        drafts = [signing_bundles.ToSign.of(view) for view in client.keys.show()["waiting"]]
         done: SignedView | None = None
         for draft, signature in _signatures(drafts, role, key, keyid, passphrase_file):
             done = _merged(
@@ -223,7 +223,7 @@ def export(
 
     Example: sprat keys export ceremony.json
     """
-    from sprat_client.cli.bundles import write_bundle  # noqa: PLC0415 - see generate
+    from sprat_client.cli.signing_bundles import write_bundle  # noqa: PLC0415 - see generate
 
     with connect(ctx) as client:
         chosen = [view for view in client.keys.show()["waiting"] if not role or view["role"] in role]
@@ -247,7 +247,7 @@ def import_(
 
     Example: sprat keys import ceremony.json
     """
-    from sprat_client.cli.bundles import read_bundle  # noqa: PLC0415 - see generate
+    from sprat_client.cli.signing_bundles import read_bundle  # noqa: PLC0415 - see generate
 
     bundle = read_bundle(file)
     if not bundle.signatures:
@@ -303,7 +303,7 @@ def sign_release(
     client: "SpratClient", views: Sequence["DraftView"], uri: str, keyid: str | None, passphrase_file: Path | None
 ) -> "SignedView":
     """Sign the drafts of one release and bring the signatures; used by `sprat release sign`."""
-    from sprat_client.cli.bundles import ToSign  # noqa: PLC0415 - see generate
+    from sprat_client.cli.signing_bundles import ToSign  # noqa: PLC0415 - see generate
 
     done: SignedView | None = None
     for draft, signature in _signatures([ToSign.of(view) for view in views], None, uri, keyid, passphrase_file):

@@ -122,7 +122,7 @@ def sign(
 
     Example: sprat release sign digits@2 --key file2:alice.pem
     """
-    from sprat_client.cli.bundles import write_bundle  # noqa: PLC0415 - cryptography is not loaded for `sprat delta`
+    from sprat_client.cli.signing_bundles import write_bundle  # noqa: PLC0415 - cryptography is not loaded for `sprat delta`
 
     if (key is None) == (export is None):
         raise InvalidInput("give --key to sign here, or --export to sign elsewhere")

@@ -1,11 +1,13 @@
 """`sprat rollout`: bring devices to a release, wave by wave."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sprat_client.cli.invocation import JsonFlag, connect
 from sprat_client.cli.output import emit, emit_table
+from sprat_client.cli.reasons import read_gates, why_text
 from sprat_client.cli.releases import split_release
 from sprat_client.cli.watching import bar, leaves_going, rollout_line
 from sprat_shared.errors import SpratError
@@ -37,6 +39,10 @@ def create(
     device: Annotated[
         list[str] | None, typer.Option(help="Only this device (name or id); may be repeated.  [default: all]")
     ] = None,
+    gates: Annotated[
+        Path | None,
+        typer.Option(help="JSON file: rule, silence_s and policy of the gate.  [default: evidence from 100 devices]"),
+    ] = None,
     start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
     watch: Watch = False,
     json_: JsonFlag = False,
@@ -48,7 +54,9 @@ def create(
     name, number = split_release(release, None)
     with connect(ctx) as client:
         devices = None if not device else [client.devices.resolve(one) for one in device]
-        made = client.rollouts.create(name, number, waves=[wave.strip() for wave in waves.split(",")], devices=devices)
+        reaches = [wave.strip() for wave in waves.split(",")]
+        plan = None if gates is None else read_gates(gates)
+        made = client.rollouts.create(name, number, waves=reaches, devices=devices, gates=plan)
         if start or watch:
             made = client.rollouts.start(made["id"])
         _finish(client, made, watch=watch, as_json=json_)
@@ -111,6 +119,17 @@ def resume(
 
 
 @app.command()
+def promote(ctx: typer.Context, *, rollout: Rollout, reason: Reason, json_: JsonFlag = False) -> None:
+    """Open the next wave on your word, where the gate holds it; proof of harm still halts the rollout.
+
+    Example: sprat rollout promote 0198c0de --reason "the line was checked by hand"
+    """
+    with connect(ctx) as client:
+        promoted = client.rollouts.promote(client.rollouts.resolve(rollout), reason=reason)
+    emit(promoted, as_json=json_, text=rollout_line(promoted))
+
+
+@app.command()
 def abort(ctx: typer.Context, *, rollout: Rollout, reason: Reason, json_: JsonFlag = False) -> None:
     """End a rollout; devices that got the release go back to the one they had.
 
@@ -130,6 +149,26 @@ def status(ctx: typer.Context, *, rollout: Rollout, watch: Watch = False, json_:
     with connect(ctx) as client:
         found = client.rollouts.get(client.rollouts.resolve(rollout))
         _finish(client, found, watch=watch, as_json=json_)
+
+
+@app.command()
+def why(
+    ctx: typer.Context,
+    *,
+    rollout: Rollout,
+    policy: Annotated[
+        Path | None, typer.Option(help="JSON file with another policy: what would that gate have said?")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Say why a rollout goes on, waits or halted: the evidence, the thresholds, and what would change it.
+
+    Example: sprat rollout why 0198c0de --policy stricter.json
+    """
+    other = None if policy is None else read_gates(policy)
+    with connect(ctx) as client:
+        said = client.rollouts.why(client.rollouts.resolve(rollout), policy=other)
+    emit(said, as_json=json_, text=why_text(said, imagined=other is not None))
 
 
 @app.command("list")

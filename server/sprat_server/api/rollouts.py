@@ -1,10 +1,12 @@
 """/api/v1/rollouts: bring devices to a release wave by wave."""
 
+import json
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -15,10 +17,13 @@ from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import SettingsDep
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
+from sprat_server.flows import gating
 from sprat_server.flows import rollout as flow
 from sprat_server.rollouts import service
+from sprat_server.rollouts.gate_plan import GatePlan
 from sprat_server.rollouts.models import Rollout
-from sprat_server.rollouts.schemas import MaybeReason, NewRollout, Reason, RolloutView
+from sprat_server.rollouts.schemas import MaybeReason, NewRollout, Reason, RolloutView, WhyView
+from sprat_shared.errors import InvalidInput
 
 router = APIRouter(prefix="/rollouts", tags=["rollouts"])
 
@@ -27,7 +32,13 @@ router = APIRouter(prefix="/rollouts", tags=["rollouts"])
 def create_rollout(body: NewRollout, session: SessionDep, releaser: Releaser) -> RolloutView:
     """Draft a rollout; nothing happens to devices before it is started."""
     rollout = flow.create(
-        session, model=body.model, release=body.release, reaches=body.waves, devices=body.devices, by=str(releaser)
+        session,
+        model=body.model,
+        release=body.release,
+        reaches=body.waves,
+        devices=body.devices,
+        by=str(releaser),
+        gates=GatePlan.of(body.gates or {}),
     )
     audit.record(session, releaser, "rollout.create", f"rollout:{rollout.id}", after=body.model_dump(mode="json"))
     return flow.view(session, rollout)
@@ -46,6 +57,20 @@ def list_rollouts(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[Ro
 def get_rollout(rollout_id: UUID, session: SessionDep, _viewer: Viewer) -> RolloutView:
     """Show a rollout, its waves and their devices."""
     return flow.view(session, service.get(session, rollout_id))
+
+
+@router.get("/{rollout_id}/why")
+def why_rollout(
+    rollout_id: UUID,
+    session: SessionDep,
+    _viewer: Viewer,
+    policy: Annotated[
+        str | None, Query(max_length=8192, description="A policy as JSON: what would this gate have said?")
+    ] = None,
+) -> WhyView:
+    """Explain what the gate says: evidence, thresholds, and what would change it."""
+    rollout = service.get(session, rollout_id)
+    return WhyView.of(rollout, gating.why(session, rollout, None if policy is None else _policy(policy)))
 
 
 @router.post("/{rollout_id}/prefetch")
@@ -86,10 +111,23 @@ def resume_rollout(
     return _moved(session, operator, "resume", rollout_id, flow.resume, body)
 
 
+@router.post("/{rollout_id}/promote")
+def promote_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
+    """Open the next wave on a person's word where the gate holds it; proof of harm still halts."""
+    return _moved(session, operator, "promote", rollout_id, flow.promote, body)
+
+
 @router.post("/{rollout_id}/abort")
 def abort_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
     """End it; devices that were offered the release are assigned the one they had."""
     return _moved(session, operator, "abort", rollout_id, partial(flow.abort, reason=body.reason), body)
+
+
+def _policy(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as bad:
+        raise InvalidInput(f"gates: the policy is not JSON ({bad})", code="gates.bad-policy") from None
 
 
 def _moved(  # noqa: PLR0917 - who moves what how, and why

@@ -5,11 +5,25 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from sprat_server.api import access, agents, blobs, datasets, devices, health, jobs, keys, models, policies, rollouts
+from sprat_server.api import (
+    access,
+    agents,
+    blobs,
+    bundles,
+    datasets,
+    devices,
+    health,
+    jobs,
+    keys,
+    models,
+    policies,
+    rollouts,
+)
 
 OPERATORS: Final[Sequence[APIRouter]] = (
     access.router,
     blobs.operators,
+    bundles.router,
     datasets.router,
     devices.router,
     jobs.router,

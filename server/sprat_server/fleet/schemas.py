@@ -18,6 +18,7 @@ from sprat_server.fleet.models import (
     PolicyRow,
 )
 from sprat_shared.protocol.enrol import fingerprint
+from sprat_shared.trust.policy import DevicePolicy
 
 
 class NewEnrolmentToken(BaseModel):
@@ -229,7 +230,7 @@ class PolicyView(BaseModel):
             model=model,
             profile=profile,
             source=source,
-            policy={} if row is None else row.policy,
+            policy={} if row is None else DevicePolicy.of(row.policy).as_json(),  # the database keeps no order
             set_by=None if row is None else row.set_by,
             set_at=None if row is None else row.set_at,
             profiles=list(profiles),

@@ -139,7 +139,7 @@ def read(
         return Reading(None, current.due_at)
     files = _read_metadata(session, device_id, {*lacking, *held})
     known = b"".join(files[item] for item in held) if set(held) <= files.keys() else b""
-    parts = tuple(Part(kind="metadata", name=_name(item), data=files[item]) for item in lacking)
+    parts = tuple(Part(kind="metadata", name=file_name(item), data=files[item]) for item in lacking)
     answer = PollAnswer(poll_interval_s=settings.poll_interval_s, parts=parts)
     assigned_now = HeldMetadata(DIRECTOR_REPOSITORY, "targets", current.versions["targets"]) in lacking
     payloads = _that_fit(current.wishes, inline_bytes) if assigned_now else ()
@@ -239,7 +239,8 @@ def _read_metadata(session: Session, device_id: UUID, wanted: Iterable[HeldMetad
     return {HeldMetadata(name, *pair): body for name, bodies in found.items() for pair, body in bodies.items()}
 
 
-def _name(file: HeldMetadata) -> str:
+def file_name(file: HeldMetadata) -> str:
+    """Return the name of a metadata file, such as `image/4.snapshot.json`."""
     version = "" if file.role == "timestamp" else f"{file.version}."
     return f"{file.repository}/{version}{file.role}.json"
 

@@ -7,6 +7,7 @@ two rollouts of different models cannot cross on the same devices, and no device
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -20,12 +21,13 @@ from sprat_server.fleet import reports
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport
 from sprat_server.fleet.service import Holders
-from sprat_server.flows import direct, live
+from sprat_server.flows import direct, gating, live
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
+from sprat_server.rollouts.gate_plan import GatePlan, Rule
 from sprat_server.rollouts.models import Rollout, RolloutDevice
 from sprat_server.rollouts.schemas import RolloutView
 from sprat_server.rollouts.waves import (
@@ -34,6 +36,7 @@ from sprat_server.rollouts.waves import (
     RolloutState,
     Step,
     WaveState,
+    in_order,
     next_step,
     place_devices,
     reaches_everyone,
@@ -56,6 +59,7 @@ def create(
     reaches: Sequence[str],
     devices: Sequence[UUID] | None,
     by: str,
+    gates: GatePlan | None = None,
 ) -> Rollout:
     """Add a rollout as a draft.
 
@@ -73,7 +77,10 @@ def create(
         for device_id in devices:
             if fleet.get_device(session, device_id).revoked_at is not None:
                 raise Conflict(f"device {device_id} was revoked; leave it out", code="device.revoked")
-    return rollouts.create(session, model_id=lineage.id, number=release, reaches=reaches, devices=devices, by=by)
+    plan = (gates or GatePlan()).as_json()
+    return rollouts.create(
+        session, model_id=lineage.id, number=release, reaches=reaches, devices=devices, by=by, gates=plan
+    )
 
 
 def prefetch(session: Session, rollout_id: UUID, settings: Settings) -> Rollout:
@@ -124,6 +131,7 @@ def start(session: Session, rollout_id: UUID, settings: Settings) -> Rollout:
         place_devices(reaches, cohort, rollout.id.bytes),
         {d: wishes.get(d) == rollout.number == held.get(d) for d in cohort},
     )
+    gating.begin(session, rollout, cohort)
     _advance(session, rollout)
     direct.enqueue(session, model)
     return rollout
@@ -145,6 +153,25 @@ def resume(session: Session, rollout_id: UUID) -> Rollout:
     rollout.state = RolloutState.RUNNING
     session.flush()
     _advance(session, rollout)
+    return rollout
+
+
+def promote(session: Session, rollout_id: UUID) -> Rollout:
+    """Open the next wave on a person's word, whatever is proven by now; a gate that halts still does.
+
+    Raises:
+        NotFound: there is none of this id.
+        Conflict: it does not run, the first failure decides in it, or no device waits for a wave.
+    """
+    rollout = _lock(session, rollout_id)
+    rollouts.require(rollout, "promote")
+    room = gating.waiting(session, rollout)
+    if rollout.rule != Rule.EVIDENCE or not room:
+        raise Conflict(
+            f"rollout {rollout.id} has no wave that waits for evidence; `sprat rollout why` says what it waits for",
+            code="rollout.nothing-to-promote",
+        )
+    _advance(session, rollout, room=room)
     return rollout
 
 
@@ -220,6 +247,8 @@ def on_device_left(session: Session, device_id: UUID) -> Device:
     for part, rollout in zip(parts, moving, strict=True):
         session.refresh(part)
         if part.state in {DeviceState.WAITING, DeviceState.EXPOSED}:
+            if part.state == DeviceState.EXPOSED:
+                gating.on_left(session, rollout, device_id)
             part.state = DeviceState.LEFT
             session.flush()
         _advance(session, rollout)
@@ -230,6 +259,21 @@ def on_device_joined(session: Session, device_id: UUID) -> None:
     """Assign to a new device, for each model, the release that the whole fleet was brought to."""
     for model_id, number in sorted(rollouts.standing_releases(session).items()):
         fleet.assign(session, model_id, {device_id: number}, "enrolment")
+
+
+def on_silence(session: Session, now: datetime | None = None) -> list[UUID]:
+    """Count devices that have said nothing for too long as lost, where evidence decides; return the rollouts moved."""
+    moved = []
+    for rollout_id in rollouts.running(session):
+        rollout = _lock(session, rollout_id)
+        silent = gating.on_silence(session, rollout, now) if rollout.state in rollouts.LIVE else []
+        for part in rollouts.parts(session, rollout, silent):
+            part.state = DeviceState.FAILED
+        if silent:
+            session.flush()
+            _advance(session, rollout)
+            moved.append(rollout_id)
+    return moved
 
 
 def view(session: Session, rollout: Rollout) -> RolloutView:
@@ -300,15 +344,19 @@ def _judge(session: Session, rollout: Rollout, part: RolloutDevice, report: Repo
     else:
         part.state = DeviceState.FAILED
     session.flush()
+    gating.on_ended(session, rollout, part, report, committed=part.state == DeviceState.COMMITTED)
     detail = report.error_detail or report.error_code or f"serves {report.serving_release} {report.serving_weights}"
     _advance(session, rollout, f"device {part.device_id} reported {report.outcome.value}: {detail}")
 
 
-def _advance(session: Session, rollout: Rollout, cause: str = "") -> None:
-    """Take the steps that are due. The caller holds the rollout's lock."""
+def _advance(session: Session, rollout: Rollout, cause: str = "", *, room: int = 0) -> None:
+    """Take the steps that are due; `room` devices more are exposed than a gate lets. The caller holds the lock."""
     while True:
         waves = rollouts.waves_of(session, rollout)
-        match next_step(RolloutState(rollout.state), rollouts.views(session, rollout)):
+        gate, why = gating.view(session, rollout)
+        if gate is not None:
+            gate, cause = replace(gate, room=max(gate.room, room)), why
+        match next_step(RolloutState(rollout.state), rollouts.views(session, rollout), gate):
             case Step.HOLD:
                 return
             case Step.HALT:
@@ -322,14 +370,20 @@ def _advance(session: Session, rollout: Rollout, cause: str = "") -> None:
             case Step.OPEN_WAVE:
                 wave = next(wave for wave in waves if wave.state == WaveState.WAITING)
                 rollouts.open_wave(session, wave)
-                _expose(session, rollout, rollouts.devices_of(session, rollout, ordinal=wave.ordinal))
+                if gate is None:
+                    _expose(session, rollout, rollouts.devices_of(session, rollout, ordinal=wave.ordinal))
+            case Step.EXPOSE:
+                wave = next(wave for wave in waves if wave.state == WaveState.OPEN)
+                most, room = (0 if gate is None else gate.room), 0
+                _expose(session, rollout, rollouts.devices_of(session, rollout, ordinal=wave.ordinal), most=most)
             case Step.SUCCEED:
                 _succeed(session, rollout, rollouts.reached(session, rollout))
                 return
 
 
-def _expose(session: Session, rollout: Rollout, devices: Sequence[RolloutDevice]) -> None:
-    waiting = {device.device_id: device for device in devices if device.state == DeviceState.WAITING}
+def _expose(session: Session, rollout: Rollout, devices: Sequence[RolloutDevice], *, most: int | None = None) -> None:
+    there = {device.device_id: device for device in devices if device.state == DeviceState.WAITING}
+    waiting = {device_id: there[device_id] for device_id in in_order(there, rollout.id.bytes)[:most]}
     if not waiting:
         return
     wishes = fleet.running_wishes(session, rollout.model_id, waiting)
@@ -343,6 +397,7 @@ def _expose(session: Session, rollout: Rollout, devices: Sequence[RolloutDevice]
         slots = held.get((device_id, rollout.model_id))
         part.previous = _had(rollout, wishes.get(device_id), None if slots is None else slots.active)
     session.flush()
+    gating.on_exposed(session, rollout, [device_id for device_id in waiting if device_id in counters])
 
 
 def _stop(session: Session, rollout: Rollout, state: RolloutState, reason: str) -> None:

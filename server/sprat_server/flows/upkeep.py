@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sprat_server.db.session import Database
 from sprat_server.fleet.authentication import forget_spent_assertions
 from sprat_server.fleet.enrolment import forget_expired_requests
-from sprat_server.flows import direct, live
+from sprat_server.flows import direct, live, rollout
 from sprat_server.publish import director_root, drafts, repository
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
@@ -22,6 +22,7 @@ from sprat_shared.trust.targets import role_of_model
 
 _SIGN_EVERY_S: Final = 300.0  # half-lives are days; but what devices reported may call for other targets
 _FORGET_EVERY_S: Final = 3600.0  # what matters is forgotten where it is asked for; this is for rows nobody asks for
+_LISTEN_EVERY_S: Final = 60.0  # timeouts are hours to days
 _LOOK_EVERY_S: Final = 300.0  # what a release, a rollout or a report sets off needs no look
 
 _log = structlog.get_logger(__name__)
@@ -67,6 +68,24 @@ async def keep_small(database: Database) -> None:
             await to_thread.run_sync(forget_expired, database)
         except SQLAlchemyError as error:
             _log.error("access.not-forgotten", error=str(error))
+
+
+async def keep_hearing(database: Database) -> None:
+    """Notice devices that fell silent in rollouts, for ever; replicas may all do this, each device is counted once."""
+    while True:
+        await asyncio.sleep(_LISTEN_EVERY_S)
+        try:
+            await to_thread.run_sync(hear_silence, database)
+        except (SpratError, SQLAlchemyError) as error:
+            _log.error("rollouts.not-heard", error=str(error))
+
+
+def hear_silence(database: Database) -> None:
+    """Count devices that were silent for too long as lost, and let their rollouts take the steps that are due."""
+    with database.transaction() as session:
+        moved = rollout.on_silence(session)
+    if moved:
+        _log.warning("rollouts.silence", rollouts=[str(one) for one in moved])
 
 
 def forget_expired(database: Database) -> None:

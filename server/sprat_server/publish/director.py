@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 from uuid import UUID
 
+from securesystemslib.signer import Signer
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 from tuf.api.metadata import Metadata, MetaFile, Signed, Snapshot, TargetFile, Targets, Timestamp
@@ -26,7 +27,7 @@ from sprat_server.publish import director_root
 from sprat_server.publish.lives import expiry, renewal
 from sprat_server.publish.models import DirectorMetadata, SignedMetadata
 from sprat_server.settings import Settings
-from sprat_shared.trust.assignments import Assigned
+from sprat_shared.trust.assignments import Assigned, bound_to
 from sprat_shared.trust.signed_time import SignedTime
 
 ROLES: Final = ("timestamp", "snapshot", "targets")
@@ -116,6 +117,46 @@ def current(
     return Current({"root": state.root.version} | versions, state.wishes, due_at)
 
 
+def sign_for_bundle(
+    session: Session, settings: Settings, device_id: UUID, *, until: datetime, now: datetime | None = None
+) -> dict[str, int]:
+    """Sign a timestamp and a snapshot that a bundle carries to a device, valid until then; return all versions.
+
+    They name the device: whoever carries several devices' metadata cannot make one believe the versions of another.
+    Where they live longer than others a common timestamp follows at once: a device that polls is served that one, so
+    nobody can keep it on old metadata for longer than by withholding a common one.
+
+    Args:
+        session: the caller's transaction, in which `current` was called.
+        settings: of the server; they say where the online key is.
+        device_id: whose.
+        until: when they may expire at the earliest.
+        now: the present.
+
+    Raises:
+        KeysUnusable: the online key is not here.
+    """
+    now = (now or datetime.now(UTC)).replace(microsecond=0)
+    session.execute(select(func.pg_advisory_xact_lock(_LOCK_CLASS, func.hashtext(str(device_id)))))
+    root, kept = director_root.newest(session), _newest(session, device_id)
+    signer = director_root.online_signer(settings.keys_dir, root.body)
+    versions = {role: kept[role].version + (role != "targets") for role in ROLES}
+    wanted = until - now
+    snapshot = Snapshot(
+        meta={"targets.json": MetaFile(versions["targets"])}, unrecognized_fields=bound_to(device_id, {})
+    )
+    _add(session, device_id, signer, "snapshot", snapshot, versions["snapshot"], now, max(wanted, LIFE["snapshot"]))
+    time = SignedTime(at=now).to_fields()
+    stamps = [(bound_to(device_id, time), max(wanted, LIFE["timestamp"]))]
+    if wanted > LIFE["timestamp"]:
+        stamps.append((time, LIFE["timestamp"]))
+    for version, (said, life) in enumerate(stamps, start=versions["timestamp"]):
+        stamp = Timestamp(snapshot_meta=MetaFile(versions["snapshot"]), unrecognized_fields=said)
+        _add(session, device_id, signer, "timestamp", stamp, version, now, life)
+    session.flush()
+    return {"root": root.version, **versions}
+
+
 def read_metadata(session: Session, device_id: UUID, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
     """Return the signed bytes of (role, version) pairs, as a device may have them; those not kept are left out."""
     roots: list[int] = []
@@ -172,20 +213,35 @@ class _State:
             "timestamp": Timestamp(snapshot_meta=MetaFile(versions["snapshot"]), unrecognized_fields=time.to_fields()),
         }
         for role in self.stale:
-            signed = contents[role]
-            signed.version, signed.expires = versions[role], expiry(time.at, LIFE[role])
-            metadata: Metadata[Any] = Metadata(signed)
-            metadata.sign(signer)
-            self.kept[role] = DirectorMetadata(
-                device_id=device_id,
-                role=role,
-                version=signed.version,
-                body=metadata.to_bytes(_SERIALIZER),
-                created_at=time.at,
-                expires_at=signed.expires,
+            self.kept[role] = _add(
+                session, device_id, signer, role, contents[role], versions[role], time.at, LIFE[role]
             )
-        session.add_all(self.kept[role] for role in self.stale)
         session.flush()
+
+
+def _add(  # noqa: PLR0917 - all that a row of metadata says
+    session: Session,
+    device_id: UUID,
+    signer: Signer,
+    role: str,
+    signed: Signed,
+    version: int,
+    now: datetime,
+    life: timedelta,
+) -> DirectorMetadata:
+    signed.version, signed.expires = version, expiry(now, life)
+    metadata: Metadata[Any] = Metadata(signed)
+    metadata.sign(signer)
+    row = DirectorMetadata(
+        device_id=device_id,
+        role=role,
+        version=version,
+        body=metadata.to_bytes(_SERIALIZER),
+        created_at=now,
+        expires_at=signed.expires,
+    )
+    session.add(row)
+    return row
 
 
 def _stale(kept: Mapping[str, DirectorMetadata], wishes: Sequence[Wish], keyid: str, now: datetime) -> set[str]:

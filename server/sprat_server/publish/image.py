@@ -70,6 +70,7 @@ class ImageRepository(Repository):
     def __init__(self, session: Session, ring: KeyRing, signs_alone: Callable[[str], bool], now: datetime) -> None:
         self._session, self._ring, self._may_sign_alone = session, ring, signs_alone
         self._now = now.replace(microsecond=0)
+        self._lives: dict[str, timedelta] = {}  # longer ones than usual, of what is signed next
 
     # What python-tuf asks of a repository: snapshot and timestamp are edited through it.
 
@@ -239,6 +240,26 @@ class ImageRepository(Repository):
             self.do_timestamp(force=True)
         return sorted({*published, *again})
 
+    def last_until(self, until: datetime) -> int:
+        """Return the version of a timestamp that lives until then, signed now where the newest does not.
+
+        Then a common one follows at once, so that devices which poll are served no longer life than before.
+        """
+        row, snapshot = newest(self._session, "timestamp"), newest(self._session, "snapshot")
+        if row is None or snapshot is None:
+            raise KeysUnusable("the image repository was not made yet; start the server once")
+        if min(row.expires_at, snapshot.expires_at) >= until:
+            return row.version
+        if snapshot.expires_at < until:
+            self._lives["snapshot"] = until - self._now
+            self.do_snapshot(force=True)
+        self._lives["timestamp"] = until - self._now
+        self.do_timestamp(force=True)
+        self._lives.clear()
+        version = self.open("timestamp").signed.version
+        self.do_timestamp(force=True)
+        return int(version)
+
     def settle(self) -> list[str]:
         """Publish what has its signatures; return the roles."""
         published: list[str] = []
@@ -322,7 +343,8 @@ class ImageRepository(Repository):
 
     def _next(self, role: str, signed: Any) -> None:
         signed.version += 1
-        signed.expires = expiry(self._now, LIFE[role if role in TOP_LEVEL else _MODEL_ROLE])
+        life = self._lives.get(role, LIFE[role if role in TOP_LEVEL else _MODEL_ROLE])
+        signed.expires = expiry(self._now, life)
 
     def _insert(self, role: str, md: Metadata[Any]) -> None:
         self._session.add(

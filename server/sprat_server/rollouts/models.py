@@ -1,9 +1,10 @@
 """Tables of rollouts: the plan, its waves, and each device's part in it."""
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, func
+from sqlalchemy import JSON, CheckConstraint, Double, ForeignKey, ForeignKeyConstraint, Index, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sprat_server.db.base import Base
@@ -25,6 +26,7 @@ class Rollout(Base):
             "(ended_at IS NOT NULL) = (state IN ('halted', 'aborted', 'succeeded'))", name="what_ended_has_an_end"
         ),
         CheckConstraint("state NOT IN ('halted', 'aborted') OR reason IS NOT NULL", name="stopping_has_a_reason"),
+        CheckConstraint("rule IN ('first_failure', 'evidence')", name="rule_is_known"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -32,6 +34,8 @@ class Rollout(Base):
     number: Mapped[int]
     state: Mapped[str] = mapped_column(default="draft")
     whole_fleet: Mapped[bool]  # the cohort is every device at the start; else the devices named at creation
+    gates: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what was asked: `gate_plan.GatePlan`
+    rule: Mapped[str | None]  # who decides, chosen at the start: the first failure, or evidence
     reason: Mapped[str | None]  # of the last pause, halt or abort
     created_by: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -103,3 +107,41 @@ class RolloutDevice(Base):
     returned_by: Mapped[int | None]  # counter of the assignment that took it back
     prefetch: Mapped[str | None]  # how far fetching ahead is; NULL: it was not asked for, or somebody else's was
     prefetched_by: Mapped[int | None]  # counter of the assignment that asked for it
+
+
+class RolloutEvent(Base):
+    """What a gate heard, in commit order: whom the release was offered to, and each device's one word on it.
+
+    Texts of JSON, not jsonb: what is read back is what was written, to the last bit.
+    """
+
+    __tablename__ = "rollout_event"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["rollout_id", "device_id"],
+            ["rollout_device.rollout_id", "rollout_device.device_id"],
+            ondelete="CASCADE",
+            name="device_takes_part",
+        ),
+        CheckConstraint("position >= 1", name="position_counts_from_one"),
+        CheckConstraint("kind IN ('exposed', 'ended')", name="kind_is_known"),
+        Index("uq_rollout_event_once", "rollout_id", "device_id", "kind", unique=True),
+    )
+
+    rollout_id: Mapped[UUID] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    device_id: Mapped[UUID]
+    kind: Mapped[str]  # exposed; ended: it reported, was silent for too long, or left
+    event: Mapped[dict[str, Any]] = mapped_column(JSON)  # as `evidence.event_of` reads it
+    e_value: Mapped[float] = mapped_column(Double)  # of harm, over all games, after it
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class RolloutGate(Base):
+    """Where the gate of a rollout is: a row for each scope, and one without a scope for what belongs to none."""
+
+    __tablename__ = "rollout_gate"
+
+    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -1,12 +1,17 @@
 """What rollouts look like in requests and answers."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sprat_server.rollouts.explain import Explanation
+from sprat_server.rollouts.gate_plan import Rule
+from sprat_server.rollouts.gates import Decision
 from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
 from sprat_server.rollouts.waves import DeviceState, Prefetch, RolloutState, WaveState
 
@@ -16,13 +21,27 @@ class NewRollout(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"model": "pcb-defects", "release": 2, "waves": ["1", "50%", "100%"]}]},
+        json_schema_extra={
+            "examples": [
+                {"model": "pcb-defects", "release": 2, "waves": ["1", "50%", "100%"]},
+                {
+                    "model": "pcb-defects",
+                    "release": 2,
+                    "waves": ["10", "20", "40", "80", "160", "100%"],
+                    "gates": {"rule": "evidence", "policy": {"metrics": {"accuracy": {"tolerance": 0.01}}}},
+                },
+            ]
+        },
     )
 
     model: Annotated[str, Field(max_length=63)]
     release: Annotated[int, Field(ge=1)]
     waves: Annotated[list[str], Field(min_length=1, max_length=100)]
     devices: Annotated[list[UUID] | None, Field(max_length=100_000)] = None
+    gates: Annotated[
+        dict[str, Any] | None,
+        Field(description="rule (evidence or first_failure), silence_s, and the policy of the gate; docs/gates.md"),
+    ] = None
 
 
 class Reason(BaseModel):
@@ -70,7 +89,7 @@ class WaveView(BaseModel):
 
 
 class RolloutView(BaseModel):
-    """A rollout; `exposed` counts the devices that were offered the release.
+    """A rollout; `exposed` counts the devices that were offered the release, `rule` says who decides once it runs.
 
     `prefetched` counts those that were asked to fetch it ahead, and `ready` those that have it.
     """
@@ -81,6 +100,7 @@ class RolloutView(BaseModel):
     state: RolloutState
     whole_fleet: bool
     reason: str | None
+    rule: Rule | None
     exposed: int
     committed: int
     failed: int
@@ -112,6 +132,7 @@ class RolloutView(BaseModel):
             state=RolloutState(rollout.state),
             whole_fleet=rollout.whole_fleet,
             reason=rollout.reason,
+            rule=None if rollout.rule is None else Rule(rollout.rule),
             exposed=sum(device.exposed_by is not None for device in devices),
             committed=states.count(DeviceState.COMMITTED),
             failed=states.count(DeviceState.FAILED),
@@ -133,6 +154,100 @@ class RolloutView(BaseModel):
             created_at=rollout.created_at,
             started_at=rollout.started_at,
             ended_at=rollout.ended_at,
+        )
+
+
+class GateLineView(BaseModel):
+    """One game against harm: `mean` is the mean loss or the share of failures of `devices`, `tolerance` what may be.
+
+    It halts by itself at an e-value of `halts_at`; null: it has no weight.
+    """
+
+    scope: str
+    metric: str
+    devices: int
+    mean: float | None
+    tolerance: float
+    e_value: float
+    halts_at: float | None
+
+
+class ProofLineView(BaseModel):
+    """What is proven of a metric over all devices: a mean loss below `proven`, enough for `reach` devices.
+
+    `e_value` is the evidence that it is below the tolerance, which is proven at `opens_at`; `bound` is an upper
+    confidence bound of the mean loss (null: not below the clip). A reach of null is any number.
+    """
+
+    metric: str
+    required: bool
+    proven: float
+    reach: int | None
+    tolerance: float
+    e_value: float
+    opens_at: float
+    bound: float | None
+
+
+class RatioLineView(BaseModel):
+    """Whether silence is random over the segments of a kind; it holds at `holds_at`."""
+
+    kind: str
+    e_value: float
+    holds_at: float
+
+
+class WhyView(BaseModel):
+    """What the gate of a rollout says, and what it rests on; `decides` is false where the first failure decides."""
+
+    rollout: UUID
+    rule: Rule | None
+    decides: bool
+    decision: Decision
+    reasons: list[str]
+    exposed: int
+    reported: int
+    failed: int
+    lost: int
+    next_reach: int | None
+    reach: int
+    e_value: float
+    halts_at: float
+    halted_after: int | None
+    exposed_at_halt: int | None
+    gates: list[GateLineView]
+    proofs: list[ProofLineView]
+    ratios: list[RatioLineView]
+    would_change: list[str]
+
+    @classmethod
+    def of(cls, rollout: Rollout, said: Explanation) -> Self:
+        """Show an explanation."""
+        return cls(
+            rollout=rollout.id,
+            rule=None if rollout.rule is None else Rule(rollout.rule),
+            decides=rollout.rule == Rule.EVIDENCE,
+            decision=said.verdict.decision,
+            reasons=list(said.verdict.reasons),
+            exposed=said.exposed,
+            reported=said.reported,
+            failed=said.failed,
+            lost=said.lost,
+            next_reach=said.next_reach,
+            reach=said.verdict.reach,
+            e_value=said.e_value,
+            halts_at=said.halts_at,
+            halted_after=said.halted_after,
+            exposed_at_halt=said.exposed_at_halt,
+            gates=[
+                GateLineView.model_validate(
+                    {**asdict(line), "halts_at": line.halts_at if math.isfinite(line.halts_at) else None}
+                )
+                for line in said.gates
+            ],
+            proofs=[ProofLineView.model_validate(asdict(line)) for line in said.proofs],
+            ratios=[RatioLineView.model_validate(asdict(line)) for line in said.ratios],
+            would_change=list(said.would_change),
         )
 
 

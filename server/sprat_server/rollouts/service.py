@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import or_, select, update
@@ -32,6 +33,7 @@ def create(
     reaches: Sequence[str],
     devices: Sequence[UUID] | None,
     by: str,
+    gates: dict[str, Any] | None = None,
 ) -> Rollout:
     """Add a draft.
 
@@ -42,12 +44,13 @@ def create(
         reaches: of the waves, as `waves.check_reaches` takes them.
         devices: the cohort; None: every device that is there at the start.
         by: who makes it.
+        gates: what is asked of its gate, as `gate_plan.GatePlan` reads it.
 
     Raises:
         InvalidInput: the waves make no plan.
     """
     check_reaches(reaches)
-    rollout = Rollout(model_id=model_id, number=number, whole_fleet=devices is None, created_by=by)
+    rollout = Rollout(model_id=model_id, number=number, whole_fleet=devices is None, created_by=by, gates=gates or {})
     session.add(rollout)
     session.flush()
     session.add_all(Wave(rollout_id=rollout.id, ordinal=i, reach=reach) for i, reach in enumerate(reaches, start=1))
@@ -99,6 +102,7 @@ _PARTICIPLE = {
     "start": "started",
     "pause": "paused",
     "resume": "resumed",
+    "promote": "promoted",
     "abort": "aborted",
 }
 
@@ -119,6 +123,17 @@ def devices_of(session: Session, rollout: Rollout, *, ordinal: int | None = None
     if ordinal is not None:
         query = query.where(RolloutDevice.ordinal == ordinal)
     return list(session.scalars(query.order_by(RolloutDevice.ordinal.nulls_last(), RolloutDevice.device_id)))
+
+
+def parts(session: Session, rollout: Rollout, devices: Collection[UUID]) -> list[RolloutDevice]:
+    """Return the parts of these devices."""
+    query = select(RolloutDevice).where(RolloutDevice.rollout_id == rollout.id)
+    return list(session.scalars(query.where(RolloutDevice.device_id.in_(devices))))
+
+
+def running(session: Session) -> list[UUID]:
+    """Return the rollouts that run or are paused, in one order."""
+    return list(session.scalars(select(Rollout.id).where(Rollout.state.in_(LIVE)).order_by(Rollout.id)))
 
 
 def exposed_devices(session: Session, rollout: Rollout) -> list[RolloutDevice]:

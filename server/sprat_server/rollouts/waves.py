@@ -41,7 +41,7 @@ class DeviceState(StrEnum):
     WAITING = "waiting"
     EXPOSED = "exposed"  # the release was assigned to it; how it ended is not known yet
     COMMITTED = "committed"
-    FAILED = "failed"  # it refused, rolled back, or could not
+    FAILED = "failed"  # it refused, rolled back, could not, or (where a gate decides) was silent for too long
     LEFT = "left"  # it was revoked meanwhile and is waited for no more
 
 
@@ -60,6 +60,7 @@ class Step(StrEnum):
     HALT = "halt"
     CLOSE_WAVE = "close_wave"  # the open wave has succeeded
     OPEN_WAVE = "open_wave"  # the first one that waits
+    EXPOSE = "expose"  # devices of the open wave that wait, as many as the gate lets
     SUCCEED = "succeed"
 
 
@@ -69,6 +70,7 @@ ALLOWED: Final[dict[str, frozenset[RolloutState]]] = {
     "start": frozenset({RolloutState.DRAFT}),
     "pause": frozenset({RolloutState.RUNNING}),
     "resume": frozenset({RolloutState.PAUSED}),
+    "promote": frozenset({RolloutState.RUNNING}),
     "abort": frozenset({RolloutState.DRAFT, RolloutState.RUNNING, RolloutState.PAUSED}),
 }
 
@@ -81,23 +83,44 @@ class WaveView:
     devices: Collection[DeviceState]
 
 
-def next_step(state: RolloutState, waves: Sequence[WaveView]) -> Step:
+@dataclass(frozen=True, slots=True)
+class GateView:
+    """What a gate lets a rollout do: whether it halts, and how many devices more may be exposed now."""
+
+    halts: bool
+    room: int
+
+
+def next_step(state: RolloutState, waves: Sequence[WaveView], gate: GateView | None = None) -> Step:
     """Return what to do now; the caller does it and asks again until the answer is `HOLD`, `HALT` or `SUCCEED`.
 
-    Halt on the first failure of any exposed device. Close a wave when every device of it has committed (or left).
-    Open the next only when none is open.
+    Without a gate: halt on the first failure of any exposed device, close a wave when every device of it has committed
+    (or left), open the next only when none is open.
+    With a gate: halt where it halts. Expose devices of the open wave while there is room, close the wave when all of
+    them are exposed and there is room for more, or, where none waits in a later wave, when every exposed one is done.
     """
     if state not in {RolloutState.RUNNING, RolloutState.PAUSED}:
         return Step.HOLD
-    if any(DeviceState.FAILED in wave.devices for wave in waves):
+    if gate.halts if gate is not None else any(DeviceState.FAILED in wave.devices for wave in waves):
         return Step.HALT
     if state is RolloutState.PAUSED:
         return Step.HOLD
-    for wave in waves:
+    for at, wave in enumerate(waves):
         if wave.state is WaveState.OPEN:
+            if gate is not None:
+                return _within(gate, wave, waves[at + 1 :], waves)
             done = set(wave.devices) <= {DeviceState.COMMITTED, DeviceState.LEFT}
             return Step.CLOSE_WAVE if done else Step.HOLD
     return Step.OPEN_WAVE if any(wave.state is WaveState.WAITING for wave in waves) else Step.SUCCEED
+
+
+def _within(gate: GateView, wave: WaveView, later: Sequence[WaveView], waves: Sequence[WaveView]) -> Step:
+    if DeviceState.WAITING in wave.devices:
+        return Step.EXPOSE if gate.room > 0 else Step.HOLD
+    if any(DeviceState.WAITING in other.devices for other in later):
+        return Step.CLOSE_WAVE if gate.room > 0 else Step.HOLD
+    done = not any(DeviceState.EXPOSED in other.devices for other in waves)
+    return Step.CLOSE_WAVE if done else Step.HOLD
 
 
 def check_reaches(reaches: Sequence[str]) -> list[str]:
@@ -131,7 +154,7 @@ def place_devices(reaches: Sequence[str], cohort: Collection[UUID], salt: bytes)
     The order is by salted hash: arbitrary, the same for everyone who computes it, another for each rollout (the
     salt is the rollout's id), so that not always the same devices go first. A percentage is rounded up.
     """
-    order = sorted(cohort, key=lambda device: hashlib.sha256(salt + device.bytes).digest())
+    order = in_order(cohort, salt)
     places: dict[UUID, int | None] = dict.fromkeys(order)
     reached = 0
     for ordinal, text in enumerate(check_reaches(reaches), start=1):
@@ -140,6 +163,11 @@ def place_devices(reaches: Sequence[str], cohort: Collection[UUID], salt: bytes)
             places[device] = ordinal
         reached = max(reached, min(amount, len(order)))
     return places
+
+
+def in_order(devices: Collection[UUID], salt: bytes) -> list[UUID]:
+    """Return the devices in the order in which the rollout of this salt reaches them."""
+    return sorted(devices, key=lambda device: hashlib.sha256(salt + device.bytes).digest())
 
 
 def reaches_everyone(reaches: Sequence[str]) -> bool:

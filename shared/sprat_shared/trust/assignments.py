@@ -19,6 +19,28 @@ DIRECTOR_REPOSITORY: Final = "director"
 _KEY: Final = "sprat"
 
 
+def bound_to(device: UUID, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a timestamp or snapshot that TUF does not know, with the device that it is signed for."""
+    return {**fields, _KEY: {**fields.get(_KEY, {}), "device": str(device)}}
+
+
+def is_bound_to(device: UUID, signed: Mapping[str, Any]) -> bool:
+    """Return whether metadata of the director say that they are for a device: the file itself, or each of its targets.
+
+    Args:
+        device: its id.
+        signed: the part of a file that is signed, whether or not its signature was verified yet.
+    """
+    try:
+        if signed["_type"] == "targets":
+            said = [target["custom"][_KEY]["device"] for target in signed["targets"].values()]
+        else:
+            said = [signed[_KEY]["device"]]
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return said != [] and all(one == str(device) for one in said)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assigned:
     """One release that a device should run.

@@ -1,6 +1,7 @@
 """Deadlines, restarts and the loop breaker: nothing lasts for ever, nothing is tried for ever, and each end is said."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from sprat_client.agent.rebuild import RebuildFailed
 from sprat_client.agent.retry import retry
 from sprat_client.agent.states import RULES, State
 from sprat_client.agent.status import read_status
-from sprat_shared.errors import Conflict, NotFound
+from sprat_shared.errors import NotFound
 from sprat_shared.protocol.report import Outcome, Report
 from sprat_shared.trust.policy import DevicePolicy
 
@@ -217,14 +218,30 @@ def test_retry_lets_the_standing_assignment_go_again(device: OneDevice, capsys: 
     for _ in range(3):
         fail(device)
     assert device.take(2)[1].error_code == "agent.loop-broken"
-    with device.agent(), pytest.raises(Conflict, match="another sprat-agent runs"):
-        retry(device.folder, MODEL)
     with pytest.raises(NotFound, match="it has: tiny"):
         retry(device.folder, "other")
     assert main(["retry", "--dir", str(device.folder), MODEL, "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)["failures_forgotten"].values()) == [3]
     with device.agent() as agent:
         assert agent.run(once=True) == 0
+        assert release_of(agent, device.server) == 2
+
+
+def test_a_running_agent_takes_it_again_at_once(device: OneDevice) -> None:
+    for _ in range(3):
+        fail(device)
+    assert device.take(2)[1].error_code == "agent.loop-broken"
+    with device.agent() as agent:
+        thread = threading.Thread(target=agent.run)
+        thread.start()
+        try:
+            assert list(retry(device.folder, MODEL)["failures_forgotten"].values()) == [3]
+            ends = time.monotonic() + 30
+            while read_status(device.folder)["models"][MODEL]["active"]["release"] != 2 and time.monotonic() < ends:
+                time.sleep(0.05)
+        finally:
+            agent.stop()
+            thread.join(30)
         assert release_of(agent, device.server) == 2
 
 

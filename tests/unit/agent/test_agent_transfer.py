@@ -1,5 +1,6 @@
 """The link, against a real HTTP server on loopback that cuts, is busy, and sends what it should not."""
 
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,16 @@ from sprat_client.agent.settings import LinkSettings
 from sprat_client.agent.transfer import Backoff, Blob, Link
 from sprat_client.agent.trust.clock import Clock
 from sprat_client.agent.trust.store import TrustStore
-from sprat_shared.errors import AccessDenied, Conflict, DigestMismatch, InvalidInput, NotFound, UntrustedUpdate
+from sprat_shared.errors import (
+    AccessDenied,
+    Conflict,
+    DigestMismatch,
+    InvalidInput,
+    NotFound,
+    SpratError,
+    TryLater,
+    UntrustedUpdate,
+)
 from sprat_shared.protocol.poll import PollAnswer
 
 PAYLOAD = bytes(range(256)) * 800  # 204,800 bytes
@@ -241,3 +251,60 @@ def test_plain_http_is_allowed_to_this_machine_and_where_asked_for() -> None:
     assert check_server_url("http://127.0.0.1:8080/", insecure=False) == "http://127.0.0.1:8080"
     assert check_server_url("http://example.org", insecure=True) == "http://example.org"
     assert check_server_url("https://example.org/", insecure=False) == "https://example.org"
+
+
+@pytest.mark.parametrize("status", [302, 407, 408, 416, 421, 423, 425, 429, 500, 501, 503, 507, 511, 520])
+def test_what_is_not_the_request_s_fault_is_asked_again_later(
+    status: int, server: DeviceServer, link: Link, tmp_path: Path
+) -> None:
+    link.poll([])  # a token is there
+    server.unavailable, server.unavailable_status, server.retry_after = 1, status, "9"
+    with pytest.raises(LinkDown) as later:
+        link.download(blob_in(tmp_path), PosixDisk(), Counter())
+    assert later.value.wait_s == 9.0
+    link.download(blob_in(tmp_path), PosixDisk(), Counter())
+
+
+@pytest.mark.parametrize("status", [400, 402, 403, 404, 405, 409, 410, 413, 422, 451])
+def test_what_the_server_will_never_give_is_not_asked_for_again(
+    status: int, server: DeviceServer, link: Link, tmp_path: Path
+) -> None:
+    link.poll([])
+    server.unavailable, server.unavailable_status = 1, status
+    with pytest.raises(SpratError, match=str(status)) as final:
+        link.download(blob_in(tmp_path), PosixDisk(), Counter())
+    assert not isinstance(final.value, TryLater)
+
+
+def test_a_part_that_the_server_says_does_not_exist_is_dropped(
+    server: DeviceServer, link: Link, tmp_path: Path
+) -> None:
+    blob = blob_in(tmp_path)
+    blob.file.parent.mkdir()
+    blob.file.write_bytes(PAYLOAD[:1000])
+    link.poll([])
+    server.unavailable, server.unavailable_status = 1, 416
+    with pytest.raises(LinkDown):
+        link.download(blob, PosixDisk(), Counter())
+    assert not blob.file.exists()
+
+
+def test_a_poll_within_a_download_costs_it_none_of_its_time(
+    server: DeviceServer, device: Identity, key: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    polled: list[float] = []
+
+    def poll(_: int) -> None:
+        if not polled:
+            began = time.monotonic()
+            with pytest.raises(LinkDown, match="given up"):
+                link.poll([])
+            polled.append(time.monotonic() - began)
+
+    with Link.of(device, key, LinkSettings(total_timeout_s=0.8)) as link:
+        link.poll([])
+        server.drip_s = 0.05
+        blob = blob_in(tmp_path)
+        link.download(blob, PosixDisk(), poll)  # the poll took all of the 0.8 s, and the download has them still
+    assert polled[0] >= 0.8
+    assert blob.file.read_bytes() == PAYLOAD

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sprat_server.rollouts.waves import (
     DeviceState,
+    GateView,
     RolloutState,
     Step,
     WaveState,
@@ -160,3 +161,32 @@ def test_a_simulated_rollout_opens_waves_in_order_and_exposes_nobody_after_a_fai
     else:
         assert step is Step.HALT
         assert all(state is D.WAITING for wave in states[opened[-1] + 1 :] for state in wave)
+
+
+def test_with_a_gate_failures_decide_nothing_and_the_gate_halts_even_what_is_paused() -> None:
+    waves = [WaveView(W.OPEN, (D.FAILED, D.EXPOSED)), WaveView(W.WAITING, (D.WAITING,))]
+    assert next_step(R.RUNNING, waves, GateView(halts=False, room=0)) is Step.HOLD
+    assert next_step(R.PAUSED, waves, GateView(halts=False, room=5)) is Step.HOLD
+    assert next_step(R.PAUSED, waves, GateView(halts=True, room=0)) is Step.HALT
+    assert next_step(R.HALTED, waves, GateView(halts=True, room=0)) is Step.HOLD
+
+
+def test_with_a_gate_a_wave_closes_when_all_of_it_is_exposed_and_there_is_room_for_the_next() -> None:
+    later = WaveView(W.WAITING, (D.WAITING,))
+    for contents, room, step in (
+        ((D.EXPOSED, D.WAITING), 0, Step.HOLD),
+        ((D.EXPOSED, D.WAITING), 1, Step.EXPOSE),
+        ((D.COMMITTED, D.EXPOSED), 0, Step.HOLD),
+        ((D.COMMITTED, D.EXPOSED), 1, Step.CLOSE_WAVE),
+    ):
+        assert next_step(R.RUNNING, [WaveView(W.OPEN, contents), later], GateView(halts=False, room=room)) is step
+
+
+def test_with_a_gate_the_last_wave_ends_when_nobody_is_awaited_any_more() -> None:
+    gate, empty = GateView(halts=False, room=0), WaveView(W.WAITING, ())
+    first = WaveView(W.SUCCEEDED, (D.COMMITTED, D.EXPOSED))
+    assert next_step(R.RUNNING, [first, WaveView(W.OPEN, (D.COMMITTED,)), empty], gate) is Step.HOLD
+    first = WaveView(W.SUCCEEDED, (D.COMMITTED, D.FAILED, D.LEFT))
+    assert next_step(R.RUNNING, [first, WaveView(W.OPEN, (D.FAILED,)), empty], gate) is Step.CLOSE_WAVE
+    assert next_step(R.RUNNING, [first, WaveView(W.SUCCEEDED, (D.FAILED,)), empty], gate) is Step.OPEN_WAVE
+    assert next_step(R.RUNNING, [first], gate) is Step.SUCCEED

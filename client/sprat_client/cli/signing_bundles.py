@@ -1,4 +1,4 @@
-"""Bundles: what waits for signatures in a file, for a machine that has the key and no network; pure but for the file.
+"""Signing bundles: what waits for signatures, in a file for a machine that has the key and no network; pure but for it.
 
 JSON: {"sprat-bundle": 1, "drafts": [as the API shows them], "signatures": [{"digest", "keyid", "signature"}]}. Nothing
 in it is secret, and nothing in it is believed: the digest is computed from the payload, a signature is verified.

@@ -1,0 +1,136 @@
+"""What gates of rollouts hear of devices, and what they let rollouts do. Callers hold the rollout's lock."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from sprat_server.fleet.models import Device
+from sprat_server.rollouts import gating
+from sprat_server.rollouts.evidence import Exposed, Left, Reported, Segment, log_ratio
+from sprat_server.rollouts.explain import Explanation, explain
+from sprat_server.rollouts.gate_plan import GatePlan, Rule
+from sprat_server.rollouts.gate_policy import GatePolicy
+from sprat_server.rollouts.gate_state import ALL
+from sprat_server.rollouts.gates import Decision, Gate
+from sprat_server.rollouts.models import Rollout, RolloutDevice
+from sprat_server.rollouts.waves import GateView
+from sprat_shared.protocol.report import Evidence, Report
+
+_JUDGED_BY_THE_DEVICE: Final = "validation.worse"
+
+
+def begin(session: Session, rollout: Rollout, devices: Collection[UUID]) -> None:
+    """Choose who decides, and start the gate over the segments of the cohort."""
+    plan = GatePlan.of(rollout.gates)
+    rollout.rule = plan.choose(len(devices))
+    cohort = Counter(segment for segments in _segments(session, devices).values() for segment in segments)
+    gating.begin(session, rollout, Gate(plan.policy), cohort)
+
+
+def on_exposed(session: Session, rollout: Rollout, devices: Sequence[UUID]) -> None:
+    """Hear to whom the release was offered, in this order."""
+    if devices and gating.there(session, rollout):
+        segments = _segments(session, devices)
+        gating.hear(session, rollout, _gate(rollout), [Exposed(str(one), segments[one]) for one in devices])
+
+
+def on_ended(session: Session, rollout: Rollout, part: RolloutDevice, report: Report, *, committed: bool) -> None:
+    """Hear a device's word on the release."""
+    if gating.there(session, rollout):
+        gating.hear(session, rollout, _gate(rollout), [word_of(str(part.device_id), report, committed=committed)])
+
+
+def on_left(session: Session, rollout: Rollout, device_id: UUID) -> None:
+    """Hear that an exposed device was revoked before it reported."""
+    if gating.there(session, rollout) and gating.segments_of(session, rollout, [device_id]):
+        gating.hear(session, rollout, _gate(rollout), [Left(str(device_id))])
+
+
+def on_silence(session: Session, rollout: Rollout, now: datetime | None = None) -> list[UUID]:
+    """Count exposed devices that have been silent for too long as lost; return them. Only where evidence decides."""
+    if rollout.rule != Rule.EVIDENCE or not gating.there(session, rollout):
+        return []
+    since = (now or datetime.now(UTC)) - timedelta(seconds=GatePlan.of(rollout.gates).silence_s)
+    silent = sorted(device for device, at in gating.exposures_since(session, rollout).items() if at < since)
+    if silent:
+        lost = [Reported(str(device), failed=True, lost=True) for device in silent]
+        gating.hear(session, rollout, _gate(rollout), lost)
+    return silent
+
+
+def view(session: Session, rollout: Rollout) -> tuple[GateView | None, str]:
+    """Return what the gate lets the rollout do, and why; None where the first failure decides."""
+    if rollout.rule != Rule.EVIDENCE:
+        return None, ""
+    state, reach = gating.load(session, rollout), gating.next_reach(session, rollout)
+    exposed = state.scopes[ALL].exposed
+    if exposed == 0 and state.halted_by is None:  # the first wave needs no proof
+        return GateView(halts=False, room=reach or 0), ""
+    verdict = _gate(rollout).decide(state, reach)
+    room = verdict.reach - exposed if verdict.decision is Decision.OPEN else 0
+    return GateView(halts=verdict.decision is Decision.HALT, room=room), "; ".join(verdict.reasons)
+
+
+def why(session: Session, rollout: Rollout, policy: Any = None) -> Explanation:
+    """Explain what the gate says, or what it would have said with another policy.
+
+    Args:
+        session: the caller's transaction.
+        rollout: it.
+        policy: JSON object, as `GatePolicy.of` reads it; None: the rollout's own.
+
+    Raises:
+        Conflict: no evidence was kept.
+        InvalidInput: the policy is wrong.
+    """
+    other = GatePlan.of(rollout.gates).policy if policy is None else GatePolicy.of(policy)
+    return explain(gating.evidence(session, rollout), other)
+
+
+def waiting(session: Session, rollout: Rollout) -> int:
+    """Return how many devices the next wave would expose."""
+    return gating.waiting(session, rollout)
+
+
+def word_of(device: str, report: Report, *, committed: bool) -> Reported:
+    """Return what a report says to a gate.
+
+    A device that refused because it is worse on its holdout is judged by how much worse, with all others: its own test
+    refuses a share of harmless releases by design, which would count as failures.
+    """
+    losses = {} if report.evidence is None else losses_of(report.evidence)
+    judged = report.error_code == _JUDGED_BY_THE_DEVICE and "accuracy" in losses
+    return Reported(device, failed=not committed and not judged, losses=losses)
+
+
+def losses_of(evidence: Evidence) -> dict[str, float]:
+    """Return the losses that a device measured: paired accuracy, and log ratios of latency."""
+    losses: dict[str, float] = {}
+    if evidence.old_correct is not None and evidence.samples > 0:
+        losses["accuracy"] = (evidence.old_correct - evidence.new_correct) / evidence.samples
+    for metric, new, old in (
+        ("latency_p50", evidence.new_latency_s, evidence.old_latency_s),
+        ("latency_p95", evidence.new_latency_p95_s, evidence.old_latency_p95_s),
+    ):
+        ratio = log_ratio(new, old)
+        if ratio is not None:
+            losses[metric] = ratio
+    return losses
+
+
+def _gate(rollout: Rollout) -> Gate:
+    return Gate(GatePlan.of(rollout.gates).policy)
+
+
+def _segments(session: Session, devices: Collection[UUID]) -> dict[UUID, tuple[Segment, ...]]:
+    """Return of each device its profile, where it said one, and its group as its site."""
+    rows = session.execute(select(Device.id, Device.profile, Device.device_group).where(Device.id.in_(devices)))
+    return {
+        device: (*(() if profile is None else (f"profile={profile}",)), f"site={group}")
+        for device, profile, group in rows
+    }
