@@ -82,9 +82,9 @@ def resident_bytes(pid: int) -> int:
 
 def assign(server: DeviceServer, draw: random.Random, release: int) -> tuple[Outcome, int]:
     """Wish a release over a link with faults or none, and wait for the report; return it, and how many faults."""
-    server.inline = draw.random() < 0.5
-    server.unavailable = draw.choice([0, 0, 2])
-    server.cut_after = draw.choice([[], [], [40], [20, 60]])
+    server.inline = draw.random() < 0.3
+    server.unavailable = draw.choice([0, 2, 3])
+    server.cut_after = draw.choice([[40], [20, 60], [10, 30, 50]])
     faults = server.unavailable + (0 if server.inline else len(server.cut_after))
     return server.wait_for_report(server.assign(MODEL, release), timeout_s=60.0).outcome, faults
 

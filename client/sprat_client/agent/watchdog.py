@@ -25,8 +25,8 @@ from typing import Final, Self
 from sprat_client.agent.logs import JsonFormatter
 
 EXIT_STUCK: Final = 79
-_LOOK_EVERY_S: Final = 1.0
-_LAST_RESORT_S: Final = 60.0
+_LOOK_EVERY_S: Final = 5.0  # limits are minutes; a device on a battery is not woken more often than it must be
+_LAST_RESORT_S: Final = 120.0
 _TO_SAY_IT_S: Final = 10.0
 
 
@@ -113,13 +113,15 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        told = 0.0
+        told = armed = -_LAST_RESORT_S
         every_s = min(_LOOK_EVERY_S, self._notifier.interval_s or _LOOK_EVERY_S)
         while not self._stop.wait(every_s):
-            # A library that never lets go of the interpreter stops this thread as well; this timer is not in Python.
-            faulthandler.dump_traceback_later(_LAST_RESORT_S, exit=True)
             name, since, limit_s = self._step
             now = time.monotonic()
+            if now - armed >= _LAST_RESORT_S / 4:
+                # A library that never lets go of the interpreter stops this thread as well; this timer is not Python's.
+                faulthandler.dump_traceback_later(_LAST_RESORT_S, exit=True)
+                armed = now
             if now - since > limit_s:
                 self._end_stuck(name, now - since, limit_s)
                 return
