@@ -172,6 +172,8 @@ def surplus(folder: Path) -> set[str]:
     needed = {
         "agent.json",
         "device.key",
+        "budget.json",
+        "events.jsonl",
         "journal.json",
         "run.lock",
         "store/rebuild.lock",

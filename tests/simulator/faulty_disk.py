@@ -26,6 +26,7 @@ class FaultyDisk(PosixDisk):
     Attributes:
         calls: the names of all calls so far.
         failed: how many failed.
+        mended_after: so many calls were made before `mend`.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class FaultyDisk(PosixDisk):
         self._only = only or (lambda _: True)
         self.calls: list[str] = []
         self.failed: Counter[str] = Counter()
+        self.mended_after = 0
 
     def mend(self) -> None:
         """Fail no more."""
-        self._at = None
+        self._at, self.mended_after = None, len(self.calls)
 
     def _tick(self, name: str, path: Path) -> None:
         now = len(self.calls)

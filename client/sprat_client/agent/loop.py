@@ -149,7 +149,8 @@ class Agent:
         self.orders.close()
         if self._endpoint is not None:
             self._endpoint.stop()
-        self._shop.budget.close()
+        if kind is None:
+            self._shop.budget.close()
         self._stop_machines(clean=kind is None)
         with _serving_anyway("endpoint.json is left behind"):
             remove(self._disk, self._settings.folder / "endpoint.json")

@@ -18,7 +18,7 @@ from sprat_client.agent.releases import Manifest, tensors_as_json, tensors_of_js
 from sprat_client.agent.room import RESERVE_FILE, spend
 from sprat_client.agent.store import StoredTensors, TensorStore, file_sha256
 from sprat_shared.apply import apply_update, check_arithmetic
-from sprat_shared.errors import UpdateRejected
+from sprat_shared.errors import DigestMismatch, UpdateRejected
 from sprat_shared.protocol.fields import Fields
 from sprat_shared.wire.tensors import Array, TensorTable, WithoutLocal, raw_bytes
 
@@ -106,19 +106,22 @@ def rebuild(
     Raises:
         UnsafeArithmetic: this process would compute other bits.
         UpdateRejected: an update is malformed, made for other weights, or gives other weights than expected.
-        StoreCorrupted: a file of the base does not have its bytes any more.
+        StoreCorrupted: a file of the base does not have its bytes any more, and the result shows it.
     """
     check_arithmetic()
     source = None if base is None else StoredTensors(base.table, base.sha256s, store)
-    if source is not None:
-        source.check_all()
     local: Sequence[int] = () if base is None or base.local is None else base.local.tensors
     for step in steps:
         sink = _StoreSink(store, reserve)
         with step.payload.open("rb") as file:
             payload = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with its last view
         start = None if source is None else WithoutLocal(source, local)
-        apply_update(memoryview(payload), start, sink, expected=step.weights, local=step.local)
+        try:
+            apply_update(memoryview(payload), start, sink, expected=step.weights, local=step.local)
+        except DigestMismatch:
+            if source is not None:
+                source.check_all()  # hashing the base each time would find what the result's digest finds as well
+            raise
         store.settle()
         local = step.local
         source = StoredTensors(sink.table, [sink.sha256s[index] for index in range(len(sink.table))], store)

@@ -58,7 +58,7 @@ class TensorStore:
 
     def __init__(self, root: Path, disk: Disk) -> None:
         self._root, self._disk = root / "sha256", disk
-        self._unsettled: set[Path] = set()
+        self._unsettled: dict[Path, Path] = {}  # files that were put, and their temporary names
 
     def path(self, sha256: bytes) -> Path:
         """Return where the file of this digest lies."""
@@ -73,13 +73,14 @@ class TensorStore:
             return False
 
     def put(self, sha256: bytes, data: Data) -> None:
-        """Write one file. Its bytes are durable at return, its name after `settle`."""
+        """Write one file. It is there, durably, after `settle`: many files wait for the disk once and not each."""
         path = self.path(sha256)
+        make_folder(self._disk, self._root)
+        if not self._disk.exists(path.parent):
+            self._disk.make_folder(path.parent)
         temporary = self._room_for(path)
         self._disk.write(temporary, data, _FILE_MODE)
-        self._disk.sync(temporary)
-        self._disk.rename(temporary, path)
-        self._unsettled.add(path.parent)
+        self._unsettled[path] = temporary
 
     def adopt(self, sha256: bytes, file: Path) -> None:
         """Take a durable file that lies elsewhere on the same file system into the store, without copying it.
@@ -96,10 +97,16 @@ class TensorStore:
         link_file(self._disk, file, path)
 
     def settle(self) -> None:
-        """Make the names of all files put so far durable."""
-        for folder in sorted(self._unsettled):
+        """Make all files put so far durable: the bytes, then the names."""
+        unsettled, self._unsettled = self._unsettled, {}
+        for temporary in unsettled.values():
+            self._disk.sync(temporary)
+        for path, temporary in unsettled.items():
+            self._disk.rename(temporary, path)
+        for folder in sorted({path.parent for path in unsettled}):
             self._disk.sync_folder(folder)
-        self._unsettled.clear()
+        if unsettled:
+            self._disk.sync_folder(self._root)  # some of the folders may be new
 
     def check(self, sha256: bytes, subject: str) -> None:
         """Recompute a file's digest.
@@ -122,6 +129,7 @@ class TensorStore:
     def collect(self, wanted: Iterable[bytes]) -> int:
         """Remove every file whose digest is not in `wanted`; return how many."""
         names = {sha256.hex() for sha256 in wanted}
+        self._unsettled = {}  # what was put and given up goes too
         gone = 0
         for folder in sorted(self._root.glob("*")):
             unwanted = [path for path in sorted(folder.iterdir()) if path.name not in names]

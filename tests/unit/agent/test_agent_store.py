@@ -64,6 +64,7 @@ def installed(shelf: Shelf, store: TensorStore, tmp_path: Path, *, release: int 
 
 def test_store_files_are_named_by_their_digest_and_read_only(store: TensorStore) -> None:
     store.put(sha256(b"raw"), b"raw")
+    store.settle()
     path = store.path(sha256(b"raw"))
     assert (path.name, path.read_bytes()) == (sha256(b"raw").hex(), b"raw")
     assert path.stat().st_mode & 0o777 == 0o444
@@ -74,6 +75,7 @@ def test_a_damaged_or_missing_store_file_is_named(store: TensorStore) -> None:
     with pytest.raises(StoreCorrupted, match="cannot be read"):
         store.check(sha256(b"raw"), "tensor 'a'")
     store.put(sha256(b"raw"), b"row")
+    store.settle()
     with pytest.raises(StoreCorrupted, match=r"tensor 'a'.*damaged"):
         store.check(sha256(b"raw"), "tensor 'a'")
 
@@ -153,15 +155,51 @@ def test_what_no_slot_needs_is_removed(store: TensorStore, shelf: Shelf, tmp_pat
     first = installed(shelf, store, tmp_path)
     second = installed(shelf, store, tmp_path, release=2, graph=b"another graph")
     store.put(sha256(b"left over"), b"left over")
+    store.settle()
+    store.put(sha256(b"never settled"), b"never settled")
     kept = list(shelf.collect([second.release_id]))
     assert kept == [second]
     assert not shelf.holds(first.release_id)
     gone = store.collect([*second.sha256s, sha256(b"another graph")])
     assert gone == 2
     shelf.check(second)
+    store.settle()
+    assert not store.holds(sha256(b"never settled"), len(b"never settled"))
 
 
 def test_too_little_room_is_said_with_the_numbers(tmp_path: Path) -> None:
     require_space(tmp_path, 100, margin=50, free=lambda _: 150)
     with pytest.raises(NoSpace, match="needs 101 bytes and 50 must stay free, but only 150 are"):
         require_space(tmp_path, 101, margin=50, free=lambda _: 150)
+
+
+class CountingDisk(PosixDisk):
+    """The real one, which remembers the order of what makes durable."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def sync(self, path: Path) -> None:
+        self.calls.append("sync")
+        super().sync(path)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.calls.append("rename")
+        super().rename(old, new)
+
+    def sync_folder(self, path: Path) -> None:
+        self.calls.append("sync_folder")
+        super().sync_folder(path)
+
+
+def test_many_files_wait_for_the_disk_together_bytes_before_names(tmp_path: Path) -> None:
+    disk = CountingDisk()
+    store = TensorStore(tmp_path / "store", disk)
+    (tmp_path / "store" / "sha256").mkdir(parents=True)
+    data = [str(number).encode() for number in range(5)]
+    for one in data:
+        store.put(sha256(one), one)
+    assert disk.calls == []
+    store.settle()
+    folders = len({sha256(one)[:1] for one in data})
+    assert disk.calls == [*["sync"] * 5, *["rename"] * 5, *["sync_folder"] * (folders + 1)]
