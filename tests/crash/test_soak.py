@@ -48,7 +48,9 @@ class Footprint:
     def of(cls, pid: int, folder: Path) -> "Footprint":
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
         resident = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS:"))
-        files = sum(1 for path in folder.rglob("*") if path.is_file())
+        files = sum(
+            1 for path in folder.rglob("*") if path.is_file() and not path.name.startswith("events")
+        )  # it turns
         return cls(len(list(Path(f"/proc/{pid}/fd").iterdir())), files, resident)
 
     @classmethod
