@@ -20,7 +20,7 @@ CAN = subprocess.run(
 
 def asked(address: Path) -> dict[str, Any] | None:
     """Return what the agent says that it serves; None before it listens."""
-    found = [line for line in address.read_text().splitlines() if '"started"' in line]
+    found = [line for line in address.read_text().splitlines() if '"message": "started"' in line]
     try:
         url = found[0].partition('"url": "')[2].partition('"')[0]
         said: dict[str, Any] = httpx.get(f"{url}/v1/models/{MODEL}?verify=1", timeout=5.0).json()
@@ -42,14 +42,16 @@ def test_an_agent_on_a_read_only_disk_serves_and_goes_on_when_the_disk_does(tmp_
                 ["unshare", "-m", "sh", "-c", f"{MOUNT.format(folder=device.folder)} && {run}"], stderr=output
             ) as agent,
         ):
-            ends = time.monotonic() + 60
-            while (said := asked(log)) is None or "poll failed" not in log.read_text():
-                assert agent.poll() is None, log.read_text()
-                assert time.monotonic() < ends, log.read_text()
-                time.sleep(0.1)
-            assert (said["release"], said["digest_matches"]) == (1, True)
-            agent.terminate()
+            try:
+                ends, said = time.monotonic() + 60, None
+                while time.monotonic() < ends and (said is None or "poll failed" not in log.read_text()):
+                    time.sleep(0.1)
+                    said = asked(log)
+            finally:
+                agent.terminate()
             assert agent.wait(30) == 0
+            assert said is not None, log.read_text()
+            assert (said["release"], said["digest_matches"]) == (1, True)
         assert "Read-only file system" in log.read_text()
         with device.agent() as again:
             assert again.run(once=True) == 0
