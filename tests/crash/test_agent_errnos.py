@@ -158,7 +158,9 @@ def test_every_call_may_fail(
     failed: Counter[str] = Counter()
     every = EVERY if not lasting else 5 * EVERY if MANY > 1 else EVERY  # a fault that lasts meets all calls after it
     start = ERRNOS.index(number) * every // len(ERRNOS)
-    for at in range(start + part * every, len(calls), PARTS * every):
+    spots = range(start + part * every, len(calls), PARTS * every)
+    assert spots or part, "the first part has calls; a walk may be too short for the others"
+    for at in spots:
         only = None if failing is None else failing.__contains__
         disk = FaultyDisk(number, at, lasting=lasting, only=only)
         must_start = lasting and number in LASTING
@@ -170,4 +172,4 @@ def test_every_call_may_fail(
             raise AssertionError(f"{errno.errorcode[number]} from call {at} on, {calls[at]}") from bad
         failed.update({errno.errorcode[number]: min(1, disk.failed.total())})
     ledger.note("errno faults", failed)
-    assert failed, "some calls were reached"
+    assert failed or not spots, "some calls were reached"

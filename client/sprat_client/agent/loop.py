@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -146,16 +146,20 @@ class Agent:
     def __exit__(
         self, kind: type[BaseException] | None, bad: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.orders.close()
-        if self._endpoint is not None:
-            self._endpoint.stop()
-        if kind is None:
-            self._shop.budget.close()
-        self._stop_machines(clean=kind is None)
+        with ExitStack() as each:  # whatever one of them raises, the others are done; the last one first
+            each.callback(self._lock.__exit__, kind, bad, trace)
+            each.callback(lambda: self._shop.link.close())  # noqa: PLW0108 - a relocated agent has another link
+            each.callback(self._forget_endpoint)
+            each.callback(self._stop_machines, clean=kind is None)
+            if kind is None:
+                each.callback(self._shop.budget.close)
+            if self._endpoint is not None:
+                each.callback(self._endpoint.stop)
+            each.callback(self.orders.close)
+
+    def _forget_endpoint(self) -> None:
         with _serving_anyway("endpoint.json is left behind"):
             remove(self._disk, self._settings.folder / "endpoint.json")
-        self._shop.link.close()
-        self._lock.__exit__(kind, bad, trace)
 
     def _was_stopped(self) -> bool:
         """Return whether the last agent here was asked to end in the middle of something, and did; say so only once."""
