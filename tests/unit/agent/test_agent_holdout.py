@@ -1,6 +1,7 @@
 """Labelled samples of applications: bounded, the newest of each class, whole after a power cut, told in counts."""
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,8 @@ def test_the_drift_of_the_samples_is_told_in_counts_and_not_again_before_it_move
         for _ in range(3):
             agent._drift._next = 0.0
             agent.turn()
+        while agent._shop.reports_wait:
+            time.sleep(min(agent.turn(), 0.01))
     (told,) = device.server.devices["gate-7"].drifts
     assert (told.model, told.release, told.samples, told.added) == (MODEL, 1, 64, 64)
     assert sum(told.correct) == 29

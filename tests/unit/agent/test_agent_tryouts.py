@@ -256,12 +256,24 @@ def test_a_release_that_shows_harm_on_trial_goes_back_without_a_poll(
 ) -> None:
     under(device, replace(policy, trial_s=60.0, trial_requests=10_000))
     assignment = device.server.assign(MODEL, 2)
+
+    def polls() -> int:
+        return sum(path.endswith("/poll") for _, path, _ in device.server.requests)
+
+    before: list[int] = []
     with device.agent(runtime=SpoiledRuntime(2, spoil), holdouts={}) as agent, asked(agent) as releases:
-        run_until(agent, State.TRIAL)
-        polls = sum(path.endswith("/poll") for _, path, _ in device.server.requests)
-        agent._next_poll = time.monotonic() + 3600
-        run_until(agent, State.IDLE)
-        assert polls == sum(path.endswith("/poll") for _, path, _ in device.server.requests)
+        entered = agent._shop.hooks.entered
+
+        def noted(state: State, model: str, release: int | None) -> None:
+            if state is State.TRIAL:  # it may end in the same turn
+                before.append(polls())
+                agent._next_poll = time.monotonic() + 3600
+            entered(state, model, release)
+
+        agent._shop.hooks.entered = noted  # type: ignore[method-assign]
+        while not agent.settled:
+            time.sleep(min(agent.turn(), 0.01))
+        assert before == [polls()]
         assert release_of(agent, device.server) == 1
     report = device.server.wait_for_report(assignment)
     assert (report.outcome, report.error_code) == (Outcome.ROLLED_BACK, code)
