@@ -182,11 +182,16 @@ def test_a_file_that_is_cut_anywhere_is_refused_and_the_whole_one_taken(device: 
     assert install(device, bundle) == 0
 
 
+ZSTD_MAGIC = bytes.fromhex("28b52ffd")
+
+
 def test_a_file_in_which_any_byte_was_changed_is_refused_and_the_right_one_taken(device: OneDevice) -> None:
     bundle = carried(device, 2)
     for at in sorted({0, 12, 13, 17, PREFIX_BYTES, *range(5, len(bundle), 97), len(bundle) - 1}):
         changed = bytearray(bundle)
         changed[at] ^= 0x10
+        if changed[at - 4 : at] == ZSTD_MAGIC:  # the bit of a frame's header that means nothing (RFC 8878, 3.1.1.1.1)
+            continue
         with pytest.raises((InvalidInput, LimitExceeded)) as caught:
             install(device, bytes(changed))
         assert caught.value.code.startswith(("bundle.", "update.limit")), (at, caught.value)
