@@ -33,7 +33,7 @@ pytestmark = pytest.mark.crash
 MODEL = "tiny"
 MANY = int(os.environ.get("SPRAT_CRASH_TIMES", "1"))  # `make crash` has it higher
 PARTS = range(MANY)  # each on a device of its own, so that they run side by side
-UPDATES, RANDOM_KILLS = (2, 15) if MANY == 1 else (4, 25)  # in each part
+UPDATES, RANDOM_KILLS = (5, 30) if MANY == 1 else (4, 25)  # in each part
 POLICY = DevicePolicy(shadow_s=0.05, attempts=1000)
 HOOK = """#!/bin/sh
 grep -qx "$SPRAT_STATE" {folder}/armed 2>/dev/null || exit 0

@@ -28,7 +28,6 @@ from sprat_shared.errors import SpratError
 pytestmark = pytest.mark.crash
 OLD, NEW, NEXT = 1, 2, 3
 MANY = int(os.environ.get("SPRAT_CRASH_TIMES", "1"))  # `make crash` has it higher
-EVERY = max(1, 8 // MANY)  # calls
 TAKE_THE_NEXT_EVERY = max(1, 4 // MANY)  # cuts; taking a release costs more than booting
 PARTS = 4  # that run side by side
 
@@ -112,9 +111,9 @@ def boot(disk: CrashingDisk, folder: Path, server: DeviceServer, *, take_next: b
 def test_every_power_cut_in_a_real_install_leaves_the_old_or_the_new_release(
     install: Install, names: Names, part: int, tmp_path: Path
 ) -> None:
-    for cut in range(part * EVERY, len(install.calls) + 1, PARTS * EVERY):
+    for cut in range(part, len(install.calls) + 1, PARTS):
         disk = replayed(install, install.calls[:cut], names)
-        take_next = cut // (PARTS * EVERY) % TAKE_THE_NEXT_EVERY == 0
+        take_next = cut // PARTS % TAKE_THE_NEXT_EVERY == 0
         release = boot(disk, tmp_path / str(cut), install.server, take_next=take_next)
         if release not in {OLD, NEW}:
             ledger.note("outside", {"power cut": 1})

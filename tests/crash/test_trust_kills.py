@@ -22,7 +22,7 @@ from sprat_client.agent.enrol import enrol
 
 pytestmark = pytest.mark.crash
 MANY = int(os.environ.get("SPRAT_CRASH_TIMES", "1"))  # `make crash` has it higher
-KILLS = 24 if MANY == 1 else 40  # of each seed
+KILLS = 60  # of each seed
 MODEL = "tiny"
 ROTATE_EVERY = 40  # publications
 
@@ -148,7 +148,9 @@ def test_kills_during_refresh_never_take_trust_back(tmp_path: Path, seed: int) -
                     before = written_at(device / "journal.json")
                     pid = killed.start()
                     wait_for_a_refresh(device / "journal.json", before)
-                    time.sleep(draw.uniform(0.0, draw.choice([0.0, 0.4])))  # right after the marks, or anywhere
+                    time.sleep(
+                        draw.uniform(0.0, draw.choice([0.0, 0.4, 0.4, 0.4]))
+                    )  # right after the marks, or anywhere
                     kill(pid)
                     ledger.note("kills", {state_of(device): 1})
                     found, marks = files_of(device), marks_of(device)
@@ -169,6 +171,6 @@ def test_kills_during_refresh_never_take_trust_back(tmp_path: Path, seed: int) -
         finally:
             killed.end()
         assert newest.items() <= files_of(device).items(), (tmp_path / "agent.log").read_text()[-3000:]
-    assert grew > KILLS / 10, "some agents lived long enough to take something"
+    assert grew > KILLS / 2, "most agents lived long enough to take something"
     assert partly, "some were killed between the marks and the last of the files"
     assert epochs > 1

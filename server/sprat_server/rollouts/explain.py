@@ -27,7 +27,7 @@ class GateLine:
         mean: their mean loss, or share of failures; None where none was measured.
         tolerance: what is accepted.
         e_value: evidence of harm, 1 at the start.
-        halts_at: e-value at which this game halts by itself, whatever the others say.
+        halts_at: e-value at which this game halts by itself, whatever the others say; None: it has no weight.
     """
 
     scope: str
@@ -36,7 +36,7 @@ class GateLine:
     mean: float | None
     tolerance: float
     e_value: float
-    halts_at: float
+    halts_at: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,10 +164,10 @@ def _gate_lines(gate: Gate, state: GateState) -> tuple[GateLine, ...]:
                 mean=total / count if count else None,
                 tolerance=policy.allowed_failures if metric == FAILURES else policy.metrics[metric].tolerance,
                 e_value=e_value,
-                halts_at=policy.halts_at / weight if weight else math.inf,
+                halts_at=policy.halts_at / weight if weight else None,
             )
             lines.append(line)
-    return tuple(sorted(lines, key=lambda line: -line.e_value / line.halts_at))
+    return tuple(sorted(lines, key=lambda line: -line.e_value / (line.halts_at or math.inf)))
 
 
 def _proof_line(gate: Gate, state: GateState, metric: str, rule: MetricRule, evidence: Evidence) -> ProofLine:

@@ -1,15 +1,13 @@
 """What rollouts look like in requests and answers."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sprat_server.rollouts.explain import Explanation
+from sprat_server.rollouts.explain import Explanation, GateLine, ProofLine, RatioLine
 from sprat_server.rollouts.gate_plan import Rule
 from sprat_server.rollouts.gates import Decision
 from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
@@ -157,46 +155,6 @@ class RolloutView(BaseModel):
         )
 
 
-class GateLineView(BaseModel):
-    """One game against harm: `mean` is the mean loss or the share of failures of `devices`, `tolerance` what may be.
-
-    It halts by itself at an e-value of `halts_at`; null: it has no weight.
-    """
-
-    scope: str
-    metric: str
-    devices: int
-    mean: float | None
-    tolerance: float
-    e_value: float
-    halts_at: float | None
-
-
-class ProofLineView(BaseModel):
-    """What is proven of a metric over all devices: a mean loss below `proven`, enough for `reach` devices.
-
-    `e_value` is the evidence that it is below the tolerance, which is proven at `opens_at`; `bound` is an upper
-    confidence bound of the mean loss (null: not below the clip). A reach of null is any number.
-    """
-
-    metric: str
-    required: bool
-    proven: float
-    reach: int | None
-    tolerance: float
-    e_value: float
-    opens_at: float
-    bound: float | None
-
-
-class RatioLineView(BaseModel):
-    """Whether silence is random over the segments of a kind; it holds at `holds_at`."""
-
-    kind: str
-    e_value: float
-    holds_at: float
-
-
 class WhyView(BaseModel):
     """What the gate of a rollout says, and what it rests on; `decides` is false where the first failure decides."""
 
@@ -215,9 +173,9 @@ class WhyView(BaseModel):
     halts_at: float
     halted_after: int | None
     exposed_at_halt: int | None
-    gates: list[GateLineView]
-    proofs: list[ProofLineView]
-    ratios: list[RatioLineView]
+    gates: list[GateLine]
+    proofs: list[ProofLine]
+    ratios: list[RatioLine]
     would_change: list[str]
 
     @classmethod
@@ -239,14 +197,9 @@ class WhyView(BaseModel):
             halts_at=said.halts_at,
             halted_after=said.halted_after,
             exposed_at_halt=said.exposed_at_halt,
-            gates=[
-                GateLineView.model_validate(
-                    {**asdict(line), "halts_at": line.halts_at if math.isfinite(line.halts_at) else None}
-                )
-                for line in said.gates
-            ],
-            proofs=[ProofLineView.model_validate(asdict(line)) for line in said.proofs],
-            ratios=[RatioLineView.model_validate(asdict(line)) for line in said.ratios],
+            gates=list(said.gates),
+            proofs=list(said.proofs),
+            ratios=list(said.ratios),
             would_change=list(said.would_change),
         )
 
