@@ -3,9 +3,10 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 import httpx
 
@@ -124,33 +125,18 @@ class Transport:
         Raises:
             DigestMismatch: other bytes came than the digest names.
         """
-        partial = to.with_name(to.name + ".part")
         seen = hashlib.sha256()
         done = 0
-        try:
-            with (
-                partial.open("wb") as file,
-                self._client.stream("GET", f"/blobs/sha256/{digest.removeprefix('sha256:')}") as response,
-            ):
-                if response.status_code >= HTTPStatus.BAD_REQUEST:
-                    response.read()
-                    raise error_of(response)
-                total = int(response.headers.get("Content-Length", 0))
-                for piece in response.iter_bytes(_CHUNK_BYTES):
-                    file.write(piece)
-                    seen.update(piece)
-                    done += len(piece)
-                    if progress is not None:
-                        progress(done, total)
+        with self._saving(to, "GET", f"/blobs/sha256/{digest.removeprefix('sha256:')}") as (response, file):
+            total = int(response.headers.get("Content-Length", 0))
+            for piece in response.iter_bytes(_CHUNK_BYTES):
+                file.write(piece)
+                seen.update(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, total)
             if (actual := f"sha256:{seen.hexdigest()}") != digest:
                 raise DigestMismatch(subject=f"the download of {digest[:23]}…", expected=digest, actual=actual)
-            partial.replace(to)
-        except httpx.HTTPError as error:
-            raise unreachable(self._client.base_url, error) from error
-        except OSError as error:
-            raise InvalidInput(f"{to} cannot be written: {error.strerror}") from None
-        finally:
-            partial.unlink(missing_ok=True)
         return done
 
     def save(self, path: str, body: Any, to: Path) -> httpx.Headers:
@@ -161,14 +147,21 @@ class Transport:
         Raises:
             InvalidInput: the file cannot be written.
         """
+        with self._saving(to, "POST", API + path, json=body) as (response, file):
+            for piece in response.iter_bytes(_CHUNK_BYTES):
+                file.write(piece)
+        return response.headers
+
+    @contextmanager
+    def _saving(self, to: Path, method: str, path: str, **more: Any) -> Iterator[tuple[httpx.Response, BinaryIO]]:
+        """Give an answer and a file to write it to, which becomes `to` if the block ends well, and else is removed."""
         partial = to.with_name(to.name + ".part")
         try:
-            with partial.open("wb") as file, self._client.stream("POST", API + path, json=body) as response:
+            with partial.open("wb") as file, self._client.stream(method, path, **more) as response:
                 if response.status_code >= HTTPStatus.BAD_REQUEST:
                     response.read()
                     raise error_of(response)
-                for piece in response.iter_bytes(_CHUNK_BYTES):
-                    file.write(piece)
+                yield response, file
             partial.replace(to)
         except httpx.HTTPError as error:
             raise unreachable(self._client.base_url, error) from error
@@ -176,7 +169,6 @@ class Transport:
             raise InvalidInput(f"{to} cannot be written: {error.strerror}") from None
         finally:
             partial.unlink(missing_ok=True)
-        return response.headers
 
     def patient_get(self, path: str, *, patience_s: float) -> Any:
         """Like `get`, but a server that does not answer (a restart, a cut link) is asked again for `patience_s`."""
