@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sprat_server.db.session import Database
 from sprat_server.fleet.authentication import forget_spent_assertions
 from sprat_server.fleet.enrolment import forget_expired_requests
-from sprat_server.flows import direct, live, rollout
+from sprat_server.flows import direct, live, rollout_reports
 from sprat_server.publish import director_root, drafts, repository
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
@@ -83,7 +83,7 @@ async def keep_hearing(database: Database) -> None:
 def hear_silence(database: Database) -> None:
     """Count devices that were silent for too long as lost, and let their rollouts take the steps that are due."""
     with database.transaction() as session:
-        moved = rollout.on_silence(session)
+        moved = rollout_reports.on_silence(session)
     if moved:
         _log.warning("rollouts.silence", rollouts=[str(one) for one in moved])
 
