@@ -36,10 +36,12 @@ from sprat_server.app import check, create_app
 from sprat_server.db import migrate
 from sprat_server.db.embedded import EmbeddedPostgres
 from sprat_server.db.session import Database
+from sprat_server.fleet import service as fleet
 from sprat_server.fleet.tokens import hash_token
 from sprat_server.flows import poll as poll_flow
 from sprat_server.flows import rollout as rollout_flow
 from sprat_server.observe import logs
+from sprat_server.registry import service as registry
 from sprat_server.rollouts.gate_plan import GatePlan
 from sprat_server.settings import Settings
 from sprat_shared.ids import new_id
@@ -125,7 +127,7 @@ def polls_of(app: FastAPI, asking: Sequence[UUID], tokens: dict[UUID, str], mode
     requests = []
     for device in asking:
         with app.state.database.transaction() as session:
-            rollout_flow.fleet.assign(session, model, {device: 1}, "rollout")
+            fleet.assign(session, model, {device: 1}, "rollout")
             hold(session, device, model, 1)
         with app.state.database.transaction() as session:
             reading = poll_flow.read(session, app.state.settings, device, held=[], inline_bytes=0)
@@ -153,7 +155,7 @@ def wave(app: FastAPI, devices: Sequence[UUID]) -> float:
         publish(session, app, 2)
     begun = time.perf_counter()
     with app.state.database.transaction() as session:
-        name = rollout_flow.registry.all_models(session)[0].name
+        name = registry.all_models(session)[0].name
         made = rollout_flow.create(
             session, model=name, release=2, reaches=["100%"], devices=list(devices), by="bench", gates=GatePlan()
         )

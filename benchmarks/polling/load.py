@@ -50,13 +50,12 @@ def load(port: int, requests: Sequence[bytes], *, connections: int, seconds: flo
         link = socket.create_connection(("127.0.0.1", port))
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         links.append(link)
-        selector.register(link, selectors.EVENT_READ)
+        selector.register(link, selectors.EVENT_READ, link)
     asked = {link: ask(link) for link in links}
     begun = time.perf_counter()
     while (now := time.perf_counter()) - begun < seconds:
         for key, _ in selector.select(1.0):
-            link = key.fileobj
-            assert isinstance(link, socket.socket)
+            link = key.data
             answer = link.recv(4096)
             if not answer.endswith(b"\r\n\r\n"):
                 raise SystemExit(f"an answer that is not a bare head: {answer[:200]!r}")

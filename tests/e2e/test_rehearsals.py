@@ -1,4 +1,4 @@
-"""A small played fleet against a real server: what `sprat simulate fleet` promises; `benchmarks/fleet.py` plays 1,000."""
+"""A small played fleet against a real server: what `sprat simulate fleet` promises."""
 
 from typing import Any
 
