@@ -79,9 +79,11 @@ def fleet(
 
 
 def _text(done: "Rehearsed") -> str:
+    declined = f", {done.declined} declined it by their own tests" if done.declined else ""
     lines = [
         f"rollout {done.rollout}: {done.state}" + ("" if done.reason is None else f", {done.reason}"),
-        f"{done.exposed} of {done.devices} devices were exposed, {done.committed} kept it then; {done.seconds:g} s",
+        f"{done.exposed} of {done.devices} devices were exposed, {done.committed} had it at the end{declined}",
+        f"it took {done.seconds:g} s",
     ]
     if done.back_seconds is not None:
         lines.append(f"all were back on the release that they had {done.back_seconds:g} s later")

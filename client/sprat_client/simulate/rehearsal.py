@@ -80,6 +80,7 @@ class Rehearsed:
         seconds: from its start to its end.
         back_seconds: from the end until the last device was back on the base; None where nobody had to go.
         polls: answered, in all.
+        declined: devices that would not have it, by their own test of holdout and trial.
         serving: how many devices serve which release at the end; those that fell silent are left out.
         silent: devices that fell silent.
     """
@@ -93,6 +94,7 @@ class Rehearsed:
     seconds: float
     back_seconds: float | None
     polls: int
+    declined: int
     serving: Mapping[str, int]
     silent: int
 
@@ -121,8 +123,8 @@ def rehearse(
     Raises:
         NotFound: the plan names no kind of trouble.
         TryLater: nothing changed for as long as the plan's patience.
-        RehearsalFailed: a release without trouble did not reach all, one with trouble did, or a device is not where it
-            should be, or was told the same twice.
+        RehearsalFailed: a release without trouble did not reach all that would have it, one with trouble was not
+            halted, or a device is not where it should be, or was told the same twice.
     """
     if plan.trouble not in TROUBLES:
         raise NotFound(f"trouble {plan.trouble!r} is not known; {', '.join(TROUBLES)} are", code="simulate.unknown")
@@ -171,6 +173,7 @@ def _on(fleet: PlayedFleet, client: SpratClient, plan: Plan, run: str, tell: Cal
         seconds=round(seconds, 1),
         back_seconds=None if wished == plan.release else round(back_seconds, 1),
         polls=sum(device.polls for device in fleet.devices),
+        declined=sum(device.declined == plan.release for device in fleet.devices),
         serving={str(number): count for number, count in sorted(fleet.serving().items(), key=str)},
         silent=sum(device.is_silent for device in fleet.devices),
     )
@@ -228,19 +231,22 @@ def _check(fleet: PlayedFleet, client: SpratClient, plan: Plan, done: Rehearsed,
             f"{len(placed)} places in waves for {len(fleet.devices)} devices, {len(set(placed))} of them named"
         )
     wrong += [f"{name}: {bad}" for name, bad in fleet.failed.items()]
-    weights = {held.weights for device in fleet.devices if not device.is_silent and (held := device.active)}
-    if set(done.serving) != {str(wished)} or len(weights) != 1:
-        wrong.append(f"devices serve {dict(done.serving)} with {len(weights)} digests, where all should have {wished}")
+    heard = {str(device.id): device for device in fleet.devices if not device.is_silent}
+    astray = [device for device in heard.values() if not device.is_where(wished)]
+    wrong += [f"{device.name} serves {device.active}, where it should serve {wished}" for device in astray]
+    digests = {device.active for device in heard.values()}
+    if len(digests) != len({None if held is None else held.release for held in digests}):
+        wrong.append(f"one release has several digests: {digests}")
     wrong += [
         f"{device.name} acted on assignments {device.acted}"
         for device in fleet.devices
         if device.acted != sorted(set(device.acted))
     ]
-    heard = {str(device.id) for device in fleet.devices if not device.is_silent}
     for known in client.devices.list():
         said = [(one["active"], one["weights"]) for one in known["models"] if one["model"] == plan.model]
-        if known["id"] in heard and said != [(wished, min(weights, default=""))]:
-            wrong.append(f"the server takes {known['name']} to serve {said}")
+        device = heard.get(known["id"])
+        if device is not None and said != [(held.release, held.weights) for held in (device.active,) if held]:
+            wrong.append(f"the server takes {device.name} to serve {said}, which serves {device.active}")
     if wrong:
         more = f" and {len(wrong) - _TOLD} things more" if len(wrong) > _TOLD else ""
         said_all = "; ".join(wrong[:_TOLD]) + more
