@@ -51,6 +51,7 @@ class Device(Base):
         CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name_is_short"),
         CheckConstraint("assignment_counter >= 0 AND report_sequence >= 0", name="counters_count"),
         CheckConstraint("profile ~ '^[a-z0-9-]{1,63}$'", name="profile_is_plain"),
+        CheckConstraint("jsonb_typeof(labels) = 'object'", name="labels_are_an_object"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -61,7 +62,8 @@ class Device(Base):
     token_expires_at: Mapped[datetime | None]
     agent: Mapped[str]
     profile: Mapped[str | None]  # the class of devices that it said it is of
-    attributes: Mapped[dict[str, str]] = mapped_column(JSONB)
+    attributes: Mapped[dict[str, str]] = mapped_column(JSONB)  # what it says of itself
+    labels: Mapped[dict[str, str]] = mapped_column(JSONB, default=dict)  # what operators say of it
     enrolment_token_id: Mapped[UUID | None] = mapped_column(ForeignKey("enrolment_token.id"))  # None: by the queue
     enrolled_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_seen_at: Mapped[datetime | None]  # written in batches, seconds late
@@ -216,3 +218,33 @@ class PolicyRow(Base):
     policy: Mapped[dict[str, Any]]
     set_by: Mapped[str]
     set_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SavedGroup(Base):
+    """A filter with a name, and with it the devices for which it holds, kept as they change."""
+
+    __tablename__ = "saved_group"
+    __table_args__ = (
+        UniqueConstraint("name"),
+        CheckConstraint("name ~ '^[a-z0-9-]{1,63}$'", name="name_is_plain"),
+        CheckConstraint("char_length(expression) BETWEEN 1 AND 2000", name="expression_is_short"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    expression: Mapped[str]
+    moves: Mapped[bool]  # devices may come and go without a word of theirs: upkeep looks
+    created_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    edited_at: Mapped[datetime | None]
+
+
+class SavedGroupMember(Base):
+    """A device for which a saved group's filter holds."""
+
+    __tablename__ = "saved_group_member"
+    __table_args__ = (Index(None, "device_id"),)
+
+    group_id: Mapped[UUID] = mapped_column(ForeignKey("saved_group.id", ondelete="CASCADE"), primary_key=True)
+    device_id: Mapped[UUID] = mapped_column(ForeignKey("device.id"), primary_key=True)
+    since: Mapped[datetime] = mapped_column(server_default=func.now())
