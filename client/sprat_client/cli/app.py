@@ -16,6 +16,7 @@ from sprat_client.cli import (
     datasets,
     devices,
     doctor,
+    groups,
     jobs,
     keys,
     models,
@@ -59,6 +60,7 @@ app.add_typer(jobs.app, name="job")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(offline.app, name="bundle")
 app.add_typer(devices.app, name="device")
+app.add_typer(groups.app, name="group")
 app.add_typer(devices.enrolment_app, name="enrolment-token")
 app.add_typer(access.app, name="token")
 app.add_typer(audit.app, name="audit")

@@ -241,10 +241,11 @@ class ReportView(BaseModel):
     """What a device said: the fields of the signed report, and when it came.
 
     Kind `assignment` is about an assignment; `trust` says what signed metadata it did not believe, and only why;
-    `holdout` says how the samples drift that applications labelled there: counts and histograms, never samples.
+    `holdout` says how the samples drift that applications labelled there: counts and histograms, never samples;
+    `facts` says what the device is.
     """
 
-    kind: Literal["assignment", "trust", "holdout"]
+    kind: Literal["assignment", "trust", "holdout", "facts"]
     sequence: int
     received_at: datetime
     model: str | None = None
@@ -264,6 +265,7 @@ class ReportView(BaseModel):
     others: int | None = None
     confidences: list[int] | None = None
     correct: list[int] | None = None
+    attributes: dict[str, str] | None = None
     agent: str
 
     @classmethod

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sprat_server.db.session import Database
 from sprat_server.fleet.authentication import forget_spent_assertions
 from sprat_server.fleet.enrolment import forget_expired_requests
-from sprat_server.flows import direct, live, rollout
+from sprat_server.flows import direct, live, rollout_reports, targeting
 from sprat_server.publish import director_root, drafts, repository
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
@@ -23,6 +23,7 @@ from sprat_shared.trust.targets import role_of_model
 _SIGN_EVERY_S: Final = 300.0  # half-lives are days; but what devices reported may call for other targets
 _FORGET_EVERY_S: Final = 3600.0  # what matters is forgotten where it is asked for; this is for rows nobody asks for
 _LISTEN_EVERY_S: Final = 60.0  # timeouts are hours to days
+_GROUPS_EVERY_S: Final = 60.0
 _LOOK_EVERY_S: Final = 300.0  # what a release, a rollout or a report sets off needs no look
 
 _log = structlog.get_logger(__name__)
@@ -80,10 +81,28 @@ async def keep_hearing(database: Database) -> None:
             _log.error("rollouts.not-heard", error=str(error))
 
 
+async def keep_groups(database: Database) -> None:
+    """Look again at the saved groups whose devices come and go by themselves, for ever; replicas may all do this."""
+    while True:
+        await asyncio.sleep(_GROUPS_EVERY_S)
+        try:
+            await to_thread.run_sync(refill_groups, database)
+        except (SpratError, SQLAlchemyError) as error:
+            _log.error("groups.not-refilled", error=str(error))
+
+
+def refill_groups(database: Database) -> None:
+    """Have the devices in the groups that depend on time or on rollouts for which their filters hold now."""
+    with database.transaction() as session:
+        moved = targeting.refill_moving(session)
+    for name, change in moved.items():
+        _log.info("groups.moved", group=name, joined=change.joined, left=change.left)
+
+
 def hear_silence(database: Database) -> None:
     """Count devices that were silent for too long as lost, and let their rollouts take the steps that are due."""
     with database.transaction() as session:
-        moved = rollout.on_silence(session)
+        moved = rollout_reports.on_silence(session)
     if moved:
         _log.warning("rollouts.silence", rollouts=[str(one) for one in moved])
 
