@@ -75,6 +75,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("POST", "/api/v1/devices/{device_id}/revoke"): OPERATOR,
     ("POST", "/api/v1/devices/{device_id}/decommission"): OPERATOR,
     ("POST", "/api/v1/devices/{device_id}/replace"): OPERATOR,
+    ("POST", "/api/v1/reports/savings"): VIEWER,
     ("GET", "/api/v1/groups"): VIEWER,
     ("POST", "/api/v1/groups"): OPERATOR,
     ("GET", "/api/v1/groups/{name}"): VIEWER,

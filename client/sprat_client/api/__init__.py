@@ -5,6 +5,7 @@ Every failure is a `sprat_shared.errors.SpratError` with the server's public cod
 """
 
 from sprat_client.api.client import SpratClient
+from sprat_client.api.reports import SavingsView
 from sprat_client.api.targeting import GroupView, PreviewView
 from sprat_client.api.views import (
     AuditView,
@@ -51,6 +52,7 @@ __all__ = [
     "ReportView",
     "RoleView",
     "RolloutView",
+    "SavingsView",
     "SignedView",
     "SpratClient",
     "TokenView",

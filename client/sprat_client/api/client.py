@@ -12,6 +12,7 @@ from sprat_client.api.custody import Keys
 from sprat_client.api.fleet import Devices, Rollouts
 from sprat_client.api.jobs import Jobs
 from sprat_client.api.registry import Datasets, Models
+from sprat_client.api.reports import Reports
 from sprat_client.api.targeting import Groups
 from sprat_client.api.transport import Transport
 from sprat_client.api.views import BlobRef
@@ -37,6 +38,7 @@ class SpratClient:
         self.rollouts = Rollouts(self._transport)
         self.devices = Devices(self._transport)
         self.groups = Groups(self._transport)
+        self.reports = Reports(self._transport)
         self.enrolment_tokens = EnrolmentTokens(self._transport)
         self.tokens = Tokens(self._transport)
         self.audit = Audit(self._transport)

@@ -23,6 +23,7 @@ from sprat_client.cli import (
     offline,
     policies,
     releases,
+    reports,
     rollouts,
 )
 from sprat_client.cli.invocation import Invocation
@@ -62,6 +63,7 @@ app.add_typer(offline.app, name="bundle")
 app.add_typer(devices.app, name="device")
 app.add_typer(groups.app, name="group")
 app.add_typer(devices.enrolment_app, name="enrolment-token")
+app.add_typer(reports.app, name="report")
 app.add_typer(access.app, name="token")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")

@@ -19,6 +19,7 @@ from sprat_server.api import (
     models,
     policies,
     rollouts,
+    savings,
 )
 
 OPERATORS: Final[Sequence[APIRouter]] = (
@@ -33,6 +34,7 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     models.router,
     policies.router,
     rollouts.router,
+    savings.router,
 )
 """Below /api/v1."""
 
