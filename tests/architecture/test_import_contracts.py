@@ -50,7 +50,7 @@ BREAKS: dict[str, tuple[str, str, str]] = {
         "import time",
         "sprat_client.agent.states -> time",
     ),
-    "filters-are-pure": (
+    "the-fleet-s-decisions-are-pure": (
         "server/sprat_server/fleet/filters.py",
         "import sqlalchemy",
         "sprat_server.fleet.filters -> sqlalchemy",

@@ -16,6 +16,7 @@ from sprat_client.cli import (
     datasets,
     devices,
     doctor,
+    drift,
     groups,
     jobs,
     keys,
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="model")
 app.add_typer(policies.app, name="policy")
+app.add_typer(drift.app, name="drift")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(releases.app, name="release")
 app.command("retrain")(releases.retrain)

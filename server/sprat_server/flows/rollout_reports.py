@@ -6,7 +6,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.orm import Session
 
-from sprat_server.fleet import reports
+from sprat_server.fleet import drift_records, reports
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport
 from sprat_server.fleet.service import Holders
@@ -59,9 +59,10 @@ def _take_word(
 ) -> DeviceReport:
     """Keep a report of no assignment."""
     said = {"device": str(device.id)}
-    if isinstance(report, HoldoutReport):
-        _reported_model(session, report)
+    model = _reported_model(session, report) if isinstance(report, HoldoutReport) else None
     kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
+    if isinstance(report, HoldoutReport) and model is not None:
+        drift_records.keep_samples(session, device.id, model.id, report)
     match report:
         case TrustReport():
             _log.warning("device.distrusts", **said, code=report.error_code, detail=report.error_detail)
@@ -86,6 +87,8 @@ def _take_answer(session: Session, device: Device, report: Report, body: bytes, 
         raise InvalidInput(
             f"assignment {report.assignment} of device {device.id} is not of {model.name}", code="report.assignment"
         )
+    if report.evidence is not None and report.evidence.input_drift is not None:
+        drift_records.keep_move(session, device.id, model.id, report.evidence.input_drift)
     if part is not None and rollout is not None:
         session.refresh(part)
         _judge(session, rollout, part, report, model)
