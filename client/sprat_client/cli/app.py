@@ -26,6 +26,7 @@ from sprat_client.cli import (
     releases,
     reports,
     rollouts,
+    simulate,
 )
 from sprat_client.cli.invocation import Invocation
 from sprat_shared import errors
@@ -69,6 +70,7 @@ app.add_typer(reports.app, name="report")
 app.add_typer(access.app, name="token")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
+app.add_typer(simulate.app, name="simulate")
 app.command("doctor")(doctor.doctor)
 app.command("login")(access.login)
 if importlib.util.find_spec("sprat_client.cli.delta") is not None:

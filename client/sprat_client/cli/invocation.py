@@ -47,17 +47,25 @@ def connect(ctx: typer.Context) -> "SpratClient":
     """
     from sprat_client.api import SpratClient  # noqa: PLC0415 - httpx is not loaded for `sprat delta`
 
-    invocation = ctx.ensure_object(Invocation)
-    saved = read_config()
-    server = invocation.server or saved.get("server")
-    if server is None:
-        raise InvalidInput("no server is named; use --server, SPRAT_SERVER or sprat login", code="cli.no-server")
+    invocation, saved, server = ctx.ensure_object(Invocation), read_config(), server_of(ctx)
     # A saved token is for the saved server only: it is never sent to another one.
     token = invocation.token or (saved.get("token") if server == saved.get("server") else None)
     if token is None:
         raise Unauthenticated(f"there is no token for {server}; use SPRAT_TOKEN or sprat login")
     _refuse_plain_http(server, insecure=invocation.insecure)
     return SpratClient(server, token)
+
+
+def server_of(ctx: typer.Context) -> str:
+    """Return the server that options, environment or `sprat login` name.
+
+    Raises:
+        InvalidInput: none of them does.
+    """
+    server = ctx.ensure_object(Invocation).server or read_config().get("server")
+    if server is None:
+        raise InvalidInput("no server is named; use --server, SPRAT_SERVER or sprat login", code="cli.no-server")
+    return server
 
 
 def _refuse_plain_http(server: str, *, insecure: bool) -> None:
