@@ -72,6 +72,10 @@ class Transport:
         """Put `body` as JSON to `/api/v1` + `path` and return the answer's JSON; query values as with `get`."""
         return self._json("PUT", path, json=body, params=_said(query))
 
+    def patch(self, path: str, body: Any) -> Any:
+        """Patch `/api/v1` + `path` with `body` as JSON and return the answer's JSON."""
+        return self._json("PATCH", path, json=body)
+
     def delete(self, path: str, **query: Any) -> Any:
         """Delete `/api/v1` + `path` and return the answer's JSON, or None; query values as with `get`."""
         return self._json("DELETE", path, params=_said(query))

@@ -12,12 +12,15 @@ from sprat_server.api import (
     bundles,
     datasets,
     devices,
+    drift,
+    groups,
     health,
     jobs,
     keys,
     models,
     policies,
     rollouts,
+    savings,
 )
 
 OPERATORS: Final[Sequence[APIRouter]] = (
@@ -26,11 +29,14 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     bundles.router,
     datasets.router,
     devices.router,
+    drift.router,
+    groups.router,
     jobs.router,
     keys.router,
     models.router,
     policies.router,
     rollouts.router,
+    savings.router,
 )
 """Below /api/v1."""
 
