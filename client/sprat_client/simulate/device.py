@@ -17,7 +17,7 @@ from sprat_client.agent.auth import DeviceAuth
 from sprat_client.agent.version import VERSION
 from sprat_client.simulate.behaviour import Reaction, Trouble, first, react
 from sprat_shared.errors import Conflict, InvalidInput, TryLater
-from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
+from sprat_shared.protocol.enrol import PLAYED, EnrolAnswer, EnrolRequest
 from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag, parse_tag
 from sprat_shared.protocol.report import SIGNATURE_HEADER, Outcome, Report, format_signature
 from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY, Assigned
@@ -80,7 +80,7 @@ class PlayedDevice:
             public_key=self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw),
             agent=VERSION,
             profile=self.profile,
-            attributes={"simulated": "true"},
+            attributes=PLAYED,
         )
         body = request.to_json()
         headers = {**_JSON, **self._signed(body), "Authorization": f"Bearer {token}"}

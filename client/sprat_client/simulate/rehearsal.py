@@ -1,6 +1,5 @@
 """A rollout rehearsed on a played fleet: everybody to the base, then the release, with what is wrong with it."""
 
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ class Plan:
         interval_s: between two polls of a device.
         silence_s: after which a device that says nothing counts as lost.
         patience_s: without a change of the rollout, before the rehearsal gives up.
-        waves: cumulative counts or percents; None: twice as many each time, from ten.
+        waves: cumulative counts or percents; None: the server's default.
     """
 
     model: str
@@ -56,14 +55,6 @@ class Plan:
     silence_s: float = 20.0
     patience_s: float = 120.0
     waves: tuple[str, ...] | None = None
-
-    @property
-    def reaches(self) -> tuple[str, ...]:
-        """The waves: those that were asked for, else twice as many devices each time, from ten."""
-        if self.waves is not None:
-            return self.waves
-        doubling = itertools.takewhile(lambda count: count < self.devices, (10 << n for n in itertools.count()))
-        return (*map(str, doubling), "100%")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +148,7 @@ def _on(fleet: PlayedFleet, client: SpratClient, plan: Plan, run: str, tell: Cal
     if base["state"] != "succeeded":
         raise RehearsalFailed(f"{plan.model}@{plan.base} did not reach the devices: {base['state']}, {base['reason']}")
     begun = time.monotonic()
-    ended = _roll(client, plan, plan.release, ids, waves=plan.reaches, rule="evidence", tell=tell)
+    ended = _roll(client, plan, plan.release, ids, waves=plan.waves, rule="evidence", tell=tell)
     seconds = time.monotonic() - begun
     wished = plan.release if ended["state"] == "succeeded" else plan.base
     back_seconds = _wait_until_all_settle(fleet, wished, plan.patience_s)
@@ -187,15 +178,13 @@ def _roll(
     number: int,
     ids: list[str],
     *,
-    waves: tuple[str, ...],
+    waves: tuple[str, ...] | None,
     rule: str,
     tell: Callable[[str], None],
 ) -> "RolloutView":
     """Make and start a rollout to the played devices; return it at its end."""
     gates = {"rule": rule, "silence_s": plan.silence_s}
-    made = client.rollouts.create(
-        plan.model, number, waves=waves, devices=ids, gates=gates, override_quarantine="a rehearsal with played devices"
-    )
+    made = client.rollouts.create(plan.model, number, waves=waves, devices=ids, gates=gates, rehearsal=True)
     rollout = client.rollouts.start(made["id"], reason="a rehearsal with played devices")
     changed, seen = time.monotonic(), ""
     while rollout["state"] not in _ENDS:
