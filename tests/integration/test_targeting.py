@@ -312,6 +312,20 @@ def test_devices_are_listed_by_a_filter_and_in_an_order_page_by_page(app: FastAP
     assert (other.status_code, "begin without" in other.json()["detail"]) == (422, True)
 
 
+def test_many_devices_are_labelled_together_or_not_at_all(app: FastAPI, operator: Api, viewer: Api) -> None:
+    joined = join(app, operator, 3)
+    group(operator, "lab", 'labels.site = "lab"')
+    where = f'name in ("{joined[0].name}", "{joined[1].name}")'
+    asked = {"where": where, "labels": {"site": "lab", "ring": None}}
+    assert made(operator.post("/api/v1/devices/labels", json=asked)) == {"devices": 2}
+    assert inside(operator, "lab") == {joined[0].name, joined[1].name}
+    assert made(viewer.get("/api/v1/audit"))["items"][0]["after"] == asked | {"group": None, "devices": 2}
+    label(operator, joined[0], **{f"k{number}": "v" for number in range(31)})
+    full = operator.post("/api/v1/devices/labels", json={"group": "lab", "labels": {"one": "more"}})
+    assert full.json()["code"] == "label.too-many"
+    assert made(viewer.post("/api/v1/devices/preview", json={"where": "has labels.one"}))["count"] == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [

@@ -21,6 +21,7 @@ from sprat_shared.errors import TryLater
 
 _PATIENCE_S: Final = 60.0
 _LOOK_EVERY_S: Final = 0.5
+_LONGEST_NAME: Final = 100
 
 
 class Devices:
@@ -78,6 +79,12 @@ class Devices:
         """Return the id of the device that `wanted` names, is, or uniquely starts or ends."""
         if is_full_id(wanted):
             return wanted
+        if (
+            len(wanted) <= _LONGEST_NAME and wanted.isprintable()
+        ):  # of a live device, names are unique: the whole fleet need not be listed
+            quoted = wanted.replace("\\", "\\\\").replace('"', '\\"')
+            if live := self.list(where=f'name = "{quoted}"', limit=1):
+                return live[0]["id"]
         devices = self.list()
         named = [device["id"] for device in devices if device["name"] == wanted]
         if len(named) > 1:  # those that had the name before are gone for good
@@ -87,6 +94,13 @@ class Devices:
     def label(self, device_id: str, changes: Mapping[str, str | None]) -> DeviceView:
         """Change labels of a device: a text sets one, None removes it."""
         return cast("DeviceView", self._transport.patch(f"/devices/{device_id}/labels", dict(changes)))
+
+    def label_all(
+        self, changes: Mapping[str, str | None], *, where: str | None = None, group: str | None = None
+    ) -> int:
+        """Change labels of all live devices that a filter or a saved group means; return how many those are."""
+        asked = {"where": where, "group": group, "labels": dict(changes)}
+        return cast("int", self._transport.post("/devices/labels", asked)["devices"])
 
     def preview(self, *, where: str | None = None, group: str | None = None, limit: int = 10) -> PreviewView:
         """Return how many live devices a filter or a saved group means, and some of them."""
