@@ -246,6 +246,8 @@ def test_upkeep_moves_devices_as_time_passes(app: FastAPI, operator: Api) -> Non
     upkeep.refill_groups(app.state.database)
     assert inside(operator, "fresh") == {joined[0].name}
     with app.state.database.transaction() as session:
+        assert targeting.refill_moving(session) == {}
+    with app.state.database.transaction() as session:
         later = targeting.refill_moving(session, datetime.now(UTC) + timedelta(hours=2))
     assert set(later) == {"fresh"}
     assert inside(operator, "fresh") == set()
@@ -257,6 +259,11 @@ def test_a_group_s_filter_can_be_changed_and_the_group_deleted(app: FastAPI, ope
     edited = made(operator.request("PUT", "/api/v1/groups/one", json={"where": f'name = "{second.name}"'}))
     assert edited["devices"] == 1
     assert edited["edited_at"] is not None
+    assert made(operator.get("/api/v1/audit"))["items"][0]["after"] == {
+        "where": f'name = "{second.name}"',
+        "joined": 1,
+        "left": 1,
+    }
     assert inside(operator, "one") == {second.name}
     again = operator.post("/api/v1/groups", json={"name": "one", "where": "failed"})
     assert (again.status_code, again.json()["code"]) == (409, "group.name-taken")
