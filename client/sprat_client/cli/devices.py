@@ -238,8 +238,8 @@ def enrolment() -> None:
 
 def _label(text: str) -> tuple[str, str | None]:
     key, is_set, value = text.partition("=")
-    if is_set and value:
+    if key and is_set and value:
         return key, value
-    if not is_set and key.endswith("-"):
+    if not is_set and key.endswith("-") and len(key) > 1:
         return key[:-1], None
     raise InvalidInput(f"label {text!r}: write KEY=VALUE to set it, or KEY- to remove it", code="label.bad")
