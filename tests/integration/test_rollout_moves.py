@@ -9,6 +9,7 @@ from http_calls import Api, as_scope
 from rollout_calls import House
 
 from sprat_server.access.tokens import Scope
+from sprat_shared.protocol.holdout_report import HoldoutReport
 from sprat_shared.protocol.report import Outcome
 
 
@@ -201,6 +202,26 @@ def test_every_move_needs_a_reason(house: House) -> None:
             assert answer.status_code == 422, (verb, answer.text)
 
 
+def say_how_it_does(house: House, device: str, *, release: int, right: int) -> None:
+    """Let a device report its holdout of ten samples."""
+    one = house.devices[device]
+    one.sequence += 1
+    said = HoldoutReport(
+        device=one.id,
+        sequence=one.sequence,
+        model="mnist",
+        release=release,
+        samples=10,
+        added=10,
+        classes=((0, 10),),
+        others=0,
+        confidences=(0,) * 9 + (10,),
+        correct=(0,) * 9 + (right,),
+        agent="0.1.0",
+    )
+    assert one.send(said).status_code == 204
+
+
 def test_devices_that_are_held_back_never_get_it_and_take_part_in_the_next_rollout(house: House) -> None:
     rollout = house.begin(waves=["1", "100%"], control="20%")
     assert house.states(rollout) == {"waiting": 3, "exposed": 1, "control": 2}
@@ -208,8 +229,12 @@ def test_devices_that_are_held_back_never_get_it_and_take_part_in_the_next_rollo
     house.commit(rollout)
     assert house.look(rollout)["state"] == "succeeded"
     assert {house.wishes()[one] for one in controls} == {1}
+    say_how_it_does(house, controls[0], release=1, right=6)
+    for one in house.parts(rollout, "committed")[:2]:
+        say_how_it_does(house, one, release=2, right=9)
     why = made(house.operator.get(f"/api/v1/rollouts/{rollout}/why"))
-    assert (why["control"]["devices"], why["treated"]["devices"]) == (2, 4)
+    assert why["control"] == {"devices": 2, "reported": 1, "samples": 10, "accuracy": 0.6}
+    assert why["treated"] == {"devices": 4, "reported": 2, "samples": 20, "accuracy": 0.9}
     again = house.begin(waves=["100%"])
     assert sorted(house.parts(again, "exposed")) == sorted(controls), "the others have it and count as committed"
 
