@@ -74,7 +74,7 @@ def create(
     check_devices(session, devices)
     if plan.rehearsal:
         fleet.require_played(session, devices)
-    cohort = set(fleet.live_devices(session)) if devices is None else set(devices)
+    cohort = cohorts.meant(session, devices, plan)
     layout = cohorts.lay_out(session, reaches or (), plan, cohort, b"")
     draft = rollouts.Draft(
         model_id=lineage.id,
@@ -158,6 +158,11 @@ def start(session: Session, rollout_id: UUID, settings: Settings, now: datetime 
     """
     rollout, model = _to_move(session, rollout_id, "start")
     plan, cohort = rollouts.plan_of(rollout), cohorts.cohort_of(session, rollout)
+    if plan.says_devices and not cohort:
+        raise Conflict(
+            f"rollout {rollout.id} means no device now; `sprat group preview` says what a filter means",
+            code="rollout.no-devices",
+        )
     if plan.supersede:
         cohort |= reversals.supersede(session, rollout, cohort)
     else:
