@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S: Final = 0.5
 _TOKEN_S: Final = 3600
+_HELD: Final = "held for a person, who ended it: "
 _TOLD: Final = 5  # of what is wrong
 _ENDS: Final = frozenset({"succeeded", "halted", "aborted"})
 
@@ -40,7 +41,7 @@ class Plan:
         seed: of everything that is left to chance.
         interval_s: between two polls of a device.
         silence_s: after which a device that says nothing counts as lost.
-        patience_s: without a change of the rollout, before the rehearsal gives up.
+        patience_s: without a change of the rollout, before it counts as held.
         waves: cumulative counts or percents; None: the server's default.
     """
 
@@ -63,7 +64,7 @@ class Rehearsed:
 
     Attributes:
         rollout: its id.
-        state: how it ended.
+        state: how it ended; `held`: it waited for a person, and was aborted.
         reason: why, in the server's words.
         devices: of the fleet.
         exposed: devices that were offered the release.
@@ -113,9 +114,9 @@ def rehearse(
 
     Raises:
         NotFound: the plan names no kind of trouble.
-        TryLater: nothing changed for as long as the plan's patience.
-        RehearsalFailed: a release without trouble did not reach all that would have it, one with trouble was not
-            halted, or a device is not where it should be, or was told the same twice.
+        TryLater: a release without trouble is held: nothing changed for as long as the plan's patience.
+        RehearsalFailed: a release without trouble did not reach all that would have it, one with trouble was neither
+            halted nor held, or a device is not where it should be, or was told the same twice.
     """
     if plan.trouble not in TROUBLES:
         raise NotFound(f"trouble {plan.trouble!r} is not known; {', '.join(TROUBLES)} are", code="simulate.unknown")
@@ -156,7 +157,7 @@ def _on(fleet: PlayedFleet, client: SpratClient, plan: Plan, run: str, tell: Cal
     exposed = [part for part in parts if part["state"] in {"exposed", "committed", "failed"}]
     done = Rehearsed(
         rollout=ended["id"],
-        state=ended["state"],
+        state="held" if (ended["reason"] or "").startswith(_HELD) else ended["state"],
         reason=ended["reason"],
         devices=len(ids),
         exposed=len(exposed),
@@ -197,7 +198,10 @@ def _roll(
             changed, seen = time.monotonic(), now
             tell(now)
         elif time.monotonic() - changed > plan.patience_s:
-            raise TryLater(f"{now}: nothing has changed for {plan.patience_s:g} s; see sprat rollout why {made['id']}")
+            held = f"{now}: nothing has changed for {plan.patience_s:g} s"
+            if plan.trouble == "none":
+                raise TryLater(f"{held}; see sprat rollout why {made['id']}")
+            rollout = client.rollouts.abort(made["id"], reason=f"{_HELD}{held}")
     return rollout
 
 
