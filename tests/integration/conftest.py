@@ -110,6 +110,18 @@ def viewer(app: FastAPI) -> Api:
 
 
 @pytest.fixture
+def server_admin(app: FastAPI) -> Api:
+    """A client with an admin's token of the whole server."""
+    return as_scope(app, Scope.ADMIN, None)
+
+
+@pytest.fixture
+def server_viewer(app: FastAPI) -> Api:
+    """A client with a viewer's token of the whole server."""
+    return as_scope(app, Scope.VIEWER, None)
+
+
+@pytest.fixture
 def anonymous(app: FastAPI) -> Api:
     """A client without a token."""
     return Api(app, None)

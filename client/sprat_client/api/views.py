@@ -27,6 +27,17 @@ class ModelView(TypedDict):
     created_at: str
 
 
+class ProjectView(TypedDict):
+    """A project."""
+
+    id: str
+    name: str
+    title: str
+    created_by: str
+    created_at: str
+    changed_at: str
+
+
 class DatasetView(TypedDict):
     """Labelled samples on the server, immutable; `splits` counts the samples of each split."""
 
@@ -389,6 +400,7 @@ class TokenView(TypedDict):
     name: str
     scope: str
     scopes: list[str]
+    whole_server: bool
     created_at: str
     expires_at: str | None
     revoked_at: str | None

@@ -17,6 +17,7 @@ from sprat_server.api import (
     keys,
     models,
     policies,
+    projects,
     rollouts,
 )
 
@@ -30,6 +31,7 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     keys.router,
     models.router,
     policies.router,
+    projects.router,
     rollouts.router,
 )
 """Below /api/v1."""

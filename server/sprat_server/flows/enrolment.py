@@ -6,6 +6,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from sprat_server.access import audit
+from sprat_server.db.projects import DEFAULT_PROJECT, enter
 from sprat_server.fleet import enrolment as fleet
 from sprat_server.fleet.models import Device
 from sprat_server.flows import rollout
@@ -39,12 +40,15 @@ def enrol(session: Session, settings: Settings, request: EnrolRequest, shown: st
 def ask(session: Session, settings: Settings, request: EnrolRequest, address: str) -> EnrolAnswer | EnrolPending:
     """Let a device without a token in if it was accepted, else have it wait; its signature was checked.
 
+    The queue is that of the project `default`: who has no token says nothing of a project, and must learn of none.
+
     Raises:
         Unauthenticated: no device may wait here, or this one was revoked.
         AccessDenied: it was rejected.
         Conflict: its key belongs to a device of another name.
         TryLater: too many wait.
     """
+    enter(session, DEFAULT_PROJECT)
     if (device := fleet.known_device(session, request)) is not None:
         return _answer(session, settings, device)
     if settings.enrolment_queue == 0:

@@ -1,18 +1,21 @@
 """What must be done although nobody asks: metadata signed again, direct updates asked for, what expired forgotten."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
+from uuid import UUID
 
 import structlog
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from sprat_server.access import projects
 from sprat_server.db.session import Database
 from sprat_server.fleet.authentication import forget_spent_assertions
 from sprat_server.fleet.enrolment import forget_expired_requests
-from sprat_server.flows import direct, live, rollout
+from sprat_server.flows import direct, founding, live, rollout
 from sprat_server.publish import director_root, drafts, repository
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
@@ -34,9 +37,9 @@ def prepare(database: Database, settings: Settings) -> None:
     Raises:
         KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
     """
-    with database.transaction() as session:
-        open_repository(session, settings)
-        director_root.ensure(session, settings)
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            founding.found(session, settings, project_id)
     _sign_due(database, settings)
 
 
@@ -82,24 +85,28 @@ async def keep_hearing(database: Database) -> None:
 
 def hear_silence(database: Database) -> None:
     """Count devices that were silent for too long as lost, and let their rollouts take the steps that are due."""
-    with database.transaction() as session:
-        moved = rollout.on_silence(session)
+    moved: list[UUID] = []
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            moved += rollout.on_silence(session)
     if moved:
         _log.warning("rollouts.silence", rollouts=[str(one) for one in moved])
 
 
 def forget_expired(database: Database) -> None:
     """Drop the rows that nothing can ask for any more."""
-    with database.transaction() as session:
+    with database.across_projects() as session:
         forget_spent_assertions(session)
         forget_expired_requests(session)
 
 
 def ask_for_direct(database: Database) -> list[str]:
     """Have workers build the direct updates that are due; return the models for which a job was queued."""
-    with database.transaction() as session:
-        models = registry.all_models(session)
-        asked = [model.name for model in models if direct.enqueue(session, model) is not None]
+    asked: list[str] = []
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            models = registry.all_models(session)
+            asked += [model.name for model in models if direct.enqueue(session, model) is not None]
     if asked:
         _log.info("direct-updates.asked-for", models=asked)
     return asked
@@ -131,21 +138,28 @@ def sign_due(session: Session, settings: Settings, now: datetime | None = None) 
     return sorted(role for role in after if after[role] != before.get(role))
 
 
-def drop_retired_keys(database: Database, settings: Settings) -> None:
-    """Delete the files of keys that a rotation retired; in a transaction of its own, so what it sees is committed.
+def drop_retired_keys(database: Database, settings: Settings, project_id: UUID) -> None:
+    """Delete the files of a project's keys that a rotation retired; in a transaction of its own: what it sees holds.
 
     Raises:
         KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
     """
-    with database.transaction() as session:
+    with database.transaction(project_id) as session:
         for path in open_repository(session, settings).drop_retired_keys():
             _log.warning("publish.key-deleted", file=str(path), why="signed metadata name another one now")
 
 
 def _sign_due(database: Database, settings: Settings) -> None:
-    with database.transaction() as session:
-        signed = sign_due(session, settings)
-        signed += ["director's root"] * director_root.sign_again(session, settings)
-    if signed:
-        _log.info("publish.signed-again", roles=signed)
-    drop_retired_keys(database, settings)
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            signed = sign_due(session, settings)
+            signed += ["director's root"] * director_root.sign_again(session, settings)
+        if signed:
+            _log.info("publish.signed-again", roles=signed, project=str(project_id))
+        drop_retired_keys(database, settings, project_id)
+
+
+def _projects(database: Database) -> Sequence[UUID]:
+    """Return every project; what is done for all is done for each in a transaction of its own, which sees no other."""
+    with database.across_projects() as session:
+        return projects.ids(session)
