@@ -16,7 +16,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
-from sprat_server.flows import rollout as flow
+from sprat_server.flows import rollout_reports
 from sprat_server.rollouts import gating
 from sprat_server.rollouts.gate_plan import GatePlan
 from sprat_server.rollouts.gates import Gate, judge
@@ -201,7 +201,7 @@ def test_devices_that_fall_silent_count_as_lost_after_the_timeout_and_a_late_wor
     assert fleet.look()["exposed"] == 8
     for hours, failed in ((0.5, 0), (2.0, 2)):
         with app.state.database.transaction(DEFAULT_PROJECT) as session:
-            flow.on_silence(session, datetime.now(UTC) + timedelta(hours=hours))
+            rollout_reports.on_silence(session, datetime.now(UTC) + timedelta(hours=hours))
         assert fleet.why()["lost"] == failed
     assert fleet.look()["failed"] == 2
     assert fleet.devices[late].send(fleet.devices[late].report(wish, Outcome.COMMITTED)).status_code == 204

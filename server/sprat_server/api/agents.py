@@ -12,7 +12,7 @@ from sprat_server.api.ports import SettingsDep
 from sprat_server.db.session import SessionDep
 from sprat_server.fleet import authentication
 from sprat_server.fleet import enrolment as fleet_enrolment
-from sprat_server.flows import enrolment, poll, rollout
+from sprat_server.flows import enrolment, poll, rollout_reports
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import director, repository
 from sprat_shared.errors import InvalidInput, NotFound
@@ -90,7 +90,7 @@ def issue_token(request: Request, body: Body, session: SessionDep, settings: Set
 @devices.post("/reports", status_code=204, openapi_extra=_JSON_BODY, response_class=Response)
 def report(body: Body, session: SessionDep, device: Caller, signature: Signature = "") -> None:
     """Take a report, signed with the device's key."""
-    rollout.on_report(session, device, body, parse_signature(signature))
+    rollout_reports.on_report(session, device, body, parse_signature(signature))
 
 
 def _assertion(body: bytes) -> str:

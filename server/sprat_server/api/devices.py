@@ -25,7 +25,7 @@ from sprat_server.fleet.schemas import (
     ReplaceDevice,
     ReportView,
 )
-from sprat_server.flows import enrolment, fleet_views, rollout
+from sprat_server.flows import enrolment, fleet_views, rollout_reports
 from sprat_shared.protocol.enrol import fingerprint
 
 router = APIRouter(tags=["devices"])
@@ -107,7 +107,7 @@ def list_reports(device_id: UUID, session: SessionDep, _viewer: Viewer, page: Pa
 def revoke_device(device_id: UUID, body: LeaveReason, session: SessionDep, operator: Operator) -> DeviceView:
     """Refuse a device at once and for good; rollouts wait for it no more. What it holds is remembered."""
     before = _standing(fleet.get_device(session, device_id))
-    device = rollout.on_device_left(session, device_id)
+    device = rollout_reports.on_device_left(session, device_id)
     after = {"name": device.name, "reason": body.reason}
     audit.record(session, operator, "device.revoke", f"device:{device.id}", before, after)
     return _views(session, [device])[0]
@@ -117,7 +117,7 @@ def revoke_device(device_id: UUID, body: LeaveReason, session: SessionDep, opera
 def decommission_device(device_id: UUID, body: LeaveReason, session: SessionDep, operator: Operator) -> DeviceView:
     """Let a device go for good: revoke it and forget what it holds, so that no release is kept for it."""
     before = _standing(fleet.get_device(session, device_id))
-    device = rollout.on_device_left(session, device_id)
+    device = rollout_reports.on_device_left(session, device_id)
     fleet.forget_slots(session, device_id)
     after = {"name": device.name, "reason": body.reason}
     audit.record(session, operator, "device.decommission", f"device:{device.id}", before, after)

@@ -9,7 +9,7 @@ from sprat_server.access import audit
 from sprat_server.db.projects import DEFAULT_PROJECT, enter
 from sprat_server.fleet import enrolment as fleet
 from sprat_server.fleet.models import Device
-from sprat_server.flows import rollout
+from sprat_server.flows import rollout_reports, rollout_steps
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import director_root
 from sprat_server.publish.repository import root_bytes
@@ -27,7 +27,7 @@ def enrol(session: Session, settings: Settings, request: EnrolRequest, shown: st
         Unauthenticated: the enrolment token is unknown, expired or used up.
         Conflict: another device has this name or this key, or the token is for a device of another name.
     """
-    rollout.share_moves(session)
+    rollout_steps.share_moves(session)
     device = fleet.join_by_token(session, request, shown)
     _welcome(session, device)
     after = {"name": device.name, "group": device.device_group, "agent": device.agent, "key": _key_of(device)}
@@ -75,7 +75,7 @@ def accept(session: Session, request_id: UUID, *, group: str, by: Actor) -> Devi
         NotFound: none of this id waits.
         Conflict: it was rejected, or another device has its name.
     """
-    rollout.share_moves(session)
+    rollout_steps.share_moves(session)
     device = fleet.accept(session, request_id, group=group)
     _welcome(session, device)
     before = {"enrolment": str(request_id)}
@@ -86,7 +86,7 @@ def accept(session: Session, request_id: UUID, *, group: str, by: Actor) -> Devi
 
 def _welcome(session: Session, device: Device) -> None:
     if device.assignment_counter == 0:
-        rollout.on_device_joined(session, device.id)
+        rollout_reports.on_device_joined(session, device.id)
 
 
 def _answer(session: Session, settings: Settings, device: Device) -> EnrolAnswer:

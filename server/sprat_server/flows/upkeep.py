@@ -15,7 +15,7 @@ from sprat_server.access import projects
 from sprat_server.db.session import Database
 from sprat_server.fleet.authentication import forget_spent_assertions
 from sprat_server.fleet.enrolment import forget_expired_requests
-from sprat_server.flows import direct, founding, live, rollout
+from sprat_server.flows import direct, founding, live, rollout_reports
 from sprat_server.publish import director_root, drafts, repository
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
@@ -88,7 +88,7 @@ def hear_silence(database: Database) -> None:
     moved: list[UUID] = []
     for project_id in _projects(database):
         with database.transaction(project_id) as session:
-            moved += rollout.on_silence(session)
+            moved += rollout_reports.on_silence(session)
     if moved:
         _log.warning("rollouts.silence", rollouts=[str(one) for one in moved])
 

@@ -1,4 +1,4 @@
-"""Read and move rollouts. What a move does to devices is for `flows.rollout`; callers own the transaction."""
+"""Read and move rollouts. What moves do to devices is for `flows`; callers own the transaction."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence

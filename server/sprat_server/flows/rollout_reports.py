@@ -1,0 +1,149 @@
+"""What devices set off in rollouts: they report, leave, join, or say nothing for too long. One transaction each."""
+
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+from sqlalchemy.orm import Session
+
+from sprat_server.fleet import reports
+from sprat_server.fleet import service as fleet
+from sprat_server.fleet.models import Device, DeviceReport
+from sprat_server.fleet.service import Holders
+from sprat_server.flows import direct, gating
+from sprat_server.flows import rollout_steps as steps
+from sprat_server.registry import service as registry
+from sprat_server.registry.models import Model
+from sprat_server.rollouts import service as rollouts
+from sprat_server.rollouts.models import Rollout, RolloutDevice
+from sprat_server.rollouts.waves import DeviceState, Prefetch
+from sprat_shared.errors import InvalidInput, NotFound
+from sprat_shared.protocol.holdout_report import HoldoutReport
+from sprat_shared.protocol.report import Outcome, Report, TrustReport, read_report
+
+_log = structlog.get_logger(__name__)
+
+
+def on_report(session: Session, device: Device, body: bytes, signature: bytes) -> DeviceReport:
+    """Store a device's report and let the rollout that it answers take its next step.
+
+    A report of no assignment says that the device does not believe what it was sent, or how its holdout drifts: it is
+    kept, and logged.
+
+    Args:
+        session: the caller's transaction.
+        device: who sent it, authenticated.
+        body: the bytes as they came.
+        signature: 64 bytes, over them.
+
+    Raises:
+        AccessDenied: the signature is not the device's, or it speaks for another device.
+        Conflict: it is a replay.
+        InvalidInput: it cannot be read, contradicts what was assigned, or names a release that does not exist.
+    """
+    reports.check_signature(device, body, signature)
+    report = read_report(body)
+    if isinstance(report, TrustReport):
+        kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
+        _log.warning("device.distrusts", device=str(device.id), code=report.error_code, detail=report.error_detail)
+        return kept
+    if isinstance(report, HoldoutReport):
+        _reported_model(session, report)
+        kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
+        _log.info("device.holdout", device=str(device.id), model=report.model, samples=report.samples)
+        return kept
+    part = None
+    if report.device == device.id:
+        part = rollouts.exposure(session, device.id, report.assignment)
+        part = part or rollouts.prefetch(session, device.id, report.assignment)
+    rollout = None if part is None else steps.lock(session, part.rollout_id)
+    locked = fleet.lock_device(session, device.id)
+    model = _reported_model(session, report)
+    row = reports.record_report(session, locked, report, body, signature)
+    if row.model_id != model.id:
+        raise InvalidInput(
+            f"assignment {report.assignment} of device {device.id} is not of {model.name}", code="report.assignment"
+        )
+    if part is not None and rollout is not None:
+        session.refresh(part)
+        _judge(session, rollout, part, report, model)
+    slots = fleet.slots(session, device_ids=[device.id], model_id=model.id).get((device.id, model.id))
+    if slots is not None and slots.active is not None:
+        direct.enqueue(session, model, [Holders(slots.active, slots.previous, None, devices=1)])
+    return row
+
+
+def on_device_left(session: Session, device_id: UUID) -> Device:
+    """Revoke a device; rollouts wait for it no more.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    fleet.get_device(session, device_id)
+    steps.lock_moves(session)
+    rollouts.leave_drafts(session, device_id)
+    parts = rollouts.live_parts(session, device_id)
+    moving = [rollouts.lock(session, part.rollout_id) for part in parts]
+    device = fleet.revoke(session, device_id)
+    for part, rollout in zip(parts, moving, strict=True):
+        session.refresh(part)
+        if part.state in {DeviceState.WAITING, DeviceState.EXPOSED}:
+            if part.state == DeviceState.EXPOSED:
+                gating.on_left(session, rollout, device_id)
+            part.state = DeviceState.LEFT
+            session.flush()
+        steps.advance(session, rollout)
+    return device
+
+
+def on_device_joined(session: Session, device_id: UUID) -> None:
+    """Assign to a new device, for each model, the release that the whole fleet was brought to."""
+    for model_id, number in sorted(rollouts.standing_releases(session).items()):
+        fleet.assign(session, model_id, {device_id: number}, "enrolment")
+
+
+def on_silence(session: Session, now: datetime | None = None) -> list[UUID]:
+    """Count devices that have said nothing for too long as lost, where evidence decides; return the rollouts moved."""
+    moved = []
+    for rollout_id in rollouts.running(session):
+        rollout = steps.lock(session, rollout_id)
+        silent = gating.on_silence(session, rollout, now) if rollout.state in rollouts.LIVE else []
+        for part in rollouts.parts(session, rollout, silent):
+            part.state = DeviceState.FAILED
+        if silent:
+            session.flush()
+            steps.advance(session, rollout)
+            moved.append(rollout_id)
+    return moved
+
+
+def _judge(session: Session, rollout: Rollout, part: RolloutDevice, report: Report, model: Model) -> None:
+    if report.assignment == part.prefetched_by:
+        there = report.outcome in {Outcome.READY, Outcome.COMMITTED, Outcome.RETURNED}
+        part.prefetch = Prefetch.READY if there and report.release == rollout.number else Prefetch.FAILED
+        session.flush()
+        return
+    if part.state != DeviceState.EXPOSED or report.outcome == Outcome.READY:
+        return
+    promised = registry.get_release(session, model, rollout.number).weights_digest
+    serves_it = report.serving_release == rollout.number and report.serving_weights == promised
+    if report.outcome in {Outcome.COMMITTED, Outcome.RETURNED} and serves_it:
+        part.state = DeviceState.COMMITTED
+    else:
+        part.state = DeviceState.FAILED
+    session.flush()
+    gating.on_ended(session, rollout, part, report, committed=part.state == DeviceState.COMMITTED)
+    detail = report.error_detail or report.error_code or f"serves {report.serving_release} {report.serving_weights}"
+    steps.advance(session, rollout, f"device {part.device_id} reported {report.outcome.value}: {detail}")
+
+
+def _reported_model(session: Session, report: Report | HoldoutReport) -> Model:
+    numbers = [report.release, *([report.serving_release] if isinstance(report, Report) else [])]
+    try:
+        model = registry.get_model(session, report.model)
+        for number in numbers:
+            if number is not None:
+                registry.get_release(session, model, number)
+    except NotFound as unknown:
+        raise InvalidInput(f"report: {unknown}", code="report.unknown-release") from unknown
+    return model
