@@ -67,10 +67,10 @@ def test_a_revoked_token_and_an_expired_one_are_refused_by_name(admin: Api, app:
     assert "expired" in Api(app, expired["token"]).get("/api/v1/jobs").json()["detail"]
 
 
-def test_the_last_admin_token_cannot_be_revoked(admin: Api, database: Database) -> None:
-    with database.transaction(DEFAULT_PROJECT) as session:
+def test_the_last_admin_token_of_the_server_cannot_be_revoked(server_admin: Api, database: Database) -> None:
+    with database.across_projects() as session:
         own = session.scalars(select(OperatorToken.id)).one()
-    answer = admin.delete(f"/api/v1/tokens/{own}")
+    answer = server_admin.delete(f"/api/v1/tokens/{own}")
     assert (answer.status_code, answer.json()["code"]) == (409, "token.last-admin")
 
 
@@ -142,7 +142,7 @@ def test_the_database_refuses_to_change_the_audit_log(database: Database, statem
     with database.transaction(DEFAULT_PROJECT) as session:
         audit.record(session, SYSTEM, "thing.make", "thing:1")
     with pytest.raises(DBAPIError, match="append-only"), database.transaction(DEFAULT_PROJECT) as session:
-        session.execute(text(statement))
+        session.execute(text(statement), execution_options=ACROSS)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_record_changed_or_removed_behind_our_back_breaks_the_chain_there(
     with database.transaction(DEFAULT_PROJECT) as session:
         assert audit.verify(session) is None
         session.execute(text("ALTER TABLE audit DISABLE TRIGGER USER"), execution_options=ACROSS)
-        session.execute(text(damage))
+        session.execute(text(damage), execution_options=ACROSS)
         assert audit.verify(session) == seq
 
 

@@ -1,4 +1,4 @@
-"""The tables of projects, of operator tokens and of the audit log."""
+"""The tables of operator tokens and of the audit log."""
 
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,6 @@ from sqlalchemy import (
     Index,
     PrimaryKeyConstraint,
     Text,
-    UniqueConstraint,
     func,
     literal_column,
 )
@@ -20,24 +19,6 @@ from sqlalchemy.orm import Mapped, column_property, mapped_column
 from sprat_server.db.base import Base
 from sprat_server.db.projects import ProjectOwned, in_project
 from sprat_shared.ids import new_id
-
-
-class Project(Base):
-    """What belongs together: models, devices, rollouts and all else of some people, kept apart from that of others."""
-
-    __tablename__ = "project"
-    __table_args__ = (
-        UniqueConstraint("name"),
-        CheckConstraint("name ~ '^[a-z0-9-]{1,63}$'", name="name_is_plain"),
-        CheckConstraint("char_length(title) <= 200", name="title_is_short"),
-    )
-
-    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
-    name: Mapped[str]
-    title: Mapped[str] = mapped_column(default="")  # what people call it
-    created_by: Mapped[str]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    changed_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class OperatorToken(ProjectOwned, Base):

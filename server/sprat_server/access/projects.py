@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from sprat_server.access.models import Project
+from sprat_server.db.projects import Project
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import Conflict, NotFound
 

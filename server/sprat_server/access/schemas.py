@@ -6,8 +6,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sprat_server.access.models import AuditRecord, OperatorToken, Project
+from sprat_server.access.models import AuditRecord, OperatorToken
 from sprat_server.access.tokens import Scope
+from sprat_server.db.projects import Project
 
 
 class NewProject(BaseModel):

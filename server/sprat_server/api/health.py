@@ -5,9 +5,8 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from sprat_server.access.models import Project
 from sprat_server.api.auth import ServerViewer, Viewer
-from sprat_server.db.projects import enter, leave
+from sprat_server.db.projects import Project, enter, leave
 from sprat_server.db.session import Database, SessionDep
 from sprat_server.flows import custody_views
 from sprat_server.jobs import models as job_models

@@ -6,13 +6,12 @@ from fastapi import APIRouter
 from sqlalchemy import select
 
 from sprat_server.access import audit, projects
-from sprat_server.access.models import Project
 from sprat_server.access.schemas import NewProject, ProjectChange, ProjectView
 from sprat_server.api.auth import ServerAdmin, Viewer
 from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import SettingsDep
 from sprat_server.db.paging import take_page
-from sprat_server.db.projects import project_of
+from sprat_server.db.projects import Project, project_of
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import founding
 

@@ -12,11 +12,23 @@ them, for those cannot be narrowed.
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import ClauseElement, Engine, ForeignKeyConstraint, Table, TextClause, event, false
+from sqlalchemy import (
+    CheckConstraint,
+    ClauseElement,
+    Engine,
+    ForeignKeyConstraint,
+    Table,
+    TextClause,
+    UniqueConstraint,
+    event,
+    false,
+    func,
+)
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import (
@@ -31,6 +43,9 @@ from sqlalchemy.orm import (
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql import visitors
 
+from sprat_server.db.base import Base
+from sprat_shared.ids import new_id
+
 DEFAULT_PROJECT: Final = UUID("00000000-0000-7000-8000-000000000001")
 """The project `default`, which every server has: what was there before there were projects is in it."""
 
@@ -42,6 +57,24 @@ ACROSS: Final[Mapping[str, Any]] = {"sprat_across_projects": True}
 
 _KEY: Final = "sprat.project"
 _EVERY: Final = "every"
+
+
+class Project(Base):
+    """What belongs together: models, devices, rollouts and all else of some people, kept apart from that of others."""
+
+    __tablename__ = "project"
+    __table_args__ = (
+        UniqueConstraint("name"),
+        CheckConstraint("name ~ '^[a-z0-9-]{1,63}$'", name="name_is_plain"),
+        CheckConstraint("char_length(title) <= 200", name="title_is_short"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    title: Mapped[str] = mapped_column(default="")  # what people call it
+    created_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    changed_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 def _of_the_session(context: Any) -> UUID:
@@ -144,15 +177,13 @@ def _is_owned(mapped: type) -> bool:
 
 
 def _refuse_owned(state: ORMExecuteState) -> None:
-    from sprat_server.db.base import Base  # noqa: PLC0415 - it is not complete while modules are being loaded
-
     statement = state.statement
     if isinstance(statement, TextClause):
         words = set(re.findall(r"[a-z_]+", statement.text))
-        named = {table for table in _owned_tables(Base) if table in words}
+        named = {table for table in _owned_tables() if table in words}
     else:
         there = visitors.iterate(cast("ClauseElement", statement))
-        named = {each.name for each in there if isinstance(each, Table)} & _owned_tables(Base)
+        named = {each.name for each in there if isinstance(each, Table)} & _owned_tables()
     if named:
         raise RuntimeError(
             f"{', '.join(sorted(named))}: SQL that is not the ORM's sees every project; say so with ACROSS"
@@ -160,6 +191,5 @@ def _refuse_owned(state: ORMExecuteState) -> None:
 
 
 @lru_cache(maxsize=1)
-def _owned_tables(base: Any) -> frozenset[str]:
-    mapped = [mapper for mapper in base.registry.mappers if _is_owned(mapper.class_)]
-    return frozenset(mapper.local_table.name for mapper in mapped)
+def _owned_tables() -> frozenset[str]:
+    return frozenset(mapper.class_.__tablename__ for mapper in Base.registry.mappers if _is_owned(mapper.class_))
