@@ -28,7 +28,7 @@ from uuid import UUID
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
-from polls.link import Device, TlsConnection, make_certificate
+from polling.link import Device, TlsConnection, make_certificate
 from sqlalchemy.orm import Session
 
 from sprat_server.app import create_app

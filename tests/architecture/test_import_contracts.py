@@ -30,6 +30,11 @@ BREAKS: dict[str, tuple[str, str, str]] = {
         "import sprat_client.cli",
         "sprat_client.agent -> sprat_client.cli",
     ),
+    "commands-know-no-agent": (
+        "client/sprat_client/cli/output.py",
+        "import sprat_client.agent.settings",
+        "sprat_client.cli.output -> sprat_client.agent.settings",
+    ),
     "shared": (
         "shared/sprat_shared/wire/__init__.py",
         "import sprat_shared.trust",

@@ -74,6 +74,7 @@ class Workshop:
         budget: the bytes of the day.
         events: what happened.
         meanwhile: does what is due while a download goes on; returns whether the download must end for it.
+        taken: bytes that loading a release took, by model and release id: of the two that were compared last.
     """
 
     settings: AgentSettings
@@ -98,6 +99,7 @@ class Workshop:
     stopping: threading.Event = field(default_factory=threading.Event)
     watchdog: Watchdog = field(default_factory=Watchdog)
     meanwhile: Callable[[], bool] = lambda: False
+    taken: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def downloads(self) -> Path:
@@ -381,7 +383,10 @@ def load_new(shop: Workshop, shelf: Shelf, work: Work) -> ModelHost:
 
 
 def _load_both(shop: Workshop, shelf: Shelf, work: Work, serving: Serving | None) -> tuple[ModelHost, Memory | None]:
-    """Load the new release, and say what it takes beside what the old one takes, each loaded in the same way."""
+    """Load the new release, and say what it takes beside what the old one takes, each loaded in the same way.
+
+    What the old one takes is known where it was the new one, or the old one, of the comparison before.
+    """
     if work.release_id is None:
         raise AssertionError("VERIFYING sets the release id, and came before")
     manifest = shelf.manifest(work.release_id)
@@ -393,19 +398,21 @@ def _load_both(shop: Workshop, shelf: Shelf, work: Work, serving: Serving | None
     def taken_by(folder: Path) -> int:
         return load_measured(shop.runtime, folder)[1]
 
-    old_folder = None if serving is None else shelf.folder_of(serving.slot.release_id)
-    try:
-        old_bytes = None if old_folder is None else taken_by(old_folder)
-    except ModelNotLoadable:
-        old_bytes = None  # it serves, from files that are gone since
+    taken = {}
+    if serving is not None:
+        old_id = serving.slot.release_id
+        before = shelf.folder_of(old_id)
+        known = shop.taken.get(work.wish.model, {}).get(old_id)
+        with contextlib.suppress(ModelNotLoadable):  # it serves, from files that are gone since
+            taken[old_id] = taken_by(before) if known is None else known
     try:
         new, new_bytes = load_measured(shop.runtime, new_folder)
     except ModelNotLoadable as bad:
         raise ValidationRefused(str(bad), code=bad.code) from bad
-    if old_folder is None or old_bytes is None:
+    if not taken:
         return new, None
-    before = old_folder
-    return new, Memory(old=old_bytes, new=new_bytes, again=lambda: (taken_by(before), taken_by(new_folder)))
+    shop.taken[work.wish.model] = {**taken, work.release_id: new_bytes}
+    return new, Memory(old=taken[old_id], new=new_bytes, again=lambda: (taken_by(before), taken_by(new_folder)))
 
 
 def fetch_again(shop: Workshop, shelf: Shelf, work: Work) -> None:

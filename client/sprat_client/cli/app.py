@@ -24,6 +24,7 @@ from sprat_client.cli import (
     projects,
     releases,
     rollouts,
+    simulate,
 )
 from sprat_client.cli.invocation import Invocation
 from sprat_shared import errors
@@ -65,6 +66,7 @@ app.add_typer(projects.app, name="project")
 app.add_typer(access.app, name="token")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
+app.add_typer(simulate.app, name="simulate")
 app.command("doctor")(doctor.doctor)
 app.command("login")(access.login)
 if importlib.util.find_spec("sprat_client.cli.delta") is not None:

@@ -50,12 +50,9 @@ def connect(ctx: typer.Context) -> "SpratClient":
     """
     from sprat_client.api import SpratClient  # noqa: PLC0415 - httpx is not loaded for `sprat delta`
 
-    invocation = ctx.ensure_object(Invocation)
-    saved = read_profile(invocation.profile)
-    server = invocation.server or saved.get("server")
-    if server is None:
-        raise InvalidInput("no server is named; use --server, SPRAT_SERVER or sprat login", code="cli.no-server")
+    invocation, server = ctx.ensure_object(Invocation), server_of(ctx)
     # A saved token is for the saved server only: it is never sent to another one. So is the saved project.
+    saved = read_profile(invocation.profile)
     saved = saved if server == saved.get("server") else {}
     token = invocation.token or saved.get("token")
     if token is None:
@@ -63,6 +60,19 @@ def connect(ctx: typer.Context) -> "SpratClient":
     project = invocation.project or (saved.get("project") if token == saved.get("token") else None)
     _refuse_plain_http(server, insecure=invocation.insecure)
     return SpratClient(server, token, project=project)
+
+
+def server_of(ctx: typer.Context) -> str:
+    """Return the server that options, environment or `sprat login` name.
+
+    Raises:
+        InvalidInput: none of them does.
+    """
+    invocation = ctx.ensure_object(Invocation)
+    server = invocation.server or read_profile(invocation.profile).get("server")
+    if server is None:
+        raise InvalidInput("no server is named; use --server, SPRAT_SERVER or sprat login", code="cli.no-server")
+    return server
 
 
 def _refuse_plain_http(server: str, *, insecure: bool) -> None:

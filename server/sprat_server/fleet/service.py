@@ -3,15 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 from sqlalchemy import and_, bindparam, delete, exists, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
-from sprat_shared.errors import NotFound
+from sprat_shared.errors import Conflict, NotFound
 
+_MOST_PARAMETERS: Final = 10_000  # of one statement; PostgreSQL takes 65,535
 Reason = Literal["rollout", "return", "enrolment", "prefetch"]
 
 
@@ -37,6 +38,24 @@ def lock_device(session: Session, device_id: UUID) -> Device:
 def live_devices(session: Session) -> list[UUID]:
     """Return the ids of all devices that are not revoked."""
     return list(session.scalars(select(Device.id).where(Device.revoked_at.is_(None)).order_by(Device.id)))
+
+
+def require_live(session: Session, device_ids: Sequence[UUID]) -> None:
+    """Return if all these devices exist and none is revoked.
+
+    Raises:
+        NotFound: there is no device of one of the ids.
+        Conflict: one of them was revoked.
+    """
+    for at in range(0, len(device_ids), _MOST_PARAMETERS):
+        some = device_ids[at : at + _MOST_PARAMETERS]
+        known = select(Device.id, Device.revoked_at).where(Device.id.in_(some))
+        revoked_at: dict[UUID, datetime | None] = dict(session.execute(known).all())
+        for device_id in some:
+            if device_id not in revoked_at:
+                get_device(session, device_id)  # says so
+            elif revoked_at[device_id] is not None:
+                raise Conflict(f"device {device_id} was revoked; leave it out", code="device.revoked")
 
 
 def revoke(session: Session, device_id: UUID) -> Device:

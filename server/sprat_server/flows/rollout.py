@@ -46,9 +46,7 @@ def create(
     if devices is not None:
         if not devices or len(set(devices)) != len(devices):
             raise InvalidInput("name each device of the cohort once, or leave the list out for the whole fleet")
-        for device_id in devices:
-            if fleet.get_device(session, device_id).revoked_at is not None:
-                raise Conflict(f"device {device_id} was revoked; leave it out", code="device.revoked")
+        fleet.require_live(session, devices)
     plan = (gates or GatePlan()).as_json()
     return rollouts.create(
         session, model_id=lineage.id, number=release, reaches=reaches, devices=devices, by=by, gates=plan

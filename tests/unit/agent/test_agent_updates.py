@@ -1,5 +1,6 @@
 """Updates that succeed, and updates that must not: the old release serves on, and the server is told why."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sprat_client.agent.loop import Agent
 from sprat_client.agent.rebuild import RebuildFailed, SubprocessRebuilder
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.status import read_status
+from sprat_client.runtime.onnxruntime_host import OnnxModel, OnnxRuntime
 from sprat_client.runtime.ports import InferenceFailed
 from sprat_shared.errors import Conflict, UpdateRejected
 from sprat_shared.protocol.report import Outcome
@@ -60,6 +62,26 @@ def test_updates_chain(device: OneDevice) -> None:
         add(device, seed=number, base=number - 1)
         assert device.take(number)[0] == 0
     assert device.serves() == 5
+
+
+def test_what_the_old_release_takes_is_measured_once(device: OneDevice) -> None:
+    for number in range(2, 5):
+        add(device, seed=number, base=number - 1)
+    loaded = []
+
+    class Counted(OnnxRuntime):
+        def load(self, folder: Path) -> OnnxModel:
+            loaded.append(json.loads((folder / "manifest.json").read_bytes())["release"])
+            return super().load(folder)
+
+    with device.agent(runtime=Counted()) as agent:
+        for number in range(2, 5):
+            assignment = device.server.assign(MODEL, number)
+            assert agent.run(once=True) == 0
+            report = device.server.wait_for_report(assignment, timeout_s=5.0)
+            assert report.evidence is not None
+            assert None not in {report.evidence.old_memory_bytes, report.evidence.new_memory_bytes}
+    assert loaded == [1, 1, 2, 3, 4]  # to serve, to be measured; then each once
 
 
 def test_several_releases_are_skipped_over_a_chain_of_updates(device: OneDevice) -> None:
