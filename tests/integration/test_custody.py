@@ -348,10 +348,12 @@ def test_offline_roles_past_half_of_their_life_wait_as_drafts_and_doctor_says_wh
 def test_metrics_tell_the_life_that_is_left(server_viewer: Api) -> None:
     text = server_viewer.get("/metrics").text
     line = next(
-        line for line in text.splitlines() if line.startswith('sprat_metadata_expires_seconds{role="timestamp"}')
+        line
+        for line in text.splitlines()
+        if line.startswith('sprat_metadata_expires_seconds{project="default",role="timestamp"}')
     )
     assert 6.9 * 86400 < float(line.split()[1]) <= 8 * 86400
-    assert 'sprat_metadata_waiting{role="root"} 1.0' in text
+    assert 'sprat_metadata_waiting{project="default",role="root"} 1.0' in text
 
 
 def test_doctor_names_a_token_that_is_wrong_and_a_server_that_is_away(desk: Desk) -> None:
