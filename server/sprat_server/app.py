@@ -52,6 +52,8 @@ def create_app(settings: Settings) -> FastAPI:
             upkeep.keep_direct(database),
             upkeep.keep_small(database),
             upkeep.keep_hearing(database),
+            upkeep.keep_groups(database),
+            upkeep.keep_watching(database, settings),
         ]
         kept = [asyncio.create_task(chore) for chore in chores]
         try:

@@ -55,6 +55,11 @@ BREAKS: dict[str, tuple[str, str, str]] = {
         "import time",
         "sprat_client.agent.states -> time",
     ),
+    "the-fleet-s-decisions-are-pure": (
+        "server/sprat_server/fleet/filters.py",
+        "import sqlalchemy",
+        "sprat_server.fleet.filters -> sqlalchemy",
+    ),
     "shared-is-pure": (
         "shared/sprat_shared/wire/__init__.py",
         "import socket",

@@ -35,14 +35,20 @@ TABLE = TensorTable([TensorSpec("w", "F32", (500,))])
 
 
 def publish(
-    session: Session, blobs: Blobs, settings: Settings, *, model: str = "mnist", base: int | None = None
+    session: Session,
+    blobs: Blobs,
+    settings: Settings,
+    *,
+    model: str = "mnist",
+    base: int | None = None,
+    recipe: dict[str, object] | None = None,
 ) -> Release:
     """Publish the next release of a model with random weights: the first, or one with an update from `base`."""
     weights = np.random.default_rng(next(MADE)).standard_normal(500).astype("<f4").tobytes()
     graph, full = blobs.put_bytes(b"the graph of " + model.encode()), blobs.put_bytes(weights)
     updates = [NewUpdate(None, full.digest, full.length)]
     if base is None:
-        lineage = registry.create_model(session, name=model, recipe=None, example=None)
+        lineage = registry.create_model(session, name=model, recipe=recipe, example=None)
     else:
         lineage = registry.get_model(session, model)
         small = blobs.put_bytes(b"update " + weights[:93])
@@ -64,13 +70,18 @@ def publish(
 
 
 def published(
-    app: FastAPI, *, model: str = "mnist", base: int | None = None, project_id: UUID = DEFAULT_PROJECT
+    app: FastAPI,
+    *,
+    model: str = "mnist",
+    base: int | None = None,
+    recipe: dict[str, object] | None = None,
+    project_id: UUID = DEFAULT_PROJECT,
 ) -> Release:
     """Publish in a transaction of its own."""
     with app.state.database.transaction(project_id) as session:
         open_repository(session, app.state.settings)
         director_root.ensure(session, app.state.settings)
-        return publish(session, app.state.blobs, app.state.settings, model=model, base=base)
+        return publish(session, app.state.blobs, app.state.settings, model=model, base=base, recipe=recipe)
 
 
 def made(answer: httpx.Response) -> dict:  # type: ignore[type-arg]

@@ -64,6 +64,8 @@ def worlds(app: FastAPI, admin: Api, server_admin: Api) -> Worlds:
     own = join(app, admin, 1)[0]
     token = made(admin.post("/api/v1/tokens", json={"name": "secret-token", "scopes": ["viewer"]}))
     assert enrol(app, None, "secret-asker").status_code == 202
+    everyone = 'name != "nobody"'
+    made(admin.post("/api/v1/groups", json={"name": "secret-model", "where": everyone}))
     rollout = made(admin.post("/api/v1/rollouts", json={"model": "secret-model", "release": 2, "waves": ["100%"]}))
     made(admin.post(f"/api/v1/rollouts/{rollout['id']}/start"))
     own.tell(Outcome.COMMITTED, "secret-model")
@@ -139,6 +141,18 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("GET", "/api/v1/models/{name}/policy"): [{}],
     ("PUT", "/api/v1/models/{name}/policy"): [{"json": {"min_samples": 1}}],
     ("DELETE", "/api/v1/models/{name}/policy"): [{}],
+    ("GET", "/api/v1/models/{name}/drift"): [{}],
+    ("GET", "/api/v1/models/{name}/drift-policy"): [{}],
+    ("PUT", "/api/v1/models/{name}/drift-policy"): [{"json": {"max_input_drift": 0.3, "min_devices": 3}}],
+    ("DELETE", "/api/v1/models/{name}/drift-policy"): [{}],
+    ("POST", "/api/v1/models/{name}/drift/stop"): [{"json": REASON}],
+    ("POST", "/api/v1/models/{name}/drift/resume"): [{"json": REASON}],
+    ("POST", "/api/v1/devices/preview"): [{"json": {"group": "{name}"}}],
+    ("PATCH", "/api/v1/devices/{device_id}/labels"): [{"json": {"site": "mine"}}],
+    ("GET", "/api/v1/groups/{name}"): [{}],
+    ("PUT", "/api/v1/groups/{name}"): [{"json": {"where": 'labels.site = "lab"'}}],
+    ("DELETE", "/api/v1/groups/{name}"): [{}],
+    ("GET", "/api/v1/groups/{name}/devices"): [{}],
     ("GET", "/api/v1/datasets/{digest}"): [{}],
     ("GET", "/api/v1/jobs/{job_id}"): [{}],
     ("POST", "/api/v1/jobs/{job_id}/cancel"): [{}],
@@ -185,6 +199,7 @@ LISTS: dict[tuple[str, str], int | None] = {  # how many items; None: it is no l
     ("GET", "/api/v1/audit"): 2,  # the first two of this project; its chain counts from one
     ("GET", "/api/v1/audit/chain"): None,
     ("GET", "/api/v1/models"): 1,
+    ("GET", "/api/v1/groups"): 0,
     ("GET", "/api/v1/datasets"): 0,
     ("GET", "/api/v1/jobs"): 0,
     ("GET", "/api/v1/keys"): None,
@@ -198,6 +213,8 @@ LISTS: dict[tuple[str, str], int | None] = {  # how many items; None: it is no l
 ELSEWHERE: dict[tuple[str, str], str] = {
     ("GET", "/healthz"): "says ok",
     ("GET", "/metrics"): "of the whole server",
+    ("POST", "/api/v1/groups"): "makes one of the own project, which has the own devices: below",
+    ("POST", "/api/v1/reports/savings"): "sums the own reports: below",
     ("POST", "/api/v1/projects"): "of the whole server",
     ("PATCH", "/api/v1/projects/{project}"): "of the whole server",
     ("POST", "/api/v1/tokens"): "makes a token of the own project",
@@ -286,6 +303,16 @@ def test_lists_and_sums_hold_nothing_of_another_project(worlds: Worlds) -> None:
         if items is not None:
             assert len(answer.json()["items"]) == items, (path, answer.text)
     assert [one["seq"] for one in worlds.stranger.get("/api/v1/audit").json()["items"]] == [2, 1]
+
+
+def test_groups_and_sums_count_nothing_of_another_project(worlds: Worlds) -> None:
+    group = made(worlds.stranger.post("/api/v1/groups", json={"name": "all", "where": 'name != "nobody"'}))
+    assert group["members"] == 1
+    listed = made(worlds.stranger.get("/api/v1/groups/all/devices"))["items"]
+    assert [one["id"] for one in listed] == [str(worlds.device.id)]
+    counted = made(worlds.stranger.post("/api/v1/devices/preview", json={"where": 'name != "nobody"'}))
+    assert (counted["count"], counted["live"]) == (1, 1)
+    assert "secret" not in worlds.stranger.post("/api/v1/reports/savings", json={}).text
 
 
 def test_a_device_learns_nothing_of_another_project(worlds: Worlds) -> None:

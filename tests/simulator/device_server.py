@@ -31,6 +31,7 @@ from sprat_shared.apply import apply_update
 from sprat_shared.encode import encode_delta, encode_full
 from sprat_shared.ids import digest_text, new_id
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolPending, EnrolRequest, fingerprint
+from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.holdout_report import HoldoutReport
 from sprat_shared.protocol.poll import (
     CONTENT_TYPE,
@@ -68,6 +69,7 @@ class Device:
     reports: list[Report] = field(default_factory=list)
     refusals: list[TrustReport] = field(default_factory=list)
     drifts: list[HoldoutReport] = field(default_factory=list)
+    facts: list[FactsReport] = field(default_factory=list)
 
     def running(self, model: str) -> int | None:
         """Return the release that the device last said it serves."""
@@ -351,6 +353,8 @@ class DeviceServer:
                     device.refusals.append(report)
                 case HoldoutReport():
                     device.drifts.append(report)
+                case FactsReport():
+                    device.facts.append(report)
             self.reported.notify_all()
         return 204
 

@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 
 from sprat_shared.errors import InvalidInput
+from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.holdout_report import HoldoutReport
 from sprat_shared.protocol.report import Evidence, Outcome, Report, read_report
 from sprat_shared.protocol.watched import Watched
@@ -123,3 +124,19 @@ def test_a_report_on_a_holdout_goes_through_its_bytes() -> None:
 def test_a_report_on_a_holdout_that_contradicts_itself_is_not_read(change: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         read_report(json.dumps(json.loads(HOLDOUT.to_json()) | change).encode())
+
+
+FACTS = FactsReport(device=UUID(int=1), sequence=5, attributes={"camera": "imx219"}, agent="0.1.0")
+
+
+def test_facts_are_read_as_they_were_said() -> None:
+    assert read_report(FACTS.to_json()) == FACTS
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"a": 4}, {"a": None}, {"a": "x" * 401}, {"k" * 101: "v"}, {f"k{n}": "v" for n in range(65)}, []]
+)
+def test_facts_are_few_short_texts(attributes: Any) -> None:
+    said = json.loads(FACTS.to_json()) | {"attributes": attributes}
+    with pytest.raises(InvalidInput, match="attribute"):
+        read_report(json.dumps(said).encode())

@@ -3,8 +3,6 @@
 What is asked is signed with the key, and asked again it is answered again: an enrolment that was cut is repeated.
 """
 
-import os
-import platform
 import random
 import socket
 import time
@@ -12,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from sprat_client.agent.attributes import attributes_of, remember
 from sprat_client.agent.durable import Disk
 from sprat_client.agent.fetcher import LinkDown
 from sprat_client.agent.identity import Identity, check_server_url, make_key, public_bytes
@@ -68,8 +67,9 @@ def enrol(
         if disk.exists(folder / "agent.json"):
             raise Conflict(f"{folder}: already enrolled; use another --dir, or remove the folder to start over")
         name = name or socket.gethostname()
+        attributes = attributes_of(folder)
         request = EnrolRequest(
-            name=name, public_key=public_bytes(key), agent=VERSION, profile=profile, attributes=_attributes()
+            name=name, public_key=public_bytes(key), agent=VERSION, profile=profile, attributes=attributes
         )
         body = request.to_json()
         with Link(url, token, LinkSettings(), ca_file=ca_file) as link:
@@ -86,6 +86,7 @@ def enrol(
             ca_file=None if ca_file is None else str(Path(ca_file).resolve()),
             insecure=insecure,
         )
+        remember(folder, disk, attributes)
         identity.save(folder, disk)
     return identity
 
@@ -109,14 +110,3 @@ def _ask(link: Link, body: bytes, signature: bytes, waiting: Callable[[EnrolPend
             backoff.reset()
             wait_s = min(_LONGEST_WAIT_S, max(_SHORTEST_WAIT_S, answer.ask_again_s)) * random.uniform(1.0, 1.2)  # noqa: S311  # jitter
         time.sleep(wait_s)
-
-
-def _attributes() -> dict[str, str]:
-    """Return free facts about the device."""
-    return {
-        "machine": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "cores": str(os.cpu_count() or 0),
-        "memory_bytes": str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
-    }

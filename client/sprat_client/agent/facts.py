@@ -1,7 +1,8 @@
 """What the device says of its state: its owner's word where there is one, else what the kernel tells.
 
 The owner's word is `facts.json` in the agent's folder: `{"metered": true, "charging": false, "idle": true}`, each
-member optional. It is read anew each time it is asked for, so whoever knows better replaces the file.
+member optional; `attributes` beside them are for operators (`attributes`). It is read anew each time it is asked for,
+so whoever knows better replaces the file.
 """
 
 import json
@@ -46,16 +47,8 @@ class DeviceFacts:
 
     def told(self) -> dict[str, bool]:
         """Return the owner's word."""
-        try:
-            said: Any = json.loads(self._file.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as bad:
-            _log.warning("facts cannot be read", extra={"file": str(self._file), "reason": str(bad)})
-            return {}
-        return (
-            {name: value for name, value in said.items() if isinstance(value, bool)} if isinstance(said, dict) else {}
-        )
+        said = read_facts(self._file.parent)
+        return {name: value for name, value in said.items() if isinstance(value, bool)}
 
     def _told(self, name: str) -> bool | None:
         return self.told().get(name)
@@ -73,6 +66,19 @@ class DeviceFacts:
         except OSError:
             return None
         return mains or not batteries
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return all that the owner says; nothing where the file is missing or cannot be read, which is logged."""
+    file = folder / FACTS_FILE
+    try:
+        said: Any = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as bad:
+        _log.warning("facts cannot be read", extra={"file": str(file), "reason": str(bad)})
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _line(file: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Final, Self
 
 from sprat_client.agent.applications import Applications
 from sprat_client.agent.assembly import assemble
+from sprat_client.agent.attributes import AttributesReporter
 from sprat_client.agent.bundle_file import BundleFile
 from sprat_client.agent.choice import stock
 from sprat_client.agent.drift import DriftReporter
@@ -112,7 +113,7 @@ class Agent:
         self.orders = Orders(self._shop, self._machines, self._wake)
         self._shop.meanwhile = self._meanwhile
         self._applications = Applications(self._shop.servings, self._shop.holdouts, Overview(self._shop))
-        self._drift = DriftReporter(self._shop)
+        self._drift, self._attributes = DriftReporter(self._shop), AttributesReporter(self._shop)
         self._endpoint = None if settings.port is None else HttpEndpoint(self._applications, settings.port)
 
     def __enter__(self) -> Self:
@@ -320,6 +321,9 @@ class Agent:
         if self.orders.retried:
             self.orders.retried, self._next_poll = False, 0.0
             self._poller.look_again()
+        if self.orders.facts_changed:
+            self.orders.facts_changed = False
+            self._attributes.look_soon()
         now = time.monotonic()
         if now >= self._next_poll:
             self._poll()
@@ -327,6 +331,7 @@ class Agent:
         self._watchdog.step("tidying up", _TIDYING_UP_S)
         self._upkeep.tidy(self._machines.values())
         self._drift.look()
+        self._attributes.look()
         if now >= self._next_delivery or any(machine.settled for machine in self._machines.values()):
             self._deliver()
         now = time.monotonic()

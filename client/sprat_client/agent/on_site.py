@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from sprat_shared.errors import InvalidInput
 from sprat_shared.ids import check_model_name
+from sprat_shared.protocol.facts_report import LONGEST_KEY, LONGEST_VALUE
 
 _UNITS_S: Final[Mapping[str, float]] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _FOR_EVER_S: Final = 10 * 365 * 86400.0
@@ -56,6 +57,14 @@ def add_on_site(command: AddCommand, of_model: Callable[[str], tuple[str, Path]]
         ("idle", "nobody asks its models just now"),
     ):
         facts.add_argument(f"--{name}", choices=list(_WORDS), help=what)
+    facts.add_argument(
+        "--attribute",
+        action="append",
+        default=[],
+        type=_attribute,
+        metavar="NAME=VALUE",
+        help="for the filters of operators, such as camera=imx219; `camera-` removes it; may be repeated",
+    )
     pause = command(
         "pause",
         "Let no update be worked on; what serves serves on, and polls and reports go on.",
@@ -156,22 +165,39 @@ def _line(event: Mapping[str, Any]) -> str:
 
 
 def _facts(asked: argparse.Namespace, emit: Callable[..., None]) -> int:
+    from sprat_client.agent.attributes import owners_attributes  # noqa: PLC0415  # likewise
     from sprat_client.agent.control import give_order  # noqa: PLC0415  # likewise
     from sprat_client.agent.durable import PosixDisk, write_json  # noqa: PLC0415  # likewise
-    from sprat_client.agent.facts import FACTS_FILE, DeviceFacts  # noqa: PLC0415  # likewise
+    from sprat_client.agent.facts import FACTS_FILE, DeviceFacts, read_facts  # noqa: PLC0415  # likewise
     from sprat_client.agent.identity import Identity  # noqa: PLC0415  # likewise
 
     folder = as_owner(asked.dir)
     Identity.load(folder)
-    told = {name: _WORDS[word] for name in _FACTS if (word := getattr(asked, name)) is not None}
-    facts = DeviceFacts(folder)
+    told: dict[str, Any] = {name: _WORDS[word] for name in _FACTS if (word := getattr(asked, name)) is not None}
+    if asked.attribute:
+        attributes = owners_attributes(folder) | dict(asked.attribute)
+        told["attributes"] = {key: value for key, value in attributes.items() if value is not None} or None
     if told:
-        said = {**facts.told(), **told}
+        said = {**read_facts(folder), **told}
         write_json(PosixDisk(), folder / FACTS_FILE, {name: value for name, value in said.items() if value is not None})
         give_order(folder, {"do": "look"})
-    words = {value: word for word, value in _WORDS.items()}
-    emit({name: words[getattr(facts, name)] for name in _FACTS}, as_json=asked.json)
+    facts, words = DeviceFacts(folder), {value: word for word, value in _WORDS.items()}
+    shown: dict[str, Any] = {name: words[getattr(facts, name)] for name in _FACTS}
+    emit(shown | {"attributes": owners_attributes(folder)}, as_json=asked.json)
     return 0
+
+
+def _attribute(text: str) -> tuple[str, str | None]:
+    name, is_set, value = text.partition("=")
+    if not is_set and name.endswith("-"):
+        name, value = name[:-1], ""
+    elif not is_set or not value:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE, or NAME- to remove it")
+    if not 0 < len(name) <= LONGEST_KEY or len(value) > LONGEST_VALUE or not text.isprintable():
+        raise argparse.ArgumentTypeError(
+            f"{text[:60]!r}: a name has at most {LONGEST_KEY} characters, a value {LONGEST_VALUE}"
+        )
+    return name, value or None
 
 
 def _pause(asked: argparse.Namespace, emit: Callable[..., None]) -> int:

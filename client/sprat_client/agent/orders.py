@@ -33,7 +33,7 @@ class Orders:
         self._waiting: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._later: list[Order] = []
         self._control: ControlSocket | None = None
-        self.relocated = self.retried = False
+        self.relocated = self.retried = self.facts_changed = False
 
     def listen(self) -> None:
         """Hear orders from now on, where the file system knows sockets."""
@@ -89,7 +89,7 @@ class Orders:
                 done = {"model": model, "failures_forgotten": self._machine(model).intake.retry()}
                 self.retried = True
             case {"do": "look"}:
-                done = {}
+                self.facts_changed, done = True, {}
             case {"do": "relocate"}:
                 self.relocated, done = True, {}
             case _:

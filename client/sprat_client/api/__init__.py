@@ -5,6 +5,8 @@ Every failure is a `sprat_shared.errors.SpratError` with the server's public cod
 """
 
 from sprat_client.api.client import SpratClient
+from sprat_client.api.reports import SavingsView
+from sprat_client.api.targeting import GroupView, PreviewView
 from sprat_client.api.views import (
     AuditView,
     BlobRef,
@@ -39,17 +41,20 @@ __all__ = [
     "DeviceView",
     "DraftView",
     "EnrolmentTokenView",
+    "GroupView",
     "JobView",
     "KeyView",
     "ModelView",
     "NeedView",
     "PolicyView",
+    "PreviewView",
     "ProgressView",
     "ProjectView",
     "ReleaseView",
     "ReportView",
     "RoleView",
     "RolloutView",
+    "SavingsView",
     "SignedView",
     "SpratClient",
     "TokenView",

@@ -9,9 +9,12 @@ import httpx
 from sprat_client.api.access import Audit, EnrolmentTokens, Projects, Tokens
 from sprat_client.api.bundles import Bundles
 from sprat_client.api.custody import Keys
+from sprat_client.api.drift import Drift
 from sprat_client.api.fleet import Devices, Rollouts
 from sprat_client.api.jobs import Jobs
 from sprat_client.api.registry import Datasets, Models
+from sprat_client.api.reports import Reports
+from sprat_client.api.targeting import Groups
 from sprat_client.api.transport import Transport
 from sprat_client.api.views import BlobRef
 
@@ -42,6 +45,9 @@ class SpratClient:
         self.jobs = Jobs(self._transport)
         self.rollouts = Rollouts(self._transport)
         self.devices = Devices(self._transport)
+        self.groups = Groups(self._transport)
+        self.drift = Drift(self._transport)
+        self.reports = Reports(self._transport)
         self.enrolment_tokens = EnrolmentTokens(self._transport)
         self.tokens = Tokens(self._transport)
         self.audit = Audit(self._transport)

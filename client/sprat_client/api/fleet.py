@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 from sprat_client.api.naming import is_full_id, unique_match
+from sprat_client.api.targeting import PreviewView
 from sprat_client.api.transport import Transport
 from sprat_client.api.views import (
     ROLLOUT_ENDS,
@@ -83,9 +84,18 @@ class Devices:
             named = [device["id"] for device in devices if device["id"] in named and device["revoked_at"] is None]
         return named[0] if len(named) == 1 else unique_match("device", wanted, [one["id"] for one in devices])
 
-    def list(self) -> list[DeviceView]:
-        """Return all devices."""
-        return list(self._transport.pages("/devices"))
+    def label(self, device_id: str, changes: Mapping[str, str | None]) -> DeviceView:
+        """Change labels of a device: a text sets one, None removes it."""
+        return cast("DeviceView", self._transport.patch(f"/devices/{device_id}/labels", dict(changes)))
+
+    def preview(self, *, where: str | None = None, group: str | None = None, limit: int = 10) -> PreviewView:
+        """Return how many live devices a filter or a saved group means, and some of them."""
+        asked = {"where": where, "group": group, "limit": limit}
+        return cast("PreviewView", self._transport.post("/devices/preview", asked))
+
+    def list(self, *, where: str | None = None, sort: str | None = None, limit: int | None = None) -> list[DeviceView]:
+        """Return devices: all, newest first, or the live ones for which a filter holds, in another order."""
+        return list(self._transport.pages("/devices", limit=limit, where=where, sort=sort))
 
 
 class Rollouts:

@@ -271,6 +271,7 @@ class DeviceView(TypedDict):
     profile: str | None
     fingerprint: str
     attributes: dict[str, str]
+    labels: dict[str, str]
     enrolled_at: str
     last_seen_at: str | None
     revoked_at: str | None

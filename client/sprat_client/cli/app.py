@@ -16,6 +16,8 @@ from sprat_client.cli import (
     datasets,
     devices,
     doctor,
+    drift,
+    groups,
     jobs,
     keys,
     models,
@@ -23,6 +25,7 @@ from sprat_client.cli import (
     policies,
     projects,
     releases,
+    reports,
     rollouts,
     simulate,
 )
@@ -54,6 +57,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="model")
 app.add_typer(policies.app, name="policy")
+app.add_typer(drift.app, name="drift")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(releases.app, name="release")
 app.command("retrain")(releases.retrain)
@@ -61,8 +65,10 @@ app.add_typer(jobs.app, name="job")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(offline.app, name="bundle")
 app.add_typer(devices.app, name="device")
+app.add_typer(groups.app, name="group")
 app.add_typer(devices.enrolment_app, name="enrolment-token")
 app.add_typer(projects.app, name="project")
+app.add_typer(reports.app, name="report")
 app.add_typer(access.app, name="token")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")

@@ -1,11 +1,12 @@
 """`sprat device` and `sprat enrolment-token`: the fleet and how a device joins it."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from sprat_client.cli.invocation import JsonFlag, connect
-from sprat_client.cli.output import emit, emit_fields, emit_table
+from sprat_client.cli.output import Columns, emit, emit_fields, emit_table
+from sprat_shared.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Devices: the agents of the fleet.")
 enrolment_app = typer.Typer(
@@ -13,23 +14,58 @@ enrolment_app = typer.Typer(
 )
 
 
-@app.command("list")
-def list_(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
-    """List the devices.
+SHOWN: Final[Columns] = {
+    "device": lambda one: one["id"],
+    "name": lambda one: one["name"],
+    "group": lambda one: one["group"],
+    "labels": lambda one: " ".join(f"{key}={value}" for key, value in one["labels"].items()) or "-",
+    "runs": lambda one: ", ".join(f"{on['model']}@{on['active'] or '-'}" for on in one["models"]) or "-",
+    "should run": lambda one: ", ".join(f"{on['model']}@{on['assigned'] or '-'}" for on in one["models"]) or "-",
+    "last seen": lambda one: one["last_seen_at"] if one["revoked_at"] is None else "revoked",
+}
 
-    Example: sprat device list
+
+@app.command("list")
+def list_(
+    ctx: typer.Context,
+    *,
+    where: Annotated[
+        str | None, typer.Option(help="Only live devices for which this filter holds (docs/targeting.md).")
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(help="By name, site, profile, agent, enrolled or last_seen; -name: the largest first."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """List the devices, newest first.
+
+    Example: sprat device list --where 'labels.site = "lab" and last_seen > 7d ago' --limit 20
     """
     with connect(ctx) as client:
-        devices = client.devices.list()
-    columns = {
-        "device": lambda one: one["id"],
-        "name": lambda one: one["name"],
-        "group": lambda one: one["group"],
-        "runs": lambda one: ", ".join(f"{on['model']}@{on['active'] or '-'}" for on in one["models"]) or "-",
-        "should run": lambda one: ", ".join(f"{on['model']}@{on['assigned'] or '-'}" for on in one["models"]) or "-",
-        "last seen": lambda one: one["last_seen_at"] if one["revoked_at"] is None else "revoked",
-    }
-    emit_table(devices, columns, as_json=json_, empty="no device yet; see: sprat enrolment-token create --help")
+        devices = client.devices.list(where=where, sort=sort, limit=limit)
+    empty = "no device yet; see: sprat enrolment-token create --help" if where is None else "no device fits"
+    emit_table(devices, SHOWN, as_json=json_, empty=empty)
+
+
+@app.command()
+def label(
+    ctx: typer.Context,
+    *,
+    device: Annotated[str, typer.Argument(help="Its name, id, or a unique start or end of the id.")],
+    labels: Annotated[list[str], typer.Argument(help="KEY=VALUE sets a label, KEY- removes it.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Set and remove labels of a device: what you say of it, for filters and groups.
+
+    Example: sprat device label press-3 site=lab ring=canary old-
+    """
+    changes = dict(_label(one) for one in labels)
+    with connect(ctx) as client:
+        changed = client.devices.label(client.devices.resolve(device), changes)
+    said = " ".join(f"{key}={value}" for key, value in changed["labels"].items()) or "no labels"
+    emit(changed, as_json=json_, text=f"device {changed['name']} ({changed['id']}): {said}")
 
 
 @app.command()
@@ -180,3 +216,12 @@ def create(
 @enrolment_app.callback()
 def enrolment() -> None:
     """Enrolment tokens: with them devices join the fleet."""
+
+
+def _label(text: str) -> tuple[str, str | None]:
+    key, is_set, value = text.partition("=")
+    if is_set and value:
+        return key, value
+    if not is_set and key.endswith("-"):
+        return key[:-1], None
+    raise InvalidInput(f"label {text!r}: write KEY=VALUE to set it, or KEY- to remove it", code="label.bad")

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import Depends, Request
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 from starlette.types import Scope as AsgiScope
 
@@ -104,15 +105,23 @@ def identify_device(request: Request, session: Session, shown: str) -> Device:
     return device
 
 
-def needs(scope: Scope, *, whole_server: bool = False) -> Callable[[Request, SessionDep], Identity]:
-    """Return the dependency that lets in tokens of at least this scope and says who it is."""
+def needs(scope: Scope, *, whole_server: bool = False, asks: bool = False) -> Callable[[Request, SessionDep], Identity]:
+    """Return the dependency that lets in tokens of at least this scope and says who it is.
+
+    Args:
+        scope: the least.
+        whole_server: only tokens of the whole server.
+        asks: whatever the method, the call only asks: it changes nothing, and leaves no audit record.
+    """
 
     def identify(request: Request, session: SessionDep) -> Identity:
         identity = identify_operator(request, session, bearer(request))
         identity.require(scope)
         if whole_server:
             identity.require_whole_server()
-        if request.method not in _SAFE:
+        if asks:
+            session.execute(text("SET TRANSACTION READ ONLY"))
+        elif request.method not in _SAFE:
             audit.require_record(session, f"{request.method} {request.url.path}")
         return identity
 
@@ -120,6 +129,8 @@ def needs(scope: Scope, *, whole_server: bool = False) -> Callable[[Request, Ses
 
 
 Viewer = Annotated[Identity, Depends(needs(Scope.VIEWER), scope="function")]
+Asker = Annotated[Identity, Depends(needs(Scope.VIEWER, asks=True), scope="function")]
+"""A viewer whose question stands in a body."""
 Operator = Annotated[Identity, Depends(needs(Scope.OPERATOR), scope="function")]
 Releaser = Annotated[Identity, Depends(needs(Scope.RELEASER), scope="function")]
 Admin = Annotated[Identity, Depends(needs(Scope.ADMIN), scope="function")]

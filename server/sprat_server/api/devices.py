@@ -1,17 +1,18 @@
 """/api/v1/devices, /api/v1/enrolment-tokens and -requests: the fleet, and who joins it, as operators see it."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body, Query
 from sqlalchemy import select
 
 from sprat_server.access import audit
-from sprat_server.api.auth import Operator, Viewer
+from sprat_server.api.auth import Asker, Operator, Viewer
 from sprat_server.api.paging import Page, Paging
-from sprat_server.db.paging import take_page
+from sprat_server.db.paging import take_page, take_sorted_page
 from sprat_server.db.session import SessionDep
+from sprat_server.fleet import device_orders
 from sprat_server.fleet import enrolment as fleet_enrolment
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport, EnrolmentRequest
@@ -22,13 +23,26 @@ from sprat_server.fleet.schemas import (
     LeaveReason,
     MadeEnrolmentToken,
     NewEnrolmentToken,
+    Preview,
+    PreviewView,
     ReplaceDevice,
     ReportView,
 )
-from sprat_server.flows import enrolment, fleet_views, rollout_reports
+from sprat_server.flows import enrolment, fleet_views, rollout_reports, targeting
 from sprat_shared.protocol.enrol import fingerprint
 
 router = APIRouter(tags=["devices"])
+
+Where = Annotated[
+    str | None, Query(max_length=2000, description='A filter, such as `labels.site = "lab"` (docs/targeting.md).')
+]
+SortBy = Annotated[
+    str | None, Query(pattern=device_orders.PATTERN, description="With a hyphen before it, the largest first.")
+]
+Labels = Annotated[
+    dict[str, str | None],
+    Body(openapi_examples={"lab": {"summary": "one set, one removed", "value": {"site": "lab", "ring": None}}}),
+]
 
 
 @router.post("/enrolment-tokens", status_code=201)
@@ -60,7 +74,7 @@ def list_enrolment_requests(session: SessionDep, _viewer: Viewer, page: Paging) 
 def accept_device(request_id: UUID, body: AcceptDevice, session: SessionDep, operator: Operator) -> DeviceView:
     """Let a device that waits join."""
     device = enrolment.accept(session, request_id, group=body.group, by=operator)
-    return _views(session, [device])[0]
+    return fleet_views.device_views(session, [device])[0]
 
 
 @router.post("/enrolment-requests/{request_id}/reject")
@@ -74,18 +88,42 @@ def reject_device(request_id: UUID, body: LeaveReason, session: SessionDep, oper
 
 
 @router.get("/devices")
-def list_devices(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[DeviceView]:
-    """List devices, newest first."""
-    rows, following = take_page(
-        session, select(Device), key=Device.id, parse=UUID, cursor=page.cursor, limit=page.limit
-    )
-    return Page(items=_views(session, rows), next=following)
+def list_devices(
+    session: SessionDep, _viewer: Viewer, page: Paging, where: Where = None, sort: SortBy = None
+) -> Page[DeviceView]:
+    """List devices, newest first, or as `sort` says; `where` leaves revoked ones out."""
+    query = select(Device)
+    if where is not None:
+        query = query.where(Device.revoked_at.is_(None), targeting.meant(session, where=where, group=None))
+    if sort is None:
+        rows, following = take_page(session, query, key=Device.id, parse=UUID, cursor=page.cursor, limit=page.limit)
+    else:
+        order = device_orders.of(sort)
+        rows, following = take_sorted_page(
+            session, query, order=order, key=Device.id, cursor=page.cursor, limit=page.limit
+        )
+    return Page(items=fleet_views.device_views(session, rows), next=following)
+
+
+@router.post("/devices/preview")
+def preview_devices(body: Preview, session: SessionDep, _asker: Asker) -> PreviewView:
+    """Say how many live devices a filter or a saved group means, and show some of them."""
+    return targeting.preview(session, body)
+
+
+@router.patch("/devices/{device_id}/labels")
+def label_device(device_id: UUID, body: Labels, session: SessionDep, operator: Operator) -> DeviceView:
+    """Change labels of a device, as a JSON merge patch: a text sets a label, null removes it."""
+    device, before = targeting.label(session, device_id, body)
+    were = {key: before.get(key) for key in body}
+    audit.record(session, operator, "device.label", f"device:{device.id}", were, body)
+    return fleet_views.device_views(session, [device])[0]
 
 
 @router.get("/devices/{device_id}")
 def get_device(device_id: UUID, session: SessionDep, _viewer: Viewer) -> DeviceView:
     """Show a device: what it should run, and what it said it runs."""
-    return _views(session, [fleet.get_device(session, device_id)])[0]
+    return fleet_views.device_views(session, [fleet.get_device(session, device_id)])[0]
 
 
 @router.get("/devices/{device_id}/reports")
@@ -110,7 +148,7 @@ def revoke_device(device_id: UUID, body: LeaveReason, session: SessionDep, opera
     device = rollout_reports.on_device_left(session, device_id)
     after = {"name": device.name, "reason": body.reason}
     audit.record(session, operator, "device.revoke", f"device:{device.id}", before, after)
-    return _views(session, [device])[0]
+    return fleet_views.device_views(session, [device])[0]
 
 
 @router.post("/devices/{device_id}/decommission")
@@ -121,7 +159,7 @@ def decommission_device(device_id: UUID, body: LeaveReason, session: SessionDep,
     fleet.forget_slots(session, device_id)
     after = {"name": device.name, "reason": body.reason}
     audit.record(session, operator, "device.decommission", f"device:{device.id}", before, after)
-    return _views(session, [device])[0]
+    return fleet_views.device_views(session, [device])[0]
 
 
 @router.post("/devices/{device_id}/replace", status_code=201)
@@ -140,8 +178,3 @@ def _standing(device: Device) -> dict[str, str | None]:
     """Return what of a device its leaving or being replaced ends, for the audit log."""
     revoked_at = None if device.revoked_at is None else device.revoked_at.isoformat()
     return {"key": fingerprint(device.public_key), "revoked_at": revoked_at}
-
-
-def _views(session: SessionDep, devices: Sequence[Device]) -> list[DeviceView]:
-    on_devices = fleet_views.models_on(session, [device.id for device in devices])
-    return [DeviceView.of(device, on_devices[device.id]) for device in devices]

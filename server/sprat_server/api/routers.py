@@ -12,6 +12,8 @@ from sprat_server.api import (
     bundles,
     datasets,
     devices,
+    drift,
+    groups,
     health,
     jobs,
     keys,
@@ -19,6 +21,7 @@ from sprat_server.api import (
     policies,
     projects,
     rollouts,
+    savings,
 )
 
 OPERATORS: Final[Sequence[APIRouter]] = (
@@ -27,12 +30,15 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     bundles.router,
     datasets.router,
     devices.router,
+    drift.router,
+    groups.router,
     jobs.router,
     keys.router,
     models.router,
     policies.router,
     projects.router,
     rollouts.router,
+    savings.router,
 )
 """Below /api/v1."""
 

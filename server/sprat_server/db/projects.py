@@ -22,6 +22,8 @@ from sqlalchemy import (
     ClauseElement,
     Engine,
     ForeignKeyConstraint,
+    Insert,
+    Select,
     Table,
     TextClause,
     UniqueConstraint,
@@ -159,9 +161,18 @@ def _narrow(state: ORMExecuteState) -> None:
         _refuse_owned(state)
     elif not isinstance(project, UUID) and any(_is_owned(mapper.class_) for mapper in state.all_mappers):
         raise RuntimeError(f"it is not known yet in which project this acts: {state.statement}")
-    elif not state.is_insert:
+    else:
         criteria = _criteria(project) if isinstance(project, UUID) else _NOTHING
-        state.statement = state.statement.options(criteria)
+        if isinstance(state.statement, Insert):
+            _narrow_source(state.statement, criteria)
+        else:
+            state.statement = state.statement.options(criteria)
+
+
+def _narrow_source(statement: Insert, criteria: LoaderCriteriaOption) -> None:
+    """Narrow what rows are made of; whose they are, the column's default says."""
+    if isinstance(statement.select, Select):
+        statement.select = statement.select.options(criteria)
 
 
 @lru_cache(maxsize=4096)

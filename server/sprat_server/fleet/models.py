@@ -7,7 +7,15 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, PrimaryKeyConstraint, UniqueConstraint, func
+from sqlalchemy import (
+    CheckConstraint,
+    Double,
+    ForeignKeyConstraint,
+    Index,
+    PrimaryKeyConstraint,
+    UniqueConstraint,
+    func,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -57,6 +65,7 @@ class Device(ProjectOwned, Base):
         CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name_is_short"),
         CheckConstraint("assignment_counter >= 0 AND report_sequence >= 0", name="counters_count"),
         CheckConstraint("profile ~ '^[a-z0-9-]{1,63}$'", name="profile_is_plain"),
+        CheckConstraint("jsonb_typeof(labels) = 'object'", name="labels_are_an_object"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -67,7 +76,8 @@ class Device(ProjectOwned, Base):
     token_expires_at: Mapped[datetime | None]
     agent: Mapped[str]
     profile: Mapped[str | None]  # the class of devices that it said it is of
-    attributes: Mapped[dict[str, str]] = mapped_column(JSONB)
+    attributes: Mapped[dict[str, str]] = mapped_column(JSONB)  # what it says of itself
+    labels: Mapped[dict[str, str]] = mapped_column(JSONB, default=dict)  # what operators say of it
     enrolment_token_id: Mapped[UUID | None]  # None: by the queue
     enrolled_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_seen_at: Mapped[datetime | None]  # written in batches, seconds late
@@ -237,3 +247,101 @@ class PolicyRow(ProjectOwned, Base):
     policy: Mapped[dict[str, Any]]
     set_by: Mapped[str]
     set_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SavedGroup(ProjectOwned, Base):
+    """A filter with a name, and with it the devices for which it holds, kept as they change."""
+
+    __tablename__ = "saved_group"
+    __table_args__ = (
+        in_project(),
+        UniqueConstraint("project_id", "id"),
+        UniqueConstraint("project_id", "name"),
+        CheckConstraint("name ~ '^[a-z0-9-]{1,63}$'", name="name_is_plain"),
+        CheckConstraint("char_length(expression) BETWEEN 1 AND 2000", name="expression_is_short"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    expression: Mapped[str]
+    moves: Mapped[bool]  # devices may come and go without a word of theirs: upkeep looks
+    created_by: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    edited_at: Mapped[datetime | None]
+
+
+class SavedGroupMember(ProjectOwned, Base):
+    """A device for which a saved group's filter holds."""
+
+    __tablename__ = "saved_group_member"
+    __table_args__ = (within("saved_group", "group_id", ondelete="CASCADE"), within("device"), Index(None, "device_id"))
+
+    group_id: Mapped[UUID] = mapped_column(primary_key=True)
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
+    since: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class DeviceDrift(ProjectOwned, Base):
+    """What a device said last of how a model does there: on its labelled samples, and of how far its inputs moved."""
+
+    __tablename__ = "device_drift"
+    __table_args__ = (
+        within("device"),
+        within("model"),
+        CheckConstraint("samples >= 0 AND correct BETWEEN 0 AND samples", name="counts_make_sense"),
+        CheckConstraint("input_drift BETWEEN 0 AND 1", name="drift_is_a_share"),
+        CheckConstraint("(said_at IS NULL) = (release IS NULL)", name="samples_are_of_a_release"),
+        CheckConstraint("(moved_at IS NULL) = (input_drift IS NULL)", name="a_move_has_a_time"),
+    )
+
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
+    model_id: Mapped[UUID] = mapped_column(primary_key=True)
+    release: Mapped[int | None]  # number of the one that answered the samples
+    samples: Mapped[int] = mapped_column(default=0)
+    correct: Mapped[int] = mapped_column(default=0)
+    said_at: Mapped[datetime | None]
+    input_drift: Mapped[float | None] = mapped_column(Double)
+    moved_at: Mapped[datetime | None]
+
+
+class DriftPolicyRow(ProjectOwned, Base):
+    """What is watched of a model in the field, and whether a person stopped what follows from it."""
+
+    __tablename__ = "drift_policy"
+    __table_args__ = (
+        within("model"),
+        CheckConstraint("(stopped_at IS NULL) = (stop_reason IS NULL)", name="stopping_has_a_reason"),
+    )
+
+    model_id: Mapped[UUID] = mapped_column(primary_key=True)
+    policy: Mapped[dict[str, Any]]
+    set_by: Mapped[str]
+    set_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    stopped_at: Mapped[datetime | None]
+    stop_reason: Mapped[str | None]
+
+
+class DriftEvent(ProjectOwned, Base):
+    """What was done about drift, with the evidence that it rests on."""
+
+    __tablename__ = "drift_event"
+    __table_args__ = (
+        within("model"),
+        within("job"),
+        within("rollout"),
+        Index(None, "model_id", "at"),
+        CheckConstraint("action IN ('notify', 'retrain')", name="action_is_known"),
+        CheckConstraint("(action = 'retrain') = (job_id IS NOT NULL)", name="a_retrain_has_a_job"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    model_id: Mapped[UUID]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    action: Mapped[str]
+    why: Mapped[str]
+    finding: Mapped[dict[str, Any]]  # `drift.Finding`
+    dataset: Mapped[str | None]  # digest of what the retrain is on
+    job_id: Mapped[UUID | None]
+    release: Mapped[int | None]  # that the job made
+    rollout_id: Mapped[UUID | None]
+    outcome: Mapped[str | None]  # how it ended; NULL: it is under way

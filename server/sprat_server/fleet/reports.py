@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
 from sprat_shared.errors import AccessDenied, Conflict, InvalidInput
+from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.report import AnyReport, Outcome, Report
 
 
@@ -61,6 +62,8 @@ def record_report(session: Session, device: Device, report: AnyReport, body: byt
         row.serving_number, row.serving_weights = report.serving_release, report.serving_weights
         if report.outcome != Outcome.READY:  # that release waits beside the slots
             _move_slots(session, assignment.model_id, report)
+    if isinstance(report, FactsReport):
+        device.attributes = dict(report.attributes)
     device.report_sequence = report.sequence
     device.agent = report.agent
     session.add(row)

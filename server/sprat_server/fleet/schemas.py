@@ -16,6 +16,7 @@ from sprat_server.fleet.models import (
     EnrolmentRequest,
     EnrolmentToken,
     PolicyRow,
+    SavedGroup,
 )
 from sprat_shared.protocol.enrol import fingerprint
 from sprat_shared.trust.policy import DevicePolicy
@@ -145,6 +146,7 @@ class DeviceView(BaseModel):
     profile: str | None
     fingerprint: str
     attributes: dict[str, str]
+    labels: dict[str, str]
     enrolled_at: datetime
     last_seen_at: datetime | None
     revoked_at: datetime | None
@@ -161,6 +163,7 @@ class DeviceView(BaseModel):
             profile=device.profile,
             fingerprint=fingerprint(device.public_key),
             attributes=device.attributes,
+            labels=device.labels,
             enrolled_at=device.enrolled_at,
             last_seen_at=device.last_seen_at,
             revoked_at=device.revoked_at,
@@ -168,14 +171,81 @@ class DeviceView(BaseModel):
         )
 
 
+class Preview(BaseModel):
+    """Which devices are meant: a filter, or a saved group; a sample of at most `limit` of them is asked for."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"where": 'labels.site = "lab"', "limit": 5}]}
+    )
+
+    where: Annotated[str | None, Field(max_length=2000)] = None
+    group: Annotated[str | None, Field(max_length=63)] = None
+    limit: Annotated[int, Field(ge=0, le=200)] = 10
+
+
+class PreviewView(BaseModel):
+    """How many live devices are meant, of how many; some of them, by name."""
+
+    count: int
+    live: int
+    sample: list[DeviceView]
+
+
+class NewGroup(BaseModel):
+    """A filter to be saved under a name (docs/targeting.md)."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "lab", "where": 'labels.site = "lab"'}]}
+    )
+
+    name: Annotated[str, Field(pattern="^[a-z0-9-]{1,63}$")]
+    where: Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class EditedGroup(BaseModel):
+    """The filter that a group has from now on."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"where": 'labels.site != "lab"'}]})
+
+    where: Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class GroupView(BaseModel):
+    """A saved group; `moves`: devices come and go by themselves, and are looked at once a minute."""
+
+    id: UUID
+    name: str
+    where: str
+    moves: bool
+    devices: int
+    created_by: str
+    created_at: datetime
+    edited_at: datetime | None
+
+    @classmethod
+    def of(cls, row: SavedGroup, devices: int) -> Self:
+        """Show this row and how many devices are in it."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            where=row.expression,
+            moves=row.moves,
+            devices=devices,
+            created_by=row.created_by,
+            created_at=row.created_at,
+            edited_at=row.edited_at,
+        )
+
+
 class ReportView(BaseModel):
     """What a device said: the fields of the signed report, and when it came.
 
     Kind `assignment` is about an assignment; `trust` says what signed metadata it did not believe, and only why;
-    `holdout` says how the samples drift that applications labelled there: counts and histograms, never samples.
+    `holdout` says how the samples drift that applications labelled there: counts and histograms, never samples;
+    `facts` says what the device is.
     """
 
-    kind: Literal["assignment", "trust", "holdout"]
+    kind: Literal["assignment", "trust", "holdout", "facts"]
     sequence: int
     received_at: datetime
     model: str | None = None
@@ -195,6 +265,7 @@ class ReportView(BaseModel):
     others: int | None = None
     confidences: list[int] | None = None
     correct: list[int] | None = None
+    attributes: dict[str, str] | None = None
     agent: str
 
     @classmethod

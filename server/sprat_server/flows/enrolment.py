@@ -9,7 +9,7 @@ from sprat_server.access import audit
 from sprat_server.db.projects import DEFAULT_PROJECT, enter
 from sprat_server.fleet import enrolment as fleet
 from sprat_server.fleet.models import Device
-from sprat_server.flows import rollout_reports, rollout_steps
+from sprat_server.flows import rollout_reports, rollout_steps, targeting
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import director_root
 from sprat_server.publish.repository import root_bytes
@@ -27,6 +27,7 @@ def enrol(session: Session, settings: Settings, request: EnrolRequest, shown: st
         Unauthenticated: the enrolment token is unknown, expired or used up.
         Conflict: another device has this name or this key, or the token is for a device of another name.
     """
+    targeting.share(session)
     rollout_steps.share_moves(session)
     device = fleet.join_by_token(session, request, shown)
     _welcome(session, device)
@@ -48,8 +49,10 @@ def ask(session: Session, settings: Settings, request: EnrolRequest, address: st
         Conflict: its key belongs to a device of another name.
         TryLater: too many wait.
     """
+    targeting.share(session)
     enter(session, DEFAULT_PROJECT)
     if (device := fleet.known_device(session, request)) is not None:
+        targeting.look_again(session, device.id)
         return _answer(session, settings, device)
     if settings.enrolment_queue == 0:
         raise Unauthenticated("devices join here with an enrolment token only; ask an operator for one")
@@ -75,6 +78,7 @@ def accept(session: Session, request_id: UUID, *, group: str, by: Actor) -> Devi
         NotFound: none of this id waits.
         Conflict: it was rejected, or another device has its name.
     """
+    targeting.share(session)
     rollout_steps.share_moves(session)
     device = fleet.accept(session, request_id, group=group)
     _welcome(session, device)
@@ -87,6 +91,7 @@ def accept(session: Session, request_id: UUID, *, group: str, by: Actor) -> Devi
 def _welcome(session: Session, device: Device) -> None:
     if device.assignment_counter == 0:
         rollout_reports.on_device_joined(session, device.id)
+    targeting.look_again(session, device.id)
 
 
 def _answer(session: Session, settings: Settings, device: Device) -> EnrolAnswer:

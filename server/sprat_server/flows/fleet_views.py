@@ -7,8 +7,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sprat_server.fleet import service as fleet
-from sprat_server.fleet.schemas import DeviceModelView
+from sprat_server.fleet.models import Device
+from sprat_server.fleet.schemas import DeviceModelView, DeviceView
 from sprat_server.registry.models import Model, Release
+
+
+def device_views(session: Session, devices: Sequence[Device]) -> list[DeviceView]:
+    """Return devices as they are shown."""
+    on_devices = models_on(session, [device.id for device in devices])
+    return [DeviceView.of(device, on_devices[device.id]) for device in devices]
 
 
 def models_on(session: Session, device_ids: Sequence[UUID]) -> dict[UUID, list[DeviceModelView]]:

@@ -6,11 +6,11 @@ from uuid import UUID
 import structlog
 from sqlalchemy.orm import Session
 
-from sprat_server.fleet import reports
+from sprat_server.fleet import drift_records, reports
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport
 from sprat_server.fleet.service import Holders
-from sprat_server.flows import direct, gating
+from sprat_server.flows import direct, gating, targeting
 from sprat_server.flows import rollout_steps as steps
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
@@ -18,6 +18,7 @@ from sprat_server.rollouts import service as rollouts
 from sprat_server.rollouts.models import Rollout, RolloutDevice
 from sprat_server.rollouts.waves import DeviceState, Prefetch
 from sprat_shared.errors import InvalidInput, NotFound
+from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.holdout_report import HoldoutReport
 from sprat_shared.protocol.report import Outcome, Report, TrustReport, read_report
 
@@ -27,8 +28,8 @@ _log = structlog.get_logger(__name__)
 def on_report(session: Session, device: Device, body: bytes, signature: bytes) -> DeviceReport:
     """Store a device's report and let the rollout that it answers take its next step.
 
-    A report of no assignment says that the device does not believe what it was sent, or how its holdout drifts: it is
-    kept, and logged.
+    A report of no assignment says that the device does not believe what it was sent, how its holdout drifts, or what
+    it is: it is kept, and logged.
 
     Args:
         session: the caller's transaction.
@@ -43,15 +44,37 @@ def on_report(session: Session, device: Device, body: bytes, signature: bytes) -
     """
     reports.check_signature(device, body, signature)
     report = read_report(body)
-    if isinstance(report, TrustReport):
-        kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
-        _log.warning("device.distrusts", device=str(device.id), code=report.error_code, detail=report.error_detail)
-        return kept
-    if isinstance(report, HoldoutReport):
-        _reported_model(session, report)
-        kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
-        _log.info("device.holdout", device=str(device.id), model=report.model, samples=report.samples)
-        return kept
+    targeting.share(session)
+    row = (
+        _take_answer(session, device, report, body, signature)
+        if isinstance(report, Report)
+        else _take_word(session, device, report, body, signature)
+    )
+    targeting.look_again(session, device.id)
+    return row
+
+
+def _take_word(
+    session: Session, device: Device, report: TrustReport | HoldoutReport | FactsReport, body: bytes, signature: bytes
+) -> DeviceReport:
+    """Keep a report of no assignment."""
+    said = {"device": str(device.id)}
+    model = _reported_model(session, report) if isinstance(report, HoldoutReport) else None
+    kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
+    if isinstance(report, HoldoutReport) and model is not None:
+        drift_records.keep_samples(session, device.id, model.id, report)
+    match report:
+        case TrustReport():
+            _log.warning("device.distrusts", **said, code=report.error_code, detail=report.error_detail)
+        case HoldoutReport():
+            _log.info("device.holdout", **said, model=report.model, samples=report.samples)
+        case FactsReport():
+            _log.info("device.facts", **said)
+    return kept
+
+
+def _take_answer(session: Session, device: Device, report: Report, body: bytes, signature: bytes) -> DeviceReport:
+    """Keep a report of an assignment, and let its rollout go on."""
     part = None
     if report.device == device.id:
         part = rollouts.exposure(session, device.id, report.assignment)
@@ -64,6 +87,8 @@ def on_report(session: Session, device: Device, body: bytes, signature: bytes) -
         raise InvalidInput(
             f"assignment {report.assignment} of device {device.id} is not of {model.name}", code="report.assignment"
         )
+    if report.evidence is not None and report.evidence.input_drift is not None:
+        drift_records.keep_move(session, device.id, model.id, report.evidence.input_drift)
     if part is not None and rollout is not None:
         session.refresh(part)
         _judge(session, rollout, part, report, model)
@@ -80,11 +105,13 @@ def on_device_left(session: Session, device_id: UUID) -> Device:
         NotFound: there is none of this id.
     """
     fleet.get_device(session, device_id)
+    targeting.share(session)
     steps.lock_moves(session)
     rollouts.leave_drafts(session, device_id)
     parts = rollouts.live_parts(session, device_id)
     moving = [rollouts.lock(session, part.rollout_id) for part in parts]
     device = fleet.revoke(session, device_id)
+    targeting.look_again(session, device_id)
     for part, rollout in zip(parts, moving, strict=True):
         session.refresh(part)
         if part.state in {DeviceState.WAITING, DeviceState.EXPOSED}:

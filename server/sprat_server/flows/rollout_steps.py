@@ -1,7 +1,7 @@
 """The steps that a rollout takes by itself, once a person or a report has set it going: in the caller's transaction.
 
-Locks are taken in one order, so that no two transactions wait for each other: model, moves, rollout, the writers' of
-signed metadata, devices by id.
+Locks are taken in one order, so that no two transactions wait for each other: groups (`fleet.groups`), model, moves,
+rollout, the writers' of signed metadata, devices by id.
 The moves lock is one for the server. Whoever may assign releases to many devices holds it alone, enrolment shares it:
 two rollouts of different models cannot cross on the same devices, and no device joins unseen while a rollout succeeds.
 """

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from sprat_server.access import projects
 from sprat_server.db.session import Database
+from sprat_server.fleet import drift_records
 from sprat_server.fleet.authentication import forget_spent_assertions
 from sprat_server.fleet.enrolment import forget_expired_requests
-from sprat_server.flows import direct, founding, live, rollout_reports
+from sprat_server.flows import direct, drift, founding, live, rollout_reports, targeting
 from sprat_server.publish import director_root, drafts, repository
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
@@ -26,6 +27,8 @@ from sprat_shared.trust.targets import role_of_model
 _SIGN_EVERY_S: Final = 300.0  # half-lives are days; but what devices reported may call for other targets
 _FORGET_EVERY_S: Final = 3600.0  # what matters is forgotten where it is asked for; this is for rows nobody asks for
 _LISTEN_EVERY_S: Final = 60.0  # timeouts are hours to days
+_GROUPS_EVERY_S: Final = 60.0
+_DRIFT_EVERY_S: Final = 60.0  # devices speak once a day, but what a retrain began goes on
 _LOOK_EVERY_S: Final = 300.0  # what a release, a rollout or a report sets off needs no look
 
 _log = structlog.get_logger(__name__)
@@ -81,6 +84,48 @@ async def keep_hearing(database: Database) -> None:
             await to_thread.run_sync(hear_silence, database)
         except (SpratError, SQLAlchemyError) as error:
             _log.error("rollouts.not-heard", error=str(error))
+
+
+async def keep_groups(database: Database) -> None:
+    """Look again at the saved groups whose devices come and go by themselves, for ever; replicas may all do this."""
+    while True:
+        await asyncio.sleep(_GROUPS_EVERY_S)
+        try:
+            await to_thread.run_sync(refill_groups, database)
+        except (SpratError, SQLAlchemyError) as error:
+            _log.error("groups.not-refilled", error=str(error))
+
+
+def refill_groups(database: Database) -> None:
+    """Have the devices in the groups that depend on time or on rollouts for which their filters hold now."""
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            moved = targeting.refill_moving(session)
+        for name, change in moved.items():
+            _log.info("groups.moved", group=name, joined=change.joined, left=change.left)
+
+
+async def keep_watching(database: Database, settings: Settings) -> None:
+    """Look at the drift of the models that are watched, for ever; replicas may all do this, one acts."""
+    while True:
+        await asyncio.sleep(_DRIFT_EVERY_S)
+        try:
+            await to_thread.run_sync(look_at_drift, database, settings)
+        except (SpratError, SQLAlchemyError) as error:
+            _log.error("drift.not-looked-at", error=str(error))
+
+
+def look_at_drift(database: Database, settings: Settings) -> None:
+    """Do about the drift of each watched model what its policy says; what fails for one leaves the others."""
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            watched = drift_records.watched(session)
+        for model_id in watched:
+            try:
+                with database.transaction(project_id) as session:
+                    drift.look(session, settings, model_id)
+            except SpratError as error:
+                _log.error("drift.not-looked-at", model=str(model_id), code=error.code, error=str(error))
 
 
 def hear_silence(database: Database) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 from sprat_shared.errors import InvalidInput
+from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.fields import Fields, canonical_json
 from sprat_shared.protocol.holdout_report import HoldoutReport
 from sprat_shared.protocol.watched import Watched, positive, share
@@ -276,7 +277,7 @@ class TrustReport:
         )
 
 
-AnyReport: TypeAlias = Report | TrustReport | HoldoutReport
+AnyReport: TypeAlias = Report | TrustReport | HoldoutReport | FactsReport
 
 
 def read_report(body: bytes) -> AnyReport:
@@ -285,7 +286,12 @@ def read_report(body: bytes) -> AnyReport:
     Raises:
         InvalidInput: the kind is not known, or a field is missing or wrong.
     """
-    kinds: Mapping[str, type[AnyReport]] = {"assignment": Report, "trust": TrustReport, "holdout": HoldoutReport}
+    kinds: Mapping[str, type[AnyReport]] = {
+        "assignment": Report,
+        "trust": TrustReport,
+        "holdout": HoldoutReport,
+        "facts": FactsReport,
+    }
     kind = Fields.parse(body, "report").text("kind")
     if kind not in kinds:
         raise InvalidInput(f"report: kind {kind[:40]!r} is not known; {', '.join(map(repr, kinds))} are")

@@ -142,6 +142,37 @@ def test_the_owner_says_what_the_device_is_like(device: OneDevice, capsys: pytes
     assert json.loads((device.folder / "facts.json").read_text()) == {"idle": False}
 
 
+def test_attributes_are_told_when_they_change_and_only_then(
+    device: OneDevice, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = device.server
+    told = next(iter(server.devices.values())).facts
+    with device.agent() as agent:
+        agent.run(once=True)
+    assert told == []  # they were said at enrolment
+    with running(device):
+        said(capsys, "facts", "--attribute", "camera=imx219", "--attribute", "bay=4", "--dir", device.folder)
+        with server.reported:
+            server.reported.wait_for(lambda: told, 20)
+    assert told[0].attributes.items() >= {("camera", "imx219"), ("bay", "4")}
+    assert "machine" in told[0].attributes
+    shown = said(capsys, "facts", "--attribute", "bay-", "--metered", "yes", "--dir", device.folder)
+    assert (shown["attributes"], shown["metered"]) == ({"camera": "imx219"}, "yes")
+    for _ in range(2):
+        with device.agent() as agent:
+            agent.run(once=True)
+    assert [("bay" in one.attributes) for one in told] == [True, False]
+
+
+@pytest.mark.parametrize("wrong", ["camera", "=imx219", "camera=", "-", "camera=" + "x" * 401])
+def test_an_attribute_that_makes_no_sense_is_refused(
+    device: OneDevice, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["facts", f"--attribute={wrong}", "--dir", str(device.folder)])
+    assert "--attribute" in capsys.readouterr().err
+
+
 def test_a_doctor_finds_nothing_bad_on_a_healthy_device(device: OneDevice, capsys: pytest.CaptureFixture[str]) -> None:
     with running(device, port=0):
         checks = said(capsys, "doctor", "--dir", device.folder)["checks"]

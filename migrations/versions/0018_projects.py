@@ -8,8 +8,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0016_projects"
-down_revision = "0015_gates"
+revision = "0018_projects"
+down_revision = "0017_drift"
 
 _DEFAULT: Final = "00000000-0000-7000-8000-000000000001"
 
@@ -23,8 +23,18 @@ _ROOTS: Final = (
     "job",
     "signed_metadata",
     "draft_metadata",
+    "saved_group",
 )
-_PARENTS: Final = ("model", "device", "enrolment_token", "enrolment_request", "job", "draft_metadata", "rollout")
+_PARENTS: Final = (
+    "model",
+    "device",
+    "enrolment_token",
+    "enrolment_request",
+    "job",
+    "draft_metadata",
+    "rollout",
+    "saved_group",
+)
 _CHILDREN: Final = (
     ("release", "model"),
     ("publication", "model"),
@@ -49,14 +59,32 @@ _CHILDREN: Final = (
     ("rollout_device", "device"),
     ("rollout_gate", "rollout"),
     ("draft_signature", "draft_metadata"),
+    ("saved_group_member", "saved_group"),
+    ("saved_group_member", "device"),
+    ("device_drift", "device"),
+    ("device_drift", "model"),
+    ("drift_policy", "model"),
+    ("drift_event", "model"),
+    ("drift_event", "job"),
+    ("drift_event", "rollout"),
 )
-_WITH_PARENT: Final = frozenset({"rollout", "draft_metadata"})  # rows that go when what they belong to goes
+# Rows that go when what they belong to goes.
+_WITH_PARENT: Final = frozenset(
+    {
+        ("rollout_wave", "rollout"),
+        ("rollout_device", "rollout"),
+        ("rollout_gate", "rollout"),
+        ("draft_signature", "draft_metadata"),
+        ("saved_group_member", "saved_group"),
+    }
+)
 _KEYS: Final = (  # primary key, or unique constraint, before and now
     ("dataset", "pk_dataset", ["digest"]),
     ("signed_metadata", "pk_signed_metadata", ["repository", "role", "version"]),
     ("retired_key", "pk_retired_key", ["public_key"]),
     ("audit", "pk_audit", ["seq"]),
     ("model", "uq_model_name", ["name"]),
+    ("saved_group", "uq_saved_group_name", ["name"]),
     ("device", "uq_device_public_key", ["public_key"]),
     ("enrolment_request", "uq_enrolment_request_public_key", ["public_key"]),
     ("draft_metadata", "uq_draft_metadata_digest", ["digest"]),
@@ -226,7 +254,7 @@ def upgrade() -> None:
             parent,
             ["project_id", column],
             ["project_id", "id"],
-            ondelete="CASCADE" if parent in _WITH_PARENT else None,
+            ondelete="CASCADE" if (table, parent) in _WITH_PARENT else None,
         )
     op.create_foreign_key(
         op.f("fk_rollout_event_project_id_rollout_id"),
@@ -283,7 +311,7 @@ def downgrade() -> None:
             parent,
             [column],
             ["id"],
-            ondelete="CASCADE" if parent in _WITH_PARENT else None,
+            ondelete="CASCADE" if (table, parent) in _WITH_PARENT else None,
         )
     for table in _PARENTS:
         op.drop_constraint(op.f(f"uq_{table}_project_id_id"), table)
@@ -301,7 +329,7 @@ def downgrade() -> None:
 
 
 def _column(parent: str) -> str:
-    return "draft_id" if parent == "draft_metadata" else f"{parent}_id"
+    return {"draft_metadata": "draft_id", "saved_group": "group_id"}.get(parent, f"{parent}_id")
 
 
 def _swap_keys(first: list[str]) -> None:

@@ -1,0 +1,76 @@
+"""/api/v1/models/{name}/drift: how a model does in the field, what is watched, and what is done about it."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from sprat_server.access import audit
+from sprat_server.api.auth import Operator, Releaser, Viewer
+from sprat_server.db.session import SessionDep
+from sprat_server.fleet import drift_records as records
+from sprat_server.fleet.drift_policy import DriftPolicy
+from sprat_server.fleet.drift_schemas import DriftEventView, DriftPolicyView, DriftView
+from sprat_server.flows import drift
+from sprat_server.registry import service as registry
+from sprat_server.rollouts.schemas import Reason
+
+router = APIRouter(prefix="/models", tags=["drift"])
+
+
+@router.get("/{name}/drift")
+def get_drift(
+    name: str,
+    session: SessionDep,
+    _viewer: Viewer,
+    limit: Annotated[int, Query(ge=0, le=200, description="The most events, newest first.")] = 20,
+) -> DriftView:
+    """Show what is known of a model's drift, what would be done about it, and what was."""
+    model = registry.get_model(session, name)
+    row = records.require_policy(session, model.id)
+    shown = DriftPolicyView.of(name, row)
+    finding, decision = drift.assess(session, model, shown.policy, row, datetime.now(UTC))
+    events = [DriftEventView.of(event) for event in records.events(session, model.id, limit=limit)]
+    return DriftView.of(shown, finding, decision, events)
+
+
+@router.put("/{name}/drift-policy")
+def set_drift_policy(name: str, body: DriftPolicy, session: SessionDep, releaser: Releaser) -> DriftPolicyView:
+    """Watch a model this way from now on. What a person stopped stays stopped."""
+    model = registry.get_model(session, name)
+    drift.check(model, body)
+    before = records.policy_row(session, model.id)
+    was = None if before is None else before.policy
+    row = records.put_policy(session, model.id, body, releaser)
+    audit.record(session, releaser, "drift-policy.set", f"model:{name}", was, row.policy)
+    return DriftPolicyView.of(name, row)
+
+
+@router.get("/{name}/drift-policy")
+def get_drift_policy(name: str, session: SessionDep, _viewer: Viewer) -> DriftPolicyView:
+    """Show how a model is watched."""
+    return DriftPolicyView.of(name, records.require_policy(session, registry.get_model(session, name).id))
+
+
+@router.delete("/{name}/drift-policy")
+def clear_drift_policy(name: str, session: SessionDep, operator: Operator) -> DriftPolicyView:
+    """Watch a model no more; what was done is remembered."""
+    row = records.clear_policy(session, registry.get_model(session, name).id)
+    audit.record(session, operator, "drift-policy.clear", f"model:{name}", row.policy)
+    return DriftPolicyView.of(name, row)
+
+
+@router.post("/{name}/drift/stop")
+def stop_drift(name: str, body: Reason, session: SessionDep, operator: Operator) -> DriftPolicyView:
+    """Do nothing about drift of a model any more, until it is resumed: no word, no retrain, no rollout."""
+    row = records.stop(session, registry.get_model(session, name).id, body.reason)
+    audit.record(session, operator, "drift.stop", f"model:{name}", after={"reason": body.reason})
+    return DriftPolicyView.of(name, row)
+
+
+@router.post("/{name}/drift/resume")
+def resume_drift(name: str, body: Reason, session: SessionDep, releaser: Releaser) -> DriftPolicyView:
+    """Do again what the policy says."""
+    row = records.stop(session, registry.get_model(session, name).id, None)
+    audit.record(session, releaser, "drift.resume", f"model:{name}", after={"reason": body.reason})
+    return DriftPolicyView.of(name, row)

@@ -1,0 +1,16 @@
+"""/api/v1/reports: what the fleet's records say, summed up."""
+
+from fastapi import APIRouter
+
+from sprat_server.api.auth import Asker
+from sprat_server.db.session import SessionDep
+from sprat_server.fleet.savings_schemas import AskedSavings, SavingsView
+from sprat_server.flows import savings
+
+router = APIRouter(prefix="/reports", tags=["reports"])
+
+
+@router.post("/savings")
+def report_savings(body: AskedSavings, session: SessionDep, _asker: Asker) -> SavingsView:
+    """Say what updates took beside full models: bytes, money, accuracy, and what that makes at the same rate."""
+    return savings.savings(session, body)
