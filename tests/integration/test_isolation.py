@@ -307,7 +307,7 @@ def test_lists_and_sums_hold_nothing_of_another_project(worlds: Worlds) -> None:
 
 def test_groups_and_sums_count_nothing_of_another_project(worlds: Worlds) -> None:
     group = made(worlds.stranger.post("/api/v1/groups", json={"name": "all", "where": 'name != "nobody"'}))
-    assert group["members"] == 1
+    assert group["devices"] == 1
     listed = made(worlds.stranger.get("/api/v1/groups/all/devices"))["items"]
     assert [one["id"] for one in listed] == [str(worlds.device.id)]
     counted = made(worlds.stranger.post("/api/v1/devices/preview", json={"where": 'name != "nobody"'}))

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Engine,
     ForeignKeyConstraint,
     Insert,
+    Join,
     Select,
     Table,
     TextClause,
@@ -161,18 +162,24 @@ def _narrow(state: ORMExecuteState) -> None:
         _refuse_owned(state)
     elif not isinstance(project, UUID) and any(_is_owned(mapper.class_) for mapper in state.all_mappers):
         raise RuntimeError(f"it is not known yet in which project this acts: {state.statement}")
+    elif isinstance(state.statement, Insert):
+        _narrow_source(state.statement, project)
     else:
         criteria = _criteria(project) if isinstance(project, UUID) else _NOTHING
-        if isinstance(state.statement, Insert):
-            _narrow_source(state.statement, criteria)
-        else:
-            state.statement = state.statement.options(criteria)
+        state.statement = state.statement.options(criteria)
 
 
-def _narrow_source(statement: Insert, criteria: LoaderCriteriaOption) -> None:
-    """Narrow what rows are made of; whose they are, the column's default says."""
-    if isinstance(statement.select, Select):
-        statement.select = statement.select.options(criteria)
+def _narrow_source(statement: Insert, project: object) -> None:
+    """Narrow what rows are made of (INSERT … SELECT, where the ORM does not); whose they are, the column says."""
+    if not isinstance(statement.select, Select):
+        return
+    for source in statement.select.get_final_froms():
+        if isinstance(source, Join):
+            raise RuntimeError(  # noqa: TRY004 - a bug of ours, not a wrong type
+                f"INSERT … SELECT from a join cannot be narrowed to a project: {statement}"
+            )
+        if "project_id" in source.c:
+            statement.select = statement.select.where(source.c.project_id == project)
 
 
 @lru_cache(maxsize=4096)
