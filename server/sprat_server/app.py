@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
             upkeep.keep_signed(database, settings),
             upkeep.keep_direct(database),
             upkeep.keep_small(database),
-            upkeep.keep_hearing(database),
+            upkeep.keep_rolling(database, settings),
             upkeep.keep_groups(database),
             upkeep.keep_watching(database, settings),
         ]

@@ -77,7 +77,7 @@ def test_stopped_agents_go_on_with_what_they_have_and_catch_up(house: House) -> 
         watcher.send_signal(signal.SIGINT)
         _, said = watcher.communicate(timeout=PATIENCE_S)
         assert watcher.returncode == 130
-        assert f"goes on: sprat rollout status {rollout['id']} --watch" in said
+        assert f"goes on: sprat rollout watch {rollout['id']}" in said
         device.process.start()
         assert house.shell.one("rollout", "status", rollout["id"], "--watch")["state"] == "succeeded"
         device.wait_for("lamps", 2, PATIENCE_S)

@@ -38,7 +38,7 @@ def test_a_start_after_a_prefetch_needs_no_payload_any_more(house: House) -> Non
             assert report["received_bytes"] == next(one["bytes"] for one in release["updates"] if one["base"] == 1)
         (blobs,) = house.folder.rglob("blobs")
         blobs.rename(blobs.with_name("lost"))
-        assert shell.one("rollout", "start", draft["id"], "--watch")["state"] == "succeeded"
+        assert shell.one("rollout", "start", draft["id"], "--reason", "it is there", "--watch")["state"] == "succeeded"
         for device in devices:
             device.wait_for(MODEL, 2, PATIENCE_S)
             report = shell.one("device", "show", device.name)["reports"][0]

@@ -50,10 +50,10 @@ def test_a_rollout_is_started_once_paused_resumed_and_aborted(house: House) -> N
     with house.devices("paused", "waits") as (device,):
         os.kill(device.process.pid, signal.SIGSTOP)  # it cannot finish before we have looked
         rollout = house.roll_out("paused", 1, [device], "100%", "--start")["id"]
-        again = shell.run("rollout", "start", rollout)
+        again = shell.run("rollout", "start", rollout, "--reason", "once more")
         assert (again.returncode, "running" in again.stderr) == (73, True)
         assert shell.one("rollout", "pause", rollout, "--reason", "lunch")["reason"] == "lunch"
-        assert shell.one("rollout", "resume", rollout)["state"] == "running"
+        assert shell.one("rollout", "resume", rollout, "--reason", "fed")["state"] == "running"
         assert shell.one("rollout", "abort", rollout, "--reason", "wrong day")["state"] == "aborted"
         os.kill(device.process.pid, signal.SIGCONT)
 

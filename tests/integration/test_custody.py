@@ -256,11 +256,11 @@ def test_a_release_that_was_pruned_is_signed_again_before_it_is_rolled_out(
             desk.one("release", "sign", f"pcb@{number}", *desk.signing(name))
     body = {"model": "pcb", "release": 1, "waves": ["100%"], "devices": None}
     draft = made(releaser.post("/api/v1/rollouts", json=body))["id"]
-    refused = operator.post(f"/api/v1/rollouts/{draft}/start")
+    refused = operator.post(f"/api/v1/rollouts/{draft}/start", json={"reason": "it is time"})
     assert (refused.status_code, refused.json()["code"]) == (409, "release.pruned")
     for name in ("dora", "emil"):
         desk.one("release", "sign", "pcb@1", *desk.signing(name))
-    assert made(operator.post(f"/api/v1/rollouts/{draft}/start"))["state"] == "running"
+    assert made(operator.post(f"/api/v1/rollouts/{draft}/start", json={"reason": "it is time"}))["state"] == "running"
 
 
 def test_a_model_gets_other_people_while_a_release_of_it_goes_out_with_the_old_ones(

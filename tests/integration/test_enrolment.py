@@ -99,7 +99,7 @@ def test_a_device_that_lost_its_identity_but_not_its_key_is_itself_again(
     (device,) = join(app, operator, 1)
     whole = {"model": "mnist", "release": 1, "waves": ["100%"]}
     rollout = made(releaser.post("/api/v1/rollouts", json=whole))
-    made(operator.post(f"/api/v1/rollouts/{rollout['id']}/start", json={}))
+    made(operator.post(f"/api/v1/rollouts/{rollout['id']}/start", json={"reason": "it is time"}))
     device.tell(Outcome.COMMITTED)
     token = made(operator.post("/api/v1/enrolment-tokens", json={"uses": 1}))["token"]
     again = EnrolAnswer.from_json(enrol(app, token, device.name, device.key).content)

@@ -53,7 +53,7 @@ class Fleet:
     def begin(self, waves: list[str], gates: dict[str, Any] | None = EVIDENCE, release: int = 2) -> dict[str, Any]:
         body = {"model": "mnist", "release": release, "waves": waves, "gates": gates}
         self.rollout = made(self.releaser.post("/api/v1/rollouts", json=body))["id"]
-        return made(self.releaser.post(f"/api/v1/rollouts/{self.rollout}/start", json={}))
+        return made(self.releaser.post(f"/api/v1/rollouts/{self.rollout}/start", json={"reason": "it is time"}))
 
     def look(self) -> dict[str, Any]:
         return made(self.viewer.get(f"/api/v1/rollouts/{self.rollout}"))
@@ -72,7 +72,7 @@ class Fleet:
         while told < most and (exposed := self.exposed()):
             for one in exposed[: most - told]:
                 outcome = Outcome.FAILED if fails else Outcome.COMMITTED
-                changes: dict[str, Any] = {"error_code": "disk.full", "error_detail": "no space"} if fails else {}
+                changes: dict[str, Any] = {"error_code": "rebuild.failed", "error_detail": "no luck"} if fails else {}
                 self.devices[one].tell(outcome, evidence=None if fails else measured(loss()), **changes)
                 told += 1
                 if self.look()["state"] != "running":
@@ -204,6 +204,7 @@ def test_devices_that_fall_silent_count_as_lost_after_the_timeout_and_a_late_wor
             rollout_reports.on_silence(session, datetime.now(UTC) + timedelta(hours=hours))
         assert fleet.why()["lost"] == failed
     assert fleet.look()["failed"] == 2
+    assert fleet.why()["failures"] == {"silence": 2}, "a class of its own"
     assert fleet.devices[late].send(fleet.devices[late].report(wish, Outcome.COMMITTED)).status_code == 204
     assert (fleet.why()["reported"], fleet.why()["lost"]) == (8, 2)
 
@@ -224,7 +225,7 @@ def test_a_paused_rollout_exposes_nobody_but_halts(fleet: Fleet, operator: Api) 
     for one in told:
         fleet.devices[one].tell(Outcome.COMMITTED, evidence=measured(0.0))
     assert (fleet.look()["state"], fleet.look()["exposed"]) == ("paused", 4)
-    made(operator.post(f"/api/v1/rollouts/{fleet.rollout}/resume", json={}))
+    made(operator.post(f"/api/v1/rollouts/{fleet.rollout}/resume", json={"reason": "morning"}))
     assert fleet.look()["exposed"] == 24
 
 
@@ -245,6 +246,38 @@ def test_a_verdict_is_replayed_bit_for_bit_from_what_is_stored(app: FastAPI, fle
         part = type(evidence)(evidence.cohort, evidence.events[:count])
         assert gate.e_value(gate.fold(part)).hex() == said[count - 1].hex()
     assert judge(evidence, gate.policy).decision.value == fleet.why()["decision"]
+
+
+def test_acknowledged_failures_let_a_rollout_go_on_and_the_verdict_is_still_replayed_bit_for_bit(
+    app: FastAPI, fleet: Fleet, operator: Api
+) -> None:
+    fleet.begin(["12", "100%"])
+    assert fleet.report(lambda: 0.0, fails=True) == 2
+    assert fleet.look()["state"] == "halted"
+    body = {"reason": "the disks were full", "acknowledge": True}
+    resumed = made(operator.post(f"/api/v1/rollouts/{fleet.rollout}/resume", json=body))
+    assert (resumed["state"], resumed["excused"], len(fleet.exposed())) == ("running", 2, 10)
+    fleet.report(lambda: 0.0)
+    ended = fleet.look()
+    assert (ended["state"], ended["committed"], ended["excused"]) == ("succeeded", 22, 2)
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
+        rollout = session.get_one(Rollout, UUID(fleet.rollout))
+        gate, evidence = Gate(GatePlan.of(rollout.gates).policy), gating.evidence(session, rollout)
+        kinds = session.scalars(select(RolloutEvent.kind).where(RolloutEvent.rollout_id == rollout.id)).all()
+        assert gate.fold(evidence) == gating.load(session, rollout)
+    assert (kinds.count("exposed"), kinds.count("ended"), kinds.count("acknowledged")) == (24, 24, 1)
+    assert fleet.why()["halted_after"] is None
+
+
+def test_what_was_measured_cannot_be_acknowledged(fleet: Fleet, operator: Api) -> None:
+    fleet.begin(["10", "100%"])
+    fleet.report(lambda: 0.06)
+    assert fleet.look()["state"] == "halted"
+    body = {"reason": "never mind", "acknowledge": True}
+    answer = operator.post(f"/api/v1/rollouts/{fleet.rollout}/resume", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (409, "rollout.harmful")
+    assert fleet.look()["state"] == "halted"
+    assert "accuracy" in answer.json()["detail"]
 
 
 def test_what_was_heard_cannot_be_changed(app: FastAPI, pair: Fleet) -> None:

@@ -67,7 +67,7 @@ def worlds(app: FastAPI, admin: Api, server_admin: Api) -> Worlds:
     everyone = 'name != "nobody"'
     made(admin.post("/api/v1/groups", json={"name": "secret-model", "where": everyone}))
     rollout = made(admin.post("/api/v1/rollouts", json={"model": "secret-model", "release": 2, "waves": ["100%"]}))
-    made(admin.post(f"/api/v1/rollouts/{rollout['id']}/start"))
+    made(admin.post(f"/api/v1/rollouts/{rollout['id']}/start", json=REASON))
     own.tell(Outcome.COMMITTED, "secret-model")
     made(admin.request("PUT", "/api/v1/models/secret-model/policy", json={"min_samples": 7}))
     with app.state.database.transaction(DEFAULT_PROJECT) as session:
@@ -160,7 +160,7 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("GET", "/api/v1/rollouts/{rollout_id}/why"): [{}],
     **{
         ("POST", f"/api/v1/rollouts/{{rollout_id}}/{verb}"): [{"json": REASON}]
-        for verb in ("prefetch", "start", "pause", "resume", "promote", "abort")
+        for verb in ("prefetch", "start", "pause", "resume", "promote", "abort", "approve", "undo")
     },
     ("GET", "/api/v1/devices/{device_id}"): [{}],
     ("GET", "/api/v1/devices/{device_id}/reports"): [{}],
@@ -188,6 +188,11 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("POST", "/api/v1/rollouts"): [
         {"json": {"model": "{name}", "release": 2, "waves": ["100%"]}},
         {"json": {"model": "own-model", "release": 1, "waves": ["100%"], "devices": ["{device_id}"]}},
+    ],
+    ("POST", "/api/v1/rollouts/plan"): [{"json": {"model": "{name}", "release": 2}}],
+    ("POST", "/api/v1/rollouts/apply"): [
+        {"json": {"name": "mine", "model": "{name}", "release": 2}},
+        {"json": {"name": "mine", "model": "own-model", "release": 1, "group": "{name}"}},
     ],
     ("POST", "/api/v1/bundles"): [{"json": {"devices": ["{device_id}"]}}, {"json": {"model": "{name}"}}],
 }

@@ -34,8 +34,7 @@ def draft(releaser: Api, release: int, *cohort: TestDevice, waves: tuple[str, ..
 
 
 def move(operator: Api, rollout: str, verb: str) -> dict[str, Any]:
-    body = {"reason": "because"} if verb == "abort" else {}
-    return made(operator.post(f"/api/v1/rollouts/{rollout}/{verb}", json=body))
+    return made(operator.post(f"/api/v1/rollouts/{rollout}/{verb}", json={"reason": "because"}))
 
 
 def shown(operator: Api, rollout: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def device(app: FastAPI, operator: Api, releaser: Api) -> TestDevice:
     published(app)
     (made_one,) = join(app, operator, 1)
     rollout = made(releaser.post("/api/v1/rollouts", json={"model": "mnist", "release": 1, "waves": ["100%"]}))
-    made(operator.post(f"/api/v1/rollouts/{rollout['id']}/start", json={}))
+    made(operator.post(f"/api/v1/rollouts/{rollout['id']}/start", json={"reason": "it is time"}))
     made_one.tell(Outcome.COMMITTED)
     return made_one
 
@@ -71,7 +71,7 @@ def test_a_device_replaced_in_the_middle_of_a_rollout_answers_for_its_part_again
     published(app, base=1)
     plan = {"model": "mnist", "release": 2, "waves": ["100%"], "devices": [str(device.id)]}
     rollout = made(releaser.post("/api/v1/rollouts", json=plan))
-    made(operator.post(f"/api/v1/rollouts/{rollout['id']}/start", json={}))
+    made(operator.post(f"/api/v1/rollouts/{rollout['id']}/start", json={"reason": "it is time"}))
     text = made(operator.post(f"/api/v1/devices/{device.id}/replace", json={}))["token"]
     key = Ed25519PrivateKey.generate()
     again = device_of(app, enrol(app, text, device.name, key), device.name, key)

@@ -26,7 +26,7 @@ def fleet(app: FastAPI, operator: Api, releaser: Api) -> list[TestDevice]:
     devices = join(app, operator, 2)
     body = {"model": "mnist", "release": 1, "waves": ["100%"]}
     rollout = made(releaser.post("/api/v1/rollouts", json=body))
-    made(operator.post(f"/api/v1/rollouts/{rollout['id']}/start", json={}))
+    made(operator.post(f"/api/v1/rollouts/{rollout['id']}/start", json={"reason": "it is time"}))
     return devices
 
 

@@ -30,7 +30,7 @@ def begin(releaser: Api, release: int, waves: list[str], **more: Any) -> dict[st
     body = {"model": "mnist", "release": release, "waves": waves, **more}
     rollout = made(releaser.post("/api/v1/rollouts", json=body))
     assert rollout["state"] == "draft"
-    return made(releaser.post(f"/api/v1/rollouts/{rollout['id']}/start", json={}))
+    return made(releaser.post(f"/api/v1/rollouts/{rollout['id']}/start", json={"reason": "it is time"}))
 
 
 def look(viewer: Api, rollout: dict[str, Any]) -> dict[str, Any]:
@@ -159,12 +159,12 @@ def test_an_aborted_rollout_takes_the_release_back(operator: Api, releaser: Api,
     assert (answer.status_code, answer.json()["code"]) == (409, "rollout.wrong-state")
 
 
-@pytest.mark.parametrize(("verb", "body"), [("pause", {"reason": "r"}), ("resume", {}), ("start", {})])
+@pytest.mark.parametrize("verb", ["pause", "resume", "start", "promote"])
 @pytest.mark.usefixtures("fleet")
-def test_what_has_ended_cannot_be_moved(operator: Api, releaser: Api, verb: str, body: dict[str, str]) -> None:
+def test_what_has_ended_cannot_be_moved(operator: Api, releaser: Api, verb: str) -> None:
     rollout = begin(releaser, 2, ["100%"])
     made(operator.post(f"/api/v1/rollouts/{rollout['id']}/abort", json={"reason": "stop"}))
-    answer = operator.post(f"/api/v1/rollouts/{rollout['id']}/{verb}", json=body)
+    answer = operator.post(f"/api/v1/rollouts/{rollout['id']}/{verb}", json={"reason": "r"})
     assert answer.json()["code"] == "rollout.wrong-state"
 
 
@@ -172,7 +172,7 @@ def test_what_has_ended_cannot_be_moved(operator: Api, releaser: Api, verb: str,
 def test_a_second_rollout_of_a_model_is_refused_while_one_runs(operator: Api, releaser: Api) -> None:
     running = begin(releaser, 1, ["1", "100%"])
     draft = made(releaser.post("/api/v1/rollouts", json={"model": "mnist", "release": 2, "waves": ["100%"]}))
-    answer = operator.post(f"/api/v1/rollouts/{draft['id']}/start", json={})
+    answer = operator.post(f"/api/v1/rollouts/{draft['id']}/start", json={"reason": "it is time"})
     assert (answer.status_code, answer.json()["code"]) == (409, "rollout.busy")
     assert running["id"] in answer.json()["detail"]
 
@@ -294,8 +294,8 @@ def test_an_operator_may_start_but_not_draft_and_a_viewer_neither(operator: Api,
     body = {"model": "mnist", "release": 2, "waves": ["100%"]}
     assert operator.post("/api/v1/rollouts", json=body).json()["code"] == "access.scope"
     draft = made(releaser.post("/api/v1/rollouts", json=body))
-    assert viewer.post(f"/api/v1/rollouts/{draft['id']}/start", json={}).status_code == 403
-    assert operator.post(f"/api/v1/rollouts/{draft['id']}/start").status_code == 200
+    assert viewer.post(f"/api/v1/rollouts/{draft['id']}/start", json={"reason": "it is time"}).status_code == 403
+    assert operator.post(f"/api/v1/rollouts/{draft['id']}/start", json={"reason": "it is time"}).status_code == 200
 
 
 def test_reports_that_come_at_once_open_the_next_wave_once(

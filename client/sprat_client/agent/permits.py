@@ -6,12 +6,13 @@ Pure but for the facts and the clock that are handed in. An answer says what it 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, Protocol
 
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.journal import Journal
-from sprat_shared.trust.policy import Wanted, Window
+from sprat_shared.trust.policy import Wanted
+from sprat_shared.trust.windows import any_open
 
 _LOOK_AGAIN_S: Final = 30.0
 
@@ -82,21 +83,6 @@ class Permits:
             return Unmet("the device runs on its battery")
         if wanted.idle and self._facts.idle is False:
             return Unmet("the device is busy")
-        if wanted.windows and not any(is_open(window, self._now()) for window in wanted.windows):
+        if not any_open(wanted.windows, self._now()):
             return Unmet("no maintenance window is open")
         return None
-
-
-def is_open(window: Window, now: datetime) -> bool:
-    """Return whether a window is open at `now` (UTC)."""
-    at = now.astimezone() if window.local else now.astimezone(UTC)
-    minute, day = at.hour * 60 + at.minute, at.weekday()
-    if window.start < window.end:
-        return window.start <= minute < window.end and _on(window, day)
-    if minute >= window.start:
-        return _on(window, day)
-    return minute < window.end and _on(window, (day - 1) % 7)
-
-
-def _on(window: Window, day: int) -> bool:
-    return not window.days or day in window.days

@@ -10,10 +10,11 @@ from sprat_client.api.access import Audit, EnrolmentTokens, Projects, Tokens
 from sprat_client.api.bundles import Bundles
 from sprat_client.api.custody import Keys
 from sprat_client.api.drift import Drift
-from sprat_client.api.fleet import Devices, Rollouts
+from sprat_client.api.fleet import Devices
 from sprat_client.api.jobs import Jobs
 from sprat_client.api.registry import Datasets, Models
 from sprat_client.api.reports import Reports
+from sprat_client.api.rollouts import Rollouts
 from sprat_client.api.targeting import Groups
 from sprat_client.api.transport import Transport
 from sprat_client.api.views import BlobRef

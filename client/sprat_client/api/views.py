@@ -3,10 +3,10 @@
 from typing import Any, Literal, NotRequired, TypedDict
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-RolloutState = Literal["draft", "running", "paused", "halted", "aborted", "succeeded"]
+RolloutState = Literal["draft", "running", "paused", "halted", "aborted", "superseded", "succeeded", "undone"]
 
 JOB_ENDS: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
-ROLLOUT_ENDS: frozenset[str] = frozenset({"halted", "aborted", "succeeded"})
+ROLLOUT_ENDS: frozenset[str] = frozenset({"halted", "aborted", "superseded", "succeeded", "undone"})
 
 
 class BlobRef(TypedDict):
@@ -63,6 +63,14 @@ class UpdateView(TypedDict):
     target: str
 
 
+class QuarantineView(TypedDict):
+    """The rollout that a release halted."""
+
+    rollout: str
+    reason: str
+    since: str
+
+
 class ReleaseView(TypedDict):
     """One immutable, numbered state of a model."""
 
@@ -81,6 +89,7 @@ class ReleaseView(TypedDict):
     updates: list[UpdateView]
     metrics: dict[str, Any]
     state: Literal["pending-signatures", "published"]
+    quarantine: QuarantineView | None
     created_at: str
     published_at: str | None
 
@@ -148,11 +157,22 @@ class RolloutDeviceView(TypedDict):
 
     device: str
     name: str
-    state: Literal["waiting", "exposed", "committed", "failed", "left"]
+    state: Literal["waiting", "exposed", "committed", "failed", "excused", "left", "control"]
     previous: int | None
     exposed_by: int | None
     returned_by: int | None
+    failure: str | None
+    retries: int
+    retry_at: str | None
     prefetch: Literal["asked", "ready", "failed"] | None
+
+
+class ApprovalView(TypedDict):
+    """A second person's word that a rollout may start."""
+
+    by: str
+    reason: str
+    at: str
 
 
 class WaveView(TypedDict):
@@ -167,9 +187,10 @@ class WaveView(TypedDict):
 
 
 class RolloutView(TypedDict):
-    """The plan to bring devices to a release, and how far it is."""
+    """The plan to bring devices to a release, and how far it is; `plan` is how it is run."""
 
     id: str
+    name: str | None
     model: str
     release: int
     state: RolloutState
@@ -179,12 +200,20 @@ class RolloutView(TypedDict):
     exposed: int
     committed: int
     failed: int
+    excused: int
+    retrying: int
     prefetched: int
     ready: int
+    plan: dict[str, Any]
+    approvals: list[ApprovalView]
+    waits_for: list[str]
     waves: list[WaveView]
     unplaced: list[RolloutDeviceView]
+    controls: list[RolloutDeviceView]
+    digest: str | None
     created_by: str
     created_at: str
+    start_at: str | None
     started_at: str | None
     ended_at: str | None
 
@@ -222,6 +251,58 @@ class RatioLineView(TypedDict):
     holds_at: float
 
 
+class DoesView(TypedDict):
+    """How devices do on the holdouts that their applications keep, since the rollout started."""
+
+    devices: int
+    reported: int
+    samples: int
+    accuracy: float | None
+
+
+class PlannedWave(TypedDict):
+    """A wave as it would be."""
+
+    ordinal: int
+    reach: str
+    devices: int
+    reached: int
+    opens: str
+
+
+class Change(TypedDict):
+    """One value that would change."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+class PlanView(TypedDict):
+    """What a rollout would be, and what applying it would do."""
+
+    model: str
+    release: int
+    rule: Literal["first_failure", "evidence"]
+    devices: int
+    controls: int
+    starts: str | None
+    waves: list[PlannedWave]
+    unreached: int
+    obstacles: list[str]
+    notes: list[str]
+    action: Literal["create", "unchanged", "replace", "conflict"]
+    rollout: str | None
+    changes: list[Change]
+
+
+class AppliedView(TypedDict):
+    """What applying a rollout did."""
+
+    action: Literal["created", "unchanged", "replaced", "started"]
+    rollout: RolloutView
+
+
 class WhyView(TypedDict):
     """What the gate of a rollout says, and what it rests on."""
 
@@ -234,6 +315,9 @@ class WhyView(TypedDict):
     reported: int
     failed: int
     lost: int
+    failures: dict[str, int]
+    control: DoesView | None
+    treated: DoesView | None
     next_reach: int | None
     reach: int
     e_value: float

@@ -12,6 +12,7 @@ import typer
 
 from sprat_client.cli import (
     access,
+    apply,
     audit,
     datasets,
     devices,
@@ -26,6 +27,7 @@ from sprat_client.cli import (
     projects,
     releases,
     reports,
+    rollout_moves,
     rollouts,
     simulate,
 )
@@ -62,7 +64,9 @@ app.add_typer(datasets.app, name="dataset")
 app.add_typer(releases.app, name="release")
 app.command("retrain")(releases.retrain)
 app.add_typer(jobs.app, name="job")
+rollout_moves.add_to(rollouts.app)
 app.add_typer(rollouts.app, name="rollout")
+app.command("apply")(apply.apply)
 app.add_typer(offline.app, name="bundle")
 app.add_typer(devices.app, name="device")
 app.add_typer(groups.app, name="group")

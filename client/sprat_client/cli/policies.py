@@ -8,7 +8,7 @@ import typer
 
 from sprat_client.cli.invocation import JsonFlag, connect
 from sprat_client.cli.output import emit
-from sprat_client.cli.quantities import parse_bytes, parse_points
+from sprat_client.cli.quantities import parse_bytes, parse_points, parse_window
 from sprat_shared.errors import InvalidInput
 from sprat_shared.trust.policy import DevicePolicy
 
@@ -84,12 +84,12 @@ def set_(
     """
     said = {} if file is None else _read(file)
     fetch: dict[str, Any] = {
-        **({"windows": [_window(one) for one in fetch_window]} if fetch_window else {}),
+        **({"windows": [parse_window(one) for one in fetch_window]} if fetch_window else {}),
         **({"unmetered": True} if fetch_unmetered else {}),
         **({"charging": True} if fetch_charging else {}),
     }
     activate: dict[str, Any] = {
-        **({"windows": [_window(one) for one in activate_window]} if activate_window else {}),
+        **({"windows": [parse_window(one) for one in activate_window]} if activate_window else {}),
         **({"idle": True} if activate_idle else {}),
     }
     given = {
@@ -147,10 +147,3 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise InvalidInput(f'--file {file} must hold a JSON object, such as {{"trial_s": 60}}')
     return said
-
-
-def _window(text: str) -> dict[str, str]:
-    start, dash, end = text.partition("-")
-    if not dash:
-        raise InvalidInput(f"window {text!r}: write the start and the end of a stretch of the day, such as 22:00-05:00")
-    return {"from": start.strip(), "to": end.strip()}

@@ -34,3 +34,27 @@ def parse_points(option: str, text: str) -> float:
     if points is None or points >= 100:  # noqa: PLR2004 - percent
         raise InvalidInput(f"{option} {text!r} is not a number of percentage points; write them such as 0.5pp")
     return points / 100
+
+
+def parse_window(text: str) -> dict[str, str]:
+    """Return a stretch of the day, `22:00-05:00`, as policies and rollouts write it.
+
+    Raises:
+        InvalidInput: it has no end.
+    """
+    start, dash, end = text.partition("-")
+    if not dash:
+        raise InvalidInput(f"window {text!r}: write the start and the end of a stretch of the day, such as 22:00-05:00")
+    return {"from": start.strip(), "to": end.strip()}
+
+
+def parse_growth(text: str) -> float:
+    """Return a factor by which waves grow, `2` or `x2`.
+
+    Raises:
+        InvalidInput: it is no number.
+    """
+    found = _NUMBER.fullmatch(text.removeprefix("x"))
+    if found is None or found[2]:
+        raise InvalidInput(f"--grow {text!r} is no factor; write how much wider each wave reaches, such as 2")
+    return float(found[1])

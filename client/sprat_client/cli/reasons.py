@@ -8,7 +8,7 @@ from sprat_client.cli.output import aligned, shown
 from sprat_shared.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from sprat_client.api.views import WhyView
+    from sprat_client.api.views import DoesView, WhyView
 
 _MOST_GAMES = 12  # of the games against harm; --json has all
 
@@ -43,6 +43,10 @@ def why_text(why: "WhyView", *, imagined: bool) -> str:
         f"{why['exposed']} devices were offered the release; {why['reported']} ended, {why['failed']} of them failed, "
         f"{why['lost']} by silence"
     )
+    if why["failures"]:
+        lines.append("failures: " + ", ".join(f"{count} {name}" for name, count in sorted(why["failures"].items())))
+    if why["control"] is not None and why["treated"] is not None:
+        lines += [_does("held back", why["control"]), _does("with the release", why["treated"])]
     if why["halted_after"] is not None:
         lines.append(f"halted after {why['halted_after']} reports, with {why['exposed_at_halt']} devices exposed")
     lines.append(f"evidence of harm: {why['e_value']:.4g}; halts at {why['halts_at']:.4g}")
@@ -70,3 +74,10 @@ def why_text(why: "WhyView", *, imagined: bool) -> str:
     ]
     lines += ["", "what would change it:", *(f"  {said}" for said in why["would_change"] or ["a first report"])]
     return "\n".join(lines)
+
+
+def _does(who: str, does: "DoesView") -> str:
+    if does["accuracy"] is None:
+        return f"{who}: {does['devices']} devices, none of which has said how its holdout does"
+    said = f"{does['accuracy']:.4f} right of {does['samples']} samples of {does['reported']}"
+    return f"{who}: {said} of {does['devices']} devices"

@@ -81,7 +81,7 @@ def list_(ctx: typer.Context, *, model: Model, json_: JsonFlag = False) -> None:
         "model": lambda one: size(one["model_bytes"]),
         "updates": lambda one: ", ".join(update_text(update) for update in one["updates"]) or "-",
         "origin": lambda one: one["origin"],
-        "state": lambda one: one["state"],
+        "state": lambda one: one["state"] if one["quarantine"] is None else f"{one['state']}, in quarantine",
         "since": lambda one: one["created_at"],
     }
     emit_table(releases, columns, as_json=json_, empty=f"{model} has no release yet")

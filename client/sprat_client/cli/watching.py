@@ -107,5 +107,7 @@ def rollout_line(rollout: "RolloutView") -> str:
         for wave in rollout["waves"]
     )
     reason = f"  ({rollout['reason']})" if rollout["reason"] else ""
+    reason += f"; waits for {', '.join(rollout['waits_for'])}" if rollout["waits_for"] else ""
+    reason += f"; {len(rollout['controls'])} held back" if rollout["controls"] else ""
     ahead = f", fetched ahead by {rollout['ready']}/{rollout['prefetched']}" if rollout["prefetched"] else ""
     return f"{rollout['model']}@{rollout['release']} {rollout['state']}{ahead}; {waves}{reason}"

@@ -190,8 +190,10 @@ def _roll(
 ) -> "RolloutView":
     """Make and start a rollout to the played devices; return it at its end."""
     gates = {"rule": rule, "silence_s": plan.silence_s}
-    made = client.rollouts.create(plan.model, number, waves=waves, devices=ids, gates=gates)
-    rollout = client.rollouts.start(made["id"])
+    made = client.rollouts.create(
+        plan.model, number, waves=waves, devices=ids, gates=gates, override_quarantine="a rehearsal with played devices"
+    )
+    rollout = client.rollouts.start(made["id"], reason="a rehearsal with played devices")
     changed, seen = time.monotonic(), ""
     while rollout["state"] not in _ENDS:
         time.sleep(_LOOK_EVERY_S)

@@ -128,6 +128,16 @@ def needs(scope: Scope, *, whole_server: bool = False, asks: bool = False) -> Ca
     return identify
 
 
+def _identify_previewer(request: Request, session: SessionDep) -> Identity:
+    identity = identify_operator(request, session, bearer(request))
+    identity.require(Scope.VIEWER)
+    session.flush()
+    session.execute(text("SET TRANSACTION READ ONLY"))
+    return identity
+
+
+Previewer = Annotated[Identity, Depends(_identify_previewer, scope="function")]
+"""A viewer who asks with a body; PostgreSQL refuses whatever the call would write."""
 Viewer = Annotated[Identity, Depends(needs(Scope.VIEWER), scope="function")]
 Asker = Annotated[Identity, Depends(needs(Scope.VIEWER, asks=True), scope="function")]
 """A viewer whose question stands in a body."""

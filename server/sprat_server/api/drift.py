@@ -13,7 +13,7 @@ from sprat_server.fleet.drift_policy import DriftPolicy
 from sprat_server.fleet.drift_schemas import DriftEventView, DriftPolicyView, DriftView
 from sprat_server.flows import drift
 from sprat_server.registry import service as registry
-from sprat_server.rollouts.schemas import Reason
+from sprat_server.rollouts.requests import Reason
 
 router = APIRouter(prefix="/models", tags=["drift"])
 

@@ -12,6 +12,7 @@ from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import BlobsDep
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
+from sprat_server.flows import rollout_views
 from sprat_server.flows.ways import ways
 from sprat_server.jobs import service as jobs
 from sprat_server.jobs.schemas import JobAccepted, JobView
@@ -64,9 +65,11 @@ def list_releases(name: str, session: SessionDep, _viewer: Viewer, page: Paging)
         cursor=page.cursor,
         limit=page.limit,
     )
-    since = registry.publications(session, model)
+    since, halted = registry.publications(session, model), rollout_views.quarantines(session, model)
     items = [
-        ReleaseView.of(model, release, registry.updates_of(session, release), since.get(release.number))
+        ReleaseView.of(
+            model, release, registry.updates_of(session, release), since.get(release.number), halted.get(release.number)
+        )
         for release in rows
     ]
     return Page(items=items, next=following)
@@ -78,7 +81,8 @@ def get_release(name: str, number: int, session: SessionDep, _viewer: Viewer) ->
     model = registry.get_model(session, name)
     release = registry.get_release(session, model, number)
     since = registry.publications(session, model).get(number)
-    return ReleaseView.of(model, release, registry.updates_of(session, release), since)
+    halted = rollout_views.quarantines(session, model).get(number)
+    return ReleaseView.of(model, release, registry.updates_of(session, release), since, halted)
 
 
 @router.get("/{name}/updates")

@@ -12,17 +12,19 @@ from sqlalchemy.orm import Session
 
 from sprat_server.access import audit
 from sprat_server.access.tokens import Identity
-from sprat_server.api.auth import Operator, Releaser, Viewer
+from sprat_server.api.auth import Operator, Previewer, Releaser, Viewer
 from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import SettingsDep
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
-from sprat_server.flows import gating
 from sprat_server.flows import rollout as flow
+from sprat_server.flows import rollout_apply, rollout_preview
+from sprat_server.flows import rollout_reversals as reversals
+from sprat_server.flows import rollout_views as views
 from sprat_server.rollouts import service
-from sprat_server.rollouts.gate_plan import GatePlan
 from sprat_server.rollouts.models import Rollout
-from sprat_server.rollouts.schemas import MaybeReason, NewRollout, Reason, RolloutView, WhyView
+from sprat_server.rollouts.requests import Abort, Apply, MaybeReason, NewRollout, Reason, Resume
+from sprat_server.rollouts.schemas import AppliedView, PlanView, RolloutView, WhyView
 from sprat_shared.errors import InvalidInput
 
 router = APIRouter(prefix="/rollouts", tags=["rollouts"])
@@ -31,17 +33,19 @@ router = APIRouter(prefix="/rollouts", tags=["rollouts"])
 @router.post("", status_code=201)
 def create_rollout(body: NewRollout, session: SessionDep, releaser: Releaser) -> RolloutView:
     """Draft a rollout; nothing happens to devices before it is started."""
-    rollout = flow.create(
-        session,
-        model=body.model,
-        release=body.release,
-        reaches=body.waves,
-        devices=body.devices,
-        by=str(releaser),
-        gates=GatePlan.of(body.gates or {}),
-    )
-    audit.record(session, releaser, "rollout.create", f"rollout:{rollout.id}", after=body.model_dump(mode="json"))
-    return flow.view(session, rollout)
+    return views.view(session, rollout_apply.make(session, body, releaser))
+
+
+@router.post("/plan")
+def plan_rollout(body: NewRollout, session: SessionDep, _viewer: Previewer) -> PlanView:
+    """Show what a rollout would be: waves, dates, what its gate would ask, what stands in its way. Nothing is kept."""
+    return rollout_preview.preview(session, body)
+
+
+@router.post("/apply")
+def apply_rollout(body: Apply, session: SessionDep, settings: SettingsDep, releaser: Releaser) -> AppliedView:
+    """Make a rollout unless it is there already: of its name, or, without one, of the same content."""
+    return rollout_apply.apply(session, body, releaser, settings)
 
 
 @router.get("")
@@ -50,13 +54,13 @@ def list_rollouts(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[Ro
     rows, following = take_page(
         session, select(Rollout), key=Rollout.id, parse=UUID, cursor=page.cursor, limit=page.limit
     )
-    return Page(items=[flow.view(session, rollout) for rollout in rows], next=following)
+    return Page(items=[views.view(session, rollout) for rollout in rows], next=following)
 
 
 @router.get("/{rollout_id}")
 def get_rollout(rollout_id: UUID, session: SessionDep, _viewer: Viewer) -> RolloutView:
     """Show a rollout, its waves and their devices."""
-    return flow.view(session, service.get(session, rollout_id))
+    return views.view(session, service.get(session, rollout_id))
 
 
 @router.get("/{rollout_id}/why")
@@ -69,8 +73,15 @@ def why_rollout(
     ] = None,
 ) -> WhyView:
     """Explain what the gate says: evidence, thresholds, and what would change it."""
-    rollout = service.get(session, rollout_id)
-    return WhyView.of(rollout, gating.why(session, rollout, None if policy is None else _policy(policy)))
+    return views.why(session, service.get(session, rollout_id), None if policy is None else _policy(policy))
+
+
+@router.post("/{rollout_id}/approve")
+def approve_rollout(rollout_id: UUID, body: Reason, session: SessionDep, releaser: Releaser) -> RolloutView:
+    """Say, as another person than its maker, that a draft may start."""
+    return _moved(
+        session, releaser, "approve", rollout_id, partial(flow.approve, by=releaser, reason=body.reason), body
+    )
 
 
 @router.post("/{rollout_id}/prefetch")
@@ -87,11 +98,7 @@ def prefetch_rollout(
 
 @router.post("/{rollout_id}/start")
 def start_rollout(
-    rollout_id: UUID,
-    session: SessionDep,
-    settings: SettingsDep,
-    operator: Operator,
-    body: MaybeReason | None = None,
+    rollout_id: UUID, body: Reason, session: SessionDep, settings: SettingsDep, operator: Operator
 ) -> RolloutView:
     """Decide who is in which wave and open the first."""
     return _moved(session, operator, "start", rollout_id, partial(flow.start, settings=settings), body)
@@ -105,10 +112,11 @@ def pause_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator:
 
 @router.post("/{rollout_id}/resume")
 def resume_rollout(
-    rollout_id: UUID, session: SessionDep, operator: Operator, body: MaybeReason | None = None
+    rollout_id: UUID, body: Resume, session: SessionDep, settings: SettingsDep, operator: Operator
 ) -> RolloutView:
-    """Go on after a pause."""
-    return _moved(session, operator, "resume", rollout_id, flow.resume, body)
+    """Go on after a pause, or after a halt whose failures are acknowledged."""
+    move = partial(flow.resume, settings=settings, acknowledge=body.acknowledge)
+    return _moved(session, operator, "resume", rollout_id, move, body)
 
 
 @router.post("/{rollout_id}/promote")
@@ -118,9 +126,19 @@ def promote_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operato
 
 
 @router.post("/{rollout_id}/abort")
-def abort_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
-    """End it; devices that were offered the release are assigned the one they had."""
-    return _moved(session, operator, "abort", rollout_id, partial(flow.abort, reason=body.reason), body)
+def abort_rollout(rollout_id: UUID, body: Abort, session: SessionDep, operator: Operator) -> RolloutView:
+    """End it; devices go back to the release they had, but for those that have this one where they keep it."""
+    move = partial(flow.abort, reason=body.reason, keep=body.keep)
+    return _moved(session, operator, "abort", rollout_id, move, body)
+
+
+@router.post("/{rollout_id}/undo")
+def undo_rollout(
+    rollout_id: UUID, body: Reason, session: SessionDep, settings: SettingsDep, operator: Operator
+) -> RolloutView:
+    """Bring devices back from a rollout that succeeded, or was aborted and kept, to what they had before it."""
+    move = partial(reversals.undo, settings=settings, reason=body.reason)
+    return _moved(session, operator, "undo", rollout_id, move, body)
 
 
 def _policy(text: str) -> Any:
@@ -140,6 +158,6 @@ def _moved(  # noqa: PLR0917 - who moves what how, and why
 ) -> RolloutView:
     before = {"state": service.get(session, rollout_id).state}
     rollout = move(session, rollout_id)
-    after = {"state": rollout.state, "reason": None if body is None else body.reason}
+    after = {"state": rollout.state, "reason": None} | ({} if body is None else body.model_dump(mode="json"))
     audit.record(session, operator, f"rollout.{verb}", f"rollout:{rollout.id}", before, after)
-    return flow.view(session, rollout)
+    return views.view(session, rollout)

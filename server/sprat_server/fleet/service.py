@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, delete, exists, func, insert, select, tuple_, update
+from sqlalchemy import Select, and_, bindparam, delete, exists, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
@@ -151,19 +151,25 @@ def current_assignments(
     return list(session.scalars(query))
 
 
+def running_assignments(session: Session, model_id: UUID) -> list[Assignment]:
+    """Return what says which release each device that is not revoked should run, as `running_wishes`."""
+    live = _newest_running(model_id).join(Device, Device.id == Assignment.device_id).where(Device.revoked_at.is_(None))
+    return list(session.scalars(select(Assignment).where(tuple_(Assignment.device_id, Assignment.counter).in_(live))))
+
+
 def running_wishes(session: Session, model_id: UUID, device_ids: Iterable[UUID]) -> dict[UUID, int | None]:
     """Return the release of a model that each device should run, whatever it was asked to fetch ahead since."""
-    newest = (
-        select(Assignment.device_id, func.max(Assignment.counter))
-        .where(
-            Assignment.model_id == model_id,
-            Assignment.device_id.in_(list(device_ids)),
-            Assignment.reason != "prefetch",
-        )
-        .group_by(Assignment.device_id)
-    )
+    newest = _newest_running(model_id).where(Assignment.device_id.in_(list(device_ids)))
     rows = select(Assignment.device_id, Assignment.number)
     return dict(session.execute(rows.where(tuple_(Assignment.device_id, Assignment.counter).in_(newest))).all())
+
+
+def _newest_running(model_id: UUID) -> Select[UUID, int]:
+    return (
+        select(Assignment.device_id, func.max(Assignment.counter))
+        .where(Assignment.model_id == model_id, Assignment.reason != "prefetch")
+        .group_by(Assignment.device_id)
+    )
 
 
 def slots(

@@ -25,7 +25,7 @@ from sprat_server.registry import service as registry
 from sprat_server.registry.models import Dataset, Model
 from sprat_server.registry.schemas import RetrainRequest
 from sprat_server.rollouts import service as rollouts
-from sprat_server.rollouts.waves import check_reaches
+from sprat_server.rollouts.reaches import check_reaches
 from sprat_server.settings import Settings
 from sprat_shared.errors import Conflict, InvalidInput, SpratError
 

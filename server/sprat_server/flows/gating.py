@@ -6,19 +6,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
-from sprat_server.fleet.models import Device
+from sprat_server.fleet.models import Assignment, Device
 from sprat_server.rollouts import gating
-from sprat_server.rollouts.evidence import Exposed, Left, Reported, Segment, log_ratio
+from sprat_server.rollouts.evidence import Acknowledged, Exposed, Left, Reported, Segment, log_ratio
 from sprat_server.rollouts.explain import Explanation, explain
 from sprat_server.rollouts.gate_plan import GatePlan, Rule
 from sprat_server.rollouts.gate_policy import GatePolicy
 from sprat_server.rollouts.gate_state import ALL
 from sprat_server.rollouts.gates import Decision, Gate
 from sprat_server.rollouts.models import Rollout, RolloutDevice
-from sprat_server.rollouts.waves import GateView
+from sprat_server.rollouts.waves import DeviceState, GateView
 from sprat_shared.protocol.report import Evidence, Report
 
 _JUDGED_BY_THE_DEVICE: Final = "validation.worse"
@@ -33,21 +33,23 @@ def begin(session: Session, rollout: Rollout, devices: Collection[UUID]) -> None
 
 
 def on_exposed(session: Session, rollout: Rollout, devices: Sequence[UUID]) -> None:
-    """Hear to whom the release was offered, in this order."""
+    """Hear to whom the release was offered, in this order; whoever was exposed before counts once."""
     if devices and gating.there(session, rollout):
+        known = gating.devices_heard(session, rollout, devices, "exposed")
         segments = _segments(session, devices)
-        gating.hear(session, rollout, _gate(rollout), [Exposed(str(one), segments[one]) for one in devices])
+        offered = [Exposed(str(one), segments[one]) for one in devices if one not in known]
+        gating.hear(session, rollout, _gate(rollout), offered)
 
 
 def on_ended(session: Session, rollout: Rollout, part: RolloutDevice, report: Report, *, committed: bool) -> None:
-    """Hear a device's word on the release."""
-    if gating.there(session, rollout):
+    """Hear a device's word on the release: the first one."""
+    if _awaited(session, rollout, [part.device_id]):
         gating.hear(session, rollout, _gate(rollout), [word_of(str(part.device_id), report, committed=committed)])
 
 
 def on_left(session: Session, rollout: Rollout, device_id: UUID) -> None:
     """Hear that an exposed device was revoked before it reported."""
-    if gating.there(session, rollout) and gating.segments_of(session, rollout, [device_id]):
+    if _awaited(session, rollout, [device_id]):
         gating.hear(session, rollout, _gate(rollout), [Left(str(device_id))])
 
 
@@ -56,11 +58,34 @@ def on_silence(session: Session, rollout: Rollout, now: datetime | None = None) 
     if rollout.rule != Rule.EVIDENCE or not gating.there(session, rollout):
         return []
     since = (now or datetime.now(UTC)) - timedelta(seconds=GatePlan.of(rollout.gates).silence_s)
-    silent = sorted(device for device, at in gating.exposures_since(session, rollout).items() if at < since)
-    if silent:
-        lost = [Reported(str(device), failed=True, lost=True) for device in silent]
+    offered = select(RolloutDevice.device_id).join(
+        Assignment,
+        and_(Assignment.device_id == RolloutDevice.device_id, Assignment.counter == RolloutDevice.exposed_by),
+    )
+    silent = session.scalars(
+        offered.where(
+            RolloutDevice.rollout_id == rollout.id,
+            RolloutDevice.state == DeviceState.EXPOSED,
+            RolloutDevice.retry_at.is_(None),
+            Assignment.created_at < since,
+        )
+    )
+    silent_ones = sorted(silent)
+    lost = [Reported(str(one), failed=True, lost=True) for one in _awaited(session, rollout, silent_ones)]
+    if lost:
         gating.hear(session, rollout, _gate(rollout), lost)
-    return silent
+    return silent_ones
+
+
+def acknowledge(session: Session, rollout: Rollout) -> str | None:
+    """Hear that a person forgives the failures so far; return why it halts still, None where it does not.
+
+    Only where evidence decides can it halt still: by what was measured.
+    """
+    if not gating.there(session, rollout):
+        return None
+    state = gating.hear(session, rollout, _gate(rollout), [Acknowledged()])
+    return state.halted_by if rollout.rule == Rule.EVIDENCE else None
 
 
 def view(session: Session, rollout: Rollout) -> tuple[GateView | None, str]:
@@ -121,6 +146,15 @@ def losses_of(evidence: Evidence) -> dict[str, float]:
         if ratio is not None:
             losses[metric] = ratio
     return losses
+
+
+def _awaited(session: Session, rollout: Rollout, devices: Sequence[UUID]) -> list[UUID]:
+    """Return those of the devices whose exposure was heard and whose end was not, in the same order."""
+    if not devices or not gating.there(session, rollout):
+        return []
+    exposed = gating.devices_heard(session, rollout, devices, "exposed")
+    ended = gating.devices_heard(session, rollout, devices, "ended")
+    return [one for one in devices if one in exposed - ended]
 
 
 def _gate(rollout: Rollout) -> Gate:

@@ -1,24 +1,28 @@
 """Move rollouts: what people ask for, over rollouts, fleet and registry, each in one transaction."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sprat_server.fleet import service as fleet
-from sprat_server.fleet.models import Device
 from sprat_server.flows import direct, gating, live
+from sprat_server.flows import rollout_cohorts as cohorts
+from sprat_server.flows import rollout_reversals as reversals
 from sprat_server.flows import rollout_steps as steps
+from sprat_server.observe.actors import Actor
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
+from sprat_server.rollouts import approvals, quarantine
 from sprat_server.rollouts import service as rollouts
 from sprat_server.rollouts.gate_plan import GatePlan, Rule
 from sprat_server.rollouts.models import Rollout, RolloutDevice
-from sprat_server.rollouts.schemas import RolloutView
-from sprat_server.rollouts.waves import Prefetch, RolloutState, place_devices
+from sprat_server.rollouts.plan import RolloutPlan
+from sprat_server.rollouts.reaches import Growth
+from sprat_server.rollouts.waves import DeviceState, Prefetch, RolloutState
 from sprat_server.settings import Settings
 from sprat_shared.errors import Conflict, InvalidInput
 
@@ -28,29 +32,84 @@ def create(
     *,
     model: str,
     release: int,
-    reaches: Sequence[str],
     devices: Sequence[UUID] | None,
     by: str,
+    reaches: Sequence[str] | None = None,
+    by_id: str | None = None,
     gates: GatePlan | None = None,
+    plan: RolloutPlan | None = None,
+    name: str | None = None,
+    digest: str | None = None,
+    start_at: datetime | None = None,
 ) -> Rollout:
     """Add a rollout as a draft.
+
+    Args:
+        session: the caller's transaction.
+        model: its name.
+        release: the number to bring out.
+        devices: the cohort; None: all that are there at the start.
+        by: who makes it, and
+        by_id: the id of that actor, who may not approve it.
+        reaches: of the waves; None: they grow as the plan says, or by default.
+        gates: of its gate.
+        plan: how else it is to be run.
+        name: what people call it.
+        digest: of all that is asked.
+        start_at: it starts by itself then.
 
     Raises:
         NotFound: the model, the release or a device does not exist.
         InvalidInput: the waves make no plan, or the cohort is empty or names a device twice.
-        Conflict: a device was revoked, or the release waits for signatures.
+        Conflict: a device was revoked, the release waits for signatures or is in quarantine, or the name is taken.
     """
     lineage = registry.get_model(session, model)
     registry.get_release(session, lineage, release)
     registry.require_published(session, lineage, release)
-    if devices is not None:
-        if not devices or len(set(devices)) != len(devices):
-            raise InvalidInput("name each device of the cohort once, or leave the list out for the whole fleet")
-        fleet.require_live(session, devices)
-    plan = (gates or GatePlan()).as_json()
-    return rollouts.create(
-        session, model_id=lineage.id, number=release, reaches=reaches, devices=devices, by=by, gates=plan
+    plan = plan or RolloutPlan()
+    if reaches is None and plan.growth is None:
+        plan = replace(plan, growth=Growth())
+    quarantine.require_free(session, model, lineage.id, release, plan.override_quarantine)
+    check_devices(session, devices)
+    cohort = set(fleet.live_devices(session)) if devices is None else set(devices)
+    layout = cohorts.lay_out(session, reaches or (), plan, cohort, b"")
+    draft = rollouts.Draft(
+        model_id=lineage.id,
+        number=release,
+        reaches=layout.reaches,
+        devices=devices,
+        by=by,
+        by_id=by_id,
+        gates=(gates or GatePlan()).as_json(),
+        plan=plan,
+        name=name,
+        digest=digest,
+        start_at=start_at,
     )
+    return rollouts.create(session, draft)
+
+
+def check_devices(session: Session, devices: Sequence[UUID] | None) -> None:
+    """Return if these devices can be a cohort; None stands for all.
+
+    Raises:
+        NotFound: a device does not exist.
+        InvalidInput: there is none, or one stands twice.
+        Conflict: a device was revoked.
+    """
+    if devices is None:
+        return
+    if not devices or len(set(devices)) != len(devices):
+        raise InvalidInput("name each device of the cohort once, or leave the list out for the whole fleet")
+    fleet.require_live(session, devices)
+
+
+def approve(session: Session, rollout_id: UUID, by: Actor, reason: str) -> Rollout:
+    """Say that a draft may start. Raises NotFound, AccessDenied to its maker, and Conflict unless it is a draft."""
+    rollout = steps.lock(session, rollout_id)
+    rollouts.require(rollout, "approve")
+    approvals.approve(session, rollout, by, reason)
+    return rollout
 
 
 def prefetch(session: Session, rollout_id: UUID, settings: Settings) -> Rollout:
@@ -63,46 +122,55 @@ def prefetch(session: Session, rollout_id: UUID, settings: Settings) -> Rollout:
         Conflict: as `start`.
     """
     rollout, model = _to_move(session, rollout_id, "prefetch")
+    reversals.require_alone(session, model, advice="fetching ahead would take its devices from it; let it end first")
     parts = {part.device_id: part for part in rollouts.devices_of(session, rollout)}
-    cohort = _cohort(session, rollout)
+    cohort = cohorts.cohort_of(session, rollout)
     wishes = fleet.running_wishes(session, model.id, cohort)
     held = {device: row.active for (device, _), row in fleet.slots(session, model_id=model.id).items()}
     asked = {device_id for device_id, part in parts.items() if part.prefetch in {Prefetch.ASKED, Prefetch.READY}}
     lacking = [d for d in cohort - asked if rollout.number not in {held.get(d), wishes.get(d)}]
+    before = steps.had(session, rollout, lacking)
     live.bring_in(session, open_repository(session, settings), model, rollout.number)
     counters = steps.assign(session, rollout, dict.fromkeys(lacking, rollout.number), "prefetch")
     for device_id, counter in counters.items():
         part = parts.get(device_id) or RolloutDevice(rollout_id=rollout.id, device_id=device_id)
         part.prefetch, part.prefetched_by = Prefetch.ASKED, counter
-        part.previous = steps.first_other(rollout, wishes.get(device_id), held.get(device_id))
+        part.previous = before[device_id]
         session.add(part)
     session.flush()
     direct.enqueue(session, model)
     return rollout
 
 
-def start(session: Session, rollout_id: UUID, settings: Settings) -> Rollout:
-    """Decide who is in which wave and open the first. The release is signed back in first where it was pruned.
+def start(session: Session, rollout_id: UUID, settings: Settings, now: datetime | None = None) -> Rollout:
+    """Decide who is in which wave, who is held back, and open the first wave if a window is open.
+
+    The release is signed back in first where it was pruned.
 
     Raises:
         NotFound: there is none of this id.
-        Conflict: it is no draft, another rollout of the model runs, or its release must be signed by people first.
+        Conflict: it is no draft, needs approvals, its release is in quarantine or must be signed by people first, or
+            another rollout of the model runs and it does not supersede that one.
+        InvalidInput: a filter of a wave cannot be read any more.
     """
     rollout, model = _to_move(session, rollout_id, "start")
-    cohort = _cohort(session, rollout)
+    plan, cohort = rollouts.plan_of(rollout), cohorts.cohort_of(session, rollout)
+    if plan.supersede:
+        cohort |= reversals.supersede(session, rollout, cohort)
+    else:
+        reversals.require_alone(session, model, advice="abort it, let it end, or make a rollout that supersedes it")
     wishes = fleet.running_wishes(session, model.id, cohort)
     held = {device: row.active for (device, _), row in fleet.slots(session, model_id=model.id).items()}
     reaches = [wave.reach for wave in rollouts.waves_of(session, rollout)]
     live.bring_in(session, open_repository(session, settings), model, rollout.number)
-    rollout.state, rollout.started_at = RolloutState.RUNNING, datetime.now(UTC)
-    rollouts.place(
-        session,
-        rollout,
-        place_devices(reaches, cohort, rollout.id.bytes),
-        {d: wishes.get(d) == rollout.number == held.get(d) for d in cohort},
-    )
-    gating.begin(session, rollout, cohort)
-    steps.advance(session, rollout)
+    layout = cohorts.lay_out(session, reaches, plan, cohort, rollout.id.bytes)
+    if layout.reaches != reaches:
+        rollouts.set_waves(session, rollout, layout.reaches)
+    rollout.state, rollout.started_at, rollout.reason = RolloutState.RUNNING, datetime.now(UTC), None
+    has_it = {d: wishes.get(d) == rollout.number == held.get(d) for d in cohort}
+    rollouts.place(session, rollout, layout.places, has_it, layout.controls)
+    gating.begin(session, rollout, layout.places)
+    steps.advance(session, rollout, now=now)
     direct.enqueue(session, model)
     return rollout
 
@@ -116,13 +184,40 @@ def pause(session: Session, rollout_id: UUID, reason: str) -> Rollout:
     return rollout
 
 
-def resume(session: Session, rollout_id: UUID) -> Rollout:
-    """Go on where it was paused. Raises NotFound, and Conflict unless it is paused."""
-    rollout = steps.lock(session, rollout_id)
-    rollouts.require(rollout, "resume")
-    rollout.state = RolloutState.RUNNING
-    session.flush()
+def resume(session: Session, rollout_id: UUID, settings: Settings, *, acknowledge: bool = False) -> Rollout:
+    """Go on where it was paused, or after a halt for failures that are acknowledged.
+
+    Acknowledged failures do not halt again; measured harm does.
+
+    Args:
+        session: the caller's transaction.
+        rollout_id: of the rollout.
+        settings: of the server.
+        acknowledge: the failures until now are known and not the release's.
+
+    Raises:
+        NotFound: there is none of this id.
+        Conflict: it is neither paused nor halted; it halted, and nothing is acknowledged; or as
+            `rollout_reversals.go_on`.
+    """
+    if rollouts.get(session, rollout_id).state == RolloutState.HALTED:
+        if not acknowledge:
+            raise Conflict(
+                f"rollout {rollout_id} halted; look at sprat rollout why {rollout_id}, and where the release is not to "
+                "blame for the failures, resume it with --acknowledge",
+                code="rollout.halted",
+            )
+        rollout = reversals.go_on(session, rollout_id, settings)
+    else:
+        rollout = steps.lock(session, rollout_id)
+        rollouts.require(rollout, "resume")
+        if acknowledge:
+            reversals.excuse(session, rollout)
+            gating.acknowledge(session, rollout)
+        rollout.state = RolloutState.RUNNING
+        session.flush()
     steps.advance(session, rollout)
+    direct.enqueue(session, steps.model_of(session, rollout))
     return rollout
 
 
@@ -131,7 +226,8 @@ def promote(session: Session, rollout_id: UUID) -> Rollout:
 
     Raises:
         NotFound: there is none of this id.
-        Conflict: it does not run, the first failure decides in it, or no device waits for a wave.
+        Conflict: it does not run, the first failure decides in it, no device waits for a wave, or its windows or the
+            number of devices in flight hold it back.
     """
     rollout = steps.lock(session, rollout_id)
     rollouts.require(rollout, "promote")
@@ -141,42 +237,44 @@ def promote(session: Session, rollout_id: UUID) -> Rollout:
             f"rollout {rollout.id} has no wave that waits for evidence; `sprat rollout why` says what it waits for",
             code="rollout.nothing-to-promote",
         )
+    limits = steps.limits(session, rollout)
+    if not limits.open or limits.free == 0:
+        raise Conflict(
+            f"rollout {rollout.id} is outside its maintenance windows, or has as many devices in flight as it may; "
+            "`sprat rollout get` says which",
+            code="rollout.held-back",
+        )
     steps.advance(session, rollout, room=room)
     return rollout
 
 
-def abort(session: Session, rollout_id: UUID, reason: str) -> Rollout:
-    """Stop for good; exposed devices go back to the release they had. Raises NotFound, and Conflict when it ended."""
+def abort(session: Session, rollout_id: UUID, reason: str, *, keep: bool = False) -> Rollout:
+    """Stop for good; exposed devices go back to the release they had.
+
+    Args:
+        session: the caller's transaction.
+        rollout_id: of the rollout.
+        reason: why.
+        keep: devices that have committed the release keep it; the others go back.
+
+    Raises:
+        NotFound: there is none of this id.
+        Conflict: it ended.
+    """
     rollout = steps.lock(session, rollout_id)
     rollouts.require(rollout, "abort")
-    steps.stop(session, rollout, RolloutState.ABORTED, reason)
+    kept = {DeviceState.COMMITTED} if keep else set()
+    steps.stop(session, rollout, RolloutState.ABORTED, reason, keep=kept)
     return rollout
 
 
-def view(session: Session, rollout: Rollout) -> RolloutView:
-    """Return a rollout as it is shown."""
-    waves, parts = rollouts.waves_of(session, rollout), rollouts.devices_of(session, rollout)
-    named = select(Device.id, Device.name).where(Device.id.in_([part.device_id for part in parts]))
-    names = dict(session.execute(named).all())
-    return RolloutView.of(rollout, steps.model_of(session, rollout).name, waves, parts, names)
-
-
 def _to_move(session: Session, rollout_id: UUID, action: str) -> tuple[Rollout, Model]:
-    """Lock a draft and its model for a move that assigns; Conflict where another rollout of the model is live."""
+    """Lock a draft that may be moved, and its model, for a move that assigns."""
     model = steps.model_of(session, rollouts.get(session, rollout_id))
     registry.lock_model(session, model)
     rollout = steps.lock(session, rollout_id)
     rollouts.require(rollout, action)
-    other = rollouts.live_rollout(session, model.id)
-    if other is not None:
-        raise Conflict(
-            f"rollout {other.id} of {model.name} is {other.state}; abort it or let it end before you start another",
-            code="rollout.busy",
-        )
+    approvals.require(session, rollout)
+    override = rollouts.plan_of(rollout).override_quarantine
+    quarantine.require_free(session, model.name, model.id, rollout.number, override)
     return rollout, model
-
-
-def _cohort(session: Session, rollout: Rollout) -> set[UUID]:
-    there = set(fleet.live_devices(session))
-    named = {device.device_id for device in rollouts.devices_of(session, rollout)}
-    return there if rollout.whole_fleet else there & named

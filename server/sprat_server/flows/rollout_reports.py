@@ -1,6 +1,6 @@
 """What devices set off in rollouts: they report, leave, join, or say nothing for too long. One transaction each."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import structlog
@@ -16,6 +16,7 @@ from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
 from sprat_server.rollouts.models import Rollout, RolloutDevice
+from sprat_server.rollouts.retries import Failure, class_of
 from sprat_server.rollouts.waves import DeviceState, Prefetch
 from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.facts_report import FactsReport
@@ -117,7 +118,7 @@ def on_device_left(session: Session, device_id: UUID) -> Device:
         if part.state in {DeviceState.WAITING, DeviceState.EXPOSED}:
             if part.state == DeviceState.EXPOSED:
                 gating.on_left(session, rollout, device_id)
-            part.state = DeviceState.LEFT
+            part.state, part.retry_at = DeviceState.LEFT, None
             session.flush()
         steps.advance(session, rollout)
     return device
@@ -136,12 +137,29 @@ def on_silence(session: Session, now: datetime | None = None) -> list[UUID]:
         rollout = steps.lock(session, rollout_id)
         silent = gating.on_silence(session, rollout, now) if rollout.state in rollouts.LIVE else []
         for part in rollouts.parts(session, rollout, silent):
-            part.state = DeviceState.FAILED
+            part.state, part.failure = DeviceState.FAILED, Failure.SILENCE
         if silent:
             session.flush()
             steps.advance(session, rollout)
             moved.append(rollout_id)
     return moved
+
+
+def retry(session: Session, now: datetime | None = None) -> int:
+    """Ask devices again whose wait after a failure that may pass is over; return how many.
+
+    Within the rollout's windows, and also while it is paused: whoever is asked was exposed before.
+    """
+    at, asked = now or datetime.now(UTC), 0
+    for rollout_id, devices in rollouts.due_for_retry(session, at).items():
+        rollout = steps.lock(session, rollout_id)
+        if rollout.state not in rollouts.LIVE or not steps.limits(session, rollout, at).open:
+            continue
+        due = [part for part in rollouts.parts(session, rollout, devices) if part.retry_at is not None]
+        for part in due:
+            part.retries += 1
+        asked += len(steps.offer(session, rollout, due))
+    return asked
 
 
 def _judge(session: Session, rollout: Rollout, part: RolloutDevice, report: Report, model: Model) -> None:
@@ -154,9 +172,16 @@ def _judge(session: Session, rollout: Rollout, part: RolloutDevice, report: Repo
         return
     promised = registry.get_release(session, model, rollout.number).weights_digest
     serves_it = report.serving_release == rollout.number and report.serving_weights == promised
+    part.retry_at = None  # it has tried again by itself
     if report.outcome in {Outcome.COMMITTED, Outcome.RETURNED} and serves_it:
-        part.state = DeviceState.COMMITTED
+        part.state, part.failure = DeviceState.COMMITTED, None
     else:
+        part.failure = class_of(report.outcome, report.error_code)
+        wait_s = rollouts.plan_of(rollout).retries.wait_s(Failure(part.failure), part.retries)
+        if wait_s is not None and rollout.state in rollouts.LIVE:
+            part.retry_at = datetime.now(UTC) + timedelta(seconds=wait_s)
+            session.flush()
+            return
         part.state = DeviceState.FAILED
     session.flush()
     gating.on_ended(session, rollout, part, report, committed=part.state == DeviceState.COMMITTED)

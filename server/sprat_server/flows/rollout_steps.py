@@ -6,8 +6,9 @@ The moves lock is one for the server. Whoever may assign releases to many device
 two rollouts of different models cannot cross on the same devices, and no device joins unseen while a rollout succeeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -22,15 +23,9 @@ from sprat_server.observe.actors import SYSTEM
 from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
 from sprat_server.rollouts.models import Rollout, RolloutDevice
-from sprat_server.rollouts.waves import (
-    DeviceState,
-    RolloutState,
-    Step,
-    WaveState,
-    in_order,
-    next_step,
-    reaches_everyone,
-)
+from sprat_server.rollouts.reaches import in_order, reaches_everyone
+from sprat_server.rollouts.waves import DeviceState, Limits, RolloutState, Step, WaveState, next_step, room_for
+from sprat_shared.trust.windows import any_open
 
 _MOVES_LOCK: Final = 0x5350_5241_5443  # an arbitrary number that only this lock uses
 
@@ -62,19 +57,48 @@ def assign(
     return counters
 
 
-def first_other(rollout: Rollout, *releases: int | None) -> int | None:
-    """Return the first of the releases that a device had and could go back to."""
-    return next((number for number in releases if number not in {None, rollout.number}), None)
+def had(session: Session, rollout: Rollout, devices: Collection[UUID]) -> dict[UUID, int | None]:
+    """Return the release that each device has and could go back to; None where it has none but the rollout's own.
+
+    What it should run, unless it never took that: then what it holds.
+    """
+    wishes = fleet.running_wishes(session, rollout.model_id, devices)
+    held = fleet.slots(session, device_ids=devices, model_id=rollout.model_id)
+    not_taken = rollouts.not_taken(session, rollout.model_id, devices)
+    back: dict[UUID, int | None] = {}
+    for device in devices:
+        slots, wish = held.get((device, rollout.model_id)), wishes.get(device)
+        active = None if slots is None else slots.active
+        offered, before = not_taken.get(device, (None, None))
+        choices = (active, before) if wish is not None and wish == offered else (wish, active)
+        back[device] = next((number for number in choices if number not in {None, rollout.number}), None)
+    return back
 
 
-def advance(session: Session, rollout: Rollout, cause: str = "", *, room: int = 0) -> None:
-    """Take the steps that are due; `room` devices more are exposed than a gate lets. The caller holds the lock."""
+def limits(session: Session, rollout: Rollout, now: datetime | None = None) -> Limits:
+    """Return what of its plan holds a rollout back now: its windows, and its devices in flight."""
+    plan = rollouts.plan_of(rollout)
+    free = None if plan.in_flight is None else max(plan.in_flight - rollouts.in_flight(session, rollout), 0)
+    return Limits(open=any_open(plan.windows, now or datetime.now(UTC)), free=free)
+
+
+def advance(session: Session, rollout: Rollout, cause: str = "", *, room: int = 0, now: datetime | None = None) -> None:
+    """Take the steps that are due. The caller holds the lock.
+
+    Args:
+        session: the caller's transaction.
+        rollout: it.
+        cause: why it halts, if it does, where the first failure decides.
+        room: so many devices more are exposed than a gate lets.
+        now: the time by which windows are open; None: the present.
+    """
     while True:
         waves = rollouts.waves_of(session, rollout)
         gate, why = gating.view(session, rollout)
         if gate is not None:
             gate, cause = replace(gate, room=max(gate.room, room)), why
-        match next_step(RolloutState(rollout.state), rollouts.views(session, rollout), gate):
+        bounds = limits(session, rollout, now)
+        match next_step(RolloutState(rollout.state), rollouts.views(session, rollout), gate, bounds):
             case Step.HOLD:
                 return
             case Step.HALT:
@@ -86,44 +110,30 @@ def advance(session: Session, rollout: Rollout, cause: str = "", *, room: int = 
                 wave = next(wave for wave in waves if wave.state == WaveState.OPEN)
                 rollouts.end_wave(session, wave, WaveState.SUCCEEDED)
             case Step.OPEN_WAVE:
-                wave = next(wave for wave in waves if wave.state == WaveState.WAITING)
-                rollouts.open_wave(session, wave)
-                if gate is None:
-                    _expose(session, rollout, rollouts.devices_of(session, rollout, ordinal=wave.ordinal))
+                rollouts.open_wave(session, next(wave for wave in waves if wave.state == WaveState.WAITING))
             case Step.EXPOSE:
                 wave = next(wave for wave in waves if wave.state == WaveState.OPEN)
-                most, room = (0 if gate is None else gate.room), 0
+                most, room = room_for(gate, bounds), 0
                 _expose(session, rollout, rollouts.devices_of(session, rollout, ordinal=wave.ordinal), most=most)
             case Step.SUCCEED:
                 _succeed(session, rollout, rollouts.reached(session, rollout))
                 return
 
 
-def _expose(session: Session, rollout: Rollout, devices: Sequence[RolloutDevice], *, most: int | None = None) -> None:
-    there = {device.device_id: device for device in devices if device.state == DeviceState.WAITING}
-    waiting = {device_id: there[device_id] for device_id in in_order(there, rollout.id.bytes)[:most]}
-    if not waiting:
-        return
-    wishes = fleet.running_wishes(session, rollout.model_id, waiting)
-    held = fleet.slots(session, device_ids=waiting, model_id=rollout.model_id)
-    counters = assign(session, rollout, dict.fromkeys(waiting, rollout.number), "rollout")
-    for device_id, part in waiting.items():
-        if device_id not in counters:
-            part.state = DeviceState.LEFT
-            continue
-        part.state, part.exposed_by = DeviceState.EXPOSED, counters[device_id]
-        slots = held.get((device_id, rollout.model_id))
-        part.previous = first_other(rollout, wishes.get(device_id), None if slots is None else slots.active)
-    session.flush()
-    gating.on_exposed(session, rollout, [device_id for device_id in waiting if device_id in counters])
+def stop(
+    session: Session, rollout: Rollout, state: RolloutState, reason: str, *, keep: Collection[DeviceState] = ()
+) -> None:
+    """End a rollout before its time; exposed devices go back to the release they had, but for those in a state to keep.
 
-
-def stop(session: Session, rollout: Rollout, state: RolloutState, reason: str) -> None:
-    """End a rollout before its time; exposed devices go back to the release they had."""
+    Nobody is asked again who failed.
+    """
     for wave in rollouts.waves_of(session, rollout):
         if wave.state == WaveState.OPEN:
             rollouts.end_wave(session, wave, WaveState.HALTED)
-    returned = take_back(session, rollout, rollouts.exposed_devices(session, rollout))
+    parts = rollouts.exposed_devices(session, rollout)
+    for part in parts:
+        part.retry_at = None
+    returned = take_back(session, rollout, [part for part in parts if part.state not in keep])
     rollouts.end(session, rollout, state, reason)
     _log.warning("rollout stopped", rollout=str(rollout.id), state=state.value, reason=reason, returned=returned)
 
@@ -139,6 +149,37 @@ def take_back(session: Session, rollout: Rollout, parts: Sequence[RolloutDevice]
     return len(counters)
 
 
+def offer(session: Session, rollout: Rollout, parts: Sequence[RolloutDevice]) -> set[UUID]:
+    """Assign the release to devices, which are awaited from now on; return those that are still there."""
+    offered = {part.device_id: part for part in parts}
+    counters = assign(session, rollout, dict.fromkeys(offered, rollout.number), "rollout")
+    for device_id, counter in counters.items():
+        part = offered[device_id]
+        part.state, part.exposed_by, part.returned_by, part.retry_at = DeviceState.EXPOSED, counter, None, None
+    session.flush()
+    return set(counters)
+
+
+def model_of(session: Session, rollout: Rollout) -> Model:
+    """Return the model of a rollout."""
+    return session.scalars(select(Model).where(Model.id == rollout.model_id)).one()
+
+
+def _expose(session: Session, rollout: Rollout, devices: Sequence[RolloutDevice], *, most: int | None = None) -> None:
+    there = {device.device_id: device for device in devices if device.state == DeviceState.WAITING}
+    waiting = {device_id: there[device_id] for device_id in in_order(there, rollout.id.bytes)[:most]}
+    if not waiting:
+        return
+    before = had(session, rollout, waiting)
+    for device_id, part in waiting.items():
+        part.previous = before[device_id]
+    exposed = offer(session, rollout, list(waiting.values()))
+    for device_id in waiting.keys() - exposed:
+        waiting[device_id].state = DeviceState.LEFT
+    session.flush()
+    gating.on_exposed(session, rollout, [device_id for device_id in waiting if device_id in exposed])
+
+
 def _succeed(session: Session, rollout: Rollout, reached: set[UUID]) -> None:
     if rollout.whole_fleet and reaches_everyone([wave.reach for wave in rollouts.waves_of(session, rollout)]):
         late = dict.fromkeys(set(fleet.live_devices(session)) - reached, rollout.number)
@@ -147,8 +188,3 @@ def _succeed(session: Session, rollout: Rollout, reached: set[UUID]) -> None:
     take_back(session, rollout, waiting)  # they fetched it ahead, and no wave reaches them
     rollouts.end(session, rollout, RolloutState.SUCCEEDED)
     _log.info("rollout succeeded", rollout=str(rollout.id))
-
-
-def model_of(session: Session, rollout: Rollout) -> Model:
-    """Return the model of a rollout."""
-    return session.scalars(select(Model).where(Model.id == rollout.model_id)).one()

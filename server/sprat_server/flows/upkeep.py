@@ -16,7 +16,7 @@ from sprat_server.db.session import Database
 from sprat_server.fleet import drift_records
 from sprat_server.fleet.authentication import forget_spent_assertions
 from sprat_server.fleet.enrolment import forget_expired_requests
-from sprat_server.flows import direct, drift, founding, live, rollout_reports, targeting
+from sprat_server.flows import direct, drift, founding, live, rollout_upkeep, targeting
 from sprat_server.publish import director_root, drafts, repository
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
@@ -26,7 +26,7 @@ from sprat_shared.trust.targets import role_of_model
 
 _SIGN_EVERY_S: Final = 300.0  # half-lives are days; but what devices reported may call for other targets
 _FORGET_EVERY_S: Final = 3600.0  # what matters is forgotten where it is asked for; this is for rows nobody asks for
-_LISTEN_EVERY_S: Final = 60.0  # timeouts are hours to days
+_LISTEN_EVERY_S: Final = 30.0  # windows and starts are said to the minute
 _GROUPS_EVERY_S: Final = 60.0
 _DRIFT_EVERY_S: Final = 60.0  # devices speak once a day, but what a retrain began goes on
 _LOOK_EVERY_S: Final = 300.0  # what a release, a rollout or a report sets off needs no look
@@ -76,14 +76,14 @@ async def keep_small(database: Database) -> None:
             _log.error("access.not-forgotten", error=str(error))
 
 
-async def keep_hearing(database: Database) -> None:
-    """Notice devices that fell silent in rollouts, for ever; replicas may all do this, each device is counted once."""
+async def keep_rolling(database: Database, settings: Settings) -> None:
+    """Do what rollouts do by the clock (starts, windows, retries, silence), for ever; replicas may all do this."""
     while True:
         await asyncio.sleep(_LISTEN_EVERY_S)
         try:
-            await to_thread.run_sync(hear_silence, database)
+            await to_thread.run_sync(rollout_upkeep.look_after, database, settings)
         except (SpratError, SQLAlchemyError) as error:
-            _log.error("rollouts.not-heard", error=str(error))
+            _log.error("rollouts.not-looked-after", error=str(error))
 
 
 async def keep_groups(database: Database) -> None:
@@ -126,16 +126,6 @@ def look_at_drift(database: Database, settings: Settings) -> None:
                     drift.look(session, settings, model_id)
             except SpratError as error:
                 _log.error("drift.not-looked-at", model=str(model_id), code=error.code, error=str(error))
-
-
-def hear_silence(database: Database) -> None:
-    """Count devices that were silent for too long as lost, and let their rollouts take the steps that are due."""
-    moved: list[UUID] = []
-    for project_id in _projects(database):
-        with database.transaction(project_id) as session:
-            moved += rollout_reports.on_silence(session)
-    if moved:
-        _log.warning("rollouts.silence", rollouts=[str(one) for one in moved])
 
 
 def forget_expired(database: Database) -> None:

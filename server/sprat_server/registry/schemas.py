@@ -101,10 +101,19 @@ class UpdateView(BaseModel):
     target: str
 
 
+class QuarantineView(BaseModel):
+    """The rollout that a release halted; it goes out again only on a person's word."""
+
+    rollout: UUID
+    reason: str
+    since: datetime
+
+
 class ReleaseView(BaseModel):
     """One immutable, numbered state of a model; `local` names the tensors that each device computes itself.
 
-    `state` is `pending-signatures` until signed metadata name the release; no device can have it before.
+    `state` is `pending-signatures` until signed metadata name the release; no device can have it before. `quarantine`
+    is there where its last rollout halted.
     """
 
     model: str
@@ -122,11 +131,19 @@ class ReleaseView(BaseModel):
     updates: list[UpdateView]
     metrics: dict[str, Any]
     state: Literal["pending-signatures", "published"]
+    quarantine: QuarantineView | None
     created_at: datetime
     published_at: datetime | None
 
     @classmethod
-    def of(cls, model: Model, release: Release, updates: Sequence[UpdateFile], published_at: datetime | None) -> Self:
+    def of(
+        cls,
+        model: Model,
+        release: Release,
+        updates: Sequence[UpdateFile],
+        published_at: datetime | None,
+        quarantine: QuarantineView | None = None,
+    ) -> Self:
         """Show this row, the updates that lead to it, and since when it is published."""
         return cls(
             model=model.name,
@@ -152,6 +169,7 @@ class ReleaseView(BaseModel):
             ],
             metrics=release.metrics,
             state="pending-signatures" if published_at is None else "published",
+            quarantine=quarantine,
             created_at=release.created_at,
             published_at=published_at,
         )

@@ -81,6 +81,15 @@ class Game:
             total += bet.weight * math.ldexp(mantissa, exponent)
         return total
 
+    def burn(self, capital: Capital) -> Capital:
+        """Return the capital brought down to an e-value of 1; a smaller one stays as it is.
+
+        Whatever is won by then is thrown away, whatever is lost stays lost: the capital is still a nonnegative
+        supermartingale from a start of 1, so Ville's bound holds over all of it, however often one burns.
+        """
+        e_value = self.e_value(capital)
+        return tuple(scaled(wealth, 1.0 / e_value) for wealth in capital) if e_value > 1.0 else capital
+
     def _after(self, bet: Bet, wealth: Wealth, loss: float) -> Wealth:
         clipped = min(max(loss, -bet.clip), bet.clip)
         gain = clipped - self.null if self.harm else self.null - clipped

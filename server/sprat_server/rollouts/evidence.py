@@ -88,7 +88,16 @@ class Left:
         return {"left": self.device}
 
 
-Event: TypeAlias = Exposed | Reported | Left
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """A person holds the failures so far against the release no more (ADR 46)."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {"acknowledged": True}
+
+
+Event: TypeAlias = Exposed | Reported | Left | Acknowledged
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +124,8 @@ class Evidence:
         exposed: set[str] = set()
         reported: set[str] = set()
         for event in self.events:
+            if isinstance(event, Acknowledged):
+                continue
             if isinstance(event, Exposed):
                 _once(event.device, exposed, "was exposed twice")
                 if unknown := set(event.segments) - set(self.cohort):
@@ -164,6 +175,8 @@ def event_of(value: Any) -> Event:
         InvalidInput: a field is missing or wrong.
     """
     said = _object(value, "event")
+    if "acknowledged" in said:
+        return Acknowledged()
     if "left" in said:
         return Left(_text(said["left"]))
     if "exposed" in said:

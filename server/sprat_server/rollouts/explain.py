@@ -143,7 +143,9 @@ def _fold(gate: Gate, evidence: Evidence) -> tuple[GateState, Scope | None]:
     segments: dict[str, tuple[Segment, ...]] = {}
     for event in evidence.events:
         state = gate.hear(state, event, segments)
-        if halt is None and state.halted_by is not None:
+        if state.halted_by is None:
+            halt = None  # not yet, or a person had it go on
+        elif halt is None:
             halt = state.scopes[ALL]
     return state, halt
 

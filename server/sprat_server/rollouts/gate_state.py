@@ -63,8 +63,8 @@ class GateState:
         openings: capitals of the games against "no better than the margin", by metric, one for each margin.
         ratios: by kind of segment, evidence that silence is not random.
         first_failures: failures before the first success.
-        succeeded: whether any device did.
-        halted_by: why it halted; stands for good.
+        succeeded: whether any device did, or a person has acknowledged what failed: the hard stop is spent.
+        halted_by: why it halted; stands until the failures behind it are acknowledged.
     """
 
     scopes: Mapping[str, Scope]

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from sprat_server.rollouts.eprocess import Game, Wealth, scaled
-from sprat_server.rollouts.evidence import Event, Evidence, Exposed, Left, Reported, Segment, kind_of
+from sprat_server.rollouts.evidence import Acknowledged, Event, Evidence, Exposed, Left, Reported, Segment, kind_of
 from sprat_server.rollouts.gate_policy import FAILURES, GatePolicy
 from sprat_server.rollouts.gate_state import ALL, GateState, Scope, in_order
 
@@ -104,6 +104,8 @@ class Gate:
         if isinstance(event, Exposed):
             segments[event.device] = event.segments
             return self.expose(state, event.segments)
+        if isinstance(event, Acknowledged):
+            return self.acknowledge(state)
         if isinstance(event, Left):
             return self.leave(state, segments[event.device])
         return self.report(state, segments[event.device], event)
@@ -132,6 +134,28 @@ class Gate:
             succeeded=succeeded,
         )
         return after if after.halted_by is not None else replace(after, halted_by=self._harm(after))
+
+    def acknowledge(self, state: GateState) -> GateState:
+        """Return the state after a person has forgiven the failures so far.
+
+        What the games on failures have won is burnt (`Game.burn`), and the hard stop on the first failures is spent.
+        The false-alarm rate stays what it is; what was measured (accuracy, latency) is not touched, and where that
+        halts by itself it still does.
+        """
+        game = self.games[FAILURES]
+        scopes = {}
+        for name, scope in state.scopes.items():
+            if FAILURES not in scope.capitals:
+                scopes[name] = scope
+                continue
+            capital = game.burn(scope.capitals[FAILURES])
+            scopes[name] = replace(
+                scope,
+                capitals={**scope.capitals, FAILURES: capital},
+                e_values={**scope.e_values, FAILURES: game.e_value(capital)},
+            )
+        after = replace(state, scopes=scopes, succeeded=True, halted_by=None)
+        return replace(after, halted_by=self._harm(after))
 
     def fold(self, evidence: Evidence) -> GateState:
         """Return the state after all of the evidence."""

@@ -1,13 +1,13 @@
 """Store what gates hear and where they are. Callers own the transaction and hold the rollout's lock."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from sprat_server.rollouts.evidence import Event, Evidence, Exposed, Segment, event_of
+from sprat_server.rollouts.evidence import Acknowledged, Event, Evidence, Exposed, Left, Reported, Segment, event_of
 from sprat_server.rollouts.gate_state import ALL, GateState, Scope
 from sprat_server.rollouts.gates import Gate
 from sprat_server.rollouts.models import Rollout, RolloutDevice, RolloutEvent, RolloutGate
@@ -58,14 +58,17 @@ def hear(session: Session, rollout: Rollout, gate: Gate, events: Sequence[Event]
     rows = _rows(session, rollout)
     state = GateState.of(rows[_WHOLE].state, {name: row.state for name, row in rows.items() if name != _WHOLE})
     position = last(session, rollout)
-    segments = segments_of(session, rollout, [UUID(one.device) for one in events if not isinstance(one, Exposed)])
+    words = [UUID(one.device) for one in events if isinstance(one, Reported | Left)]
+    segments = segments_of(session, rollout, words)
     before, e_value = state, gate.e_value(state)
     for event in events:
         position += 1
         state = gate.hear(state, event, segments)
         kind = "exposed" if isinstance(event, Exposed) else "ended"
+        kind = "acknowledged" if isinstance(event, Acknowledged) else kind
         e_value = e_value if kind == "exposed" else gate.e_value(state)  # a wave of thousands changes no evidence
-        row = RolloutEvent(rollout_id=rollout.id, position=position, device_id=UUID(event.device), kind=kind)
+        device = None if isinstance(event, Acknowledged) else UUID(event.device)
+        row = RolloutEvent(rollout_id=rollout.id, position=position, device_id=device, kind=kind)
         row.event, row.e_value = event.as_json(), e_value
         session.add(row)
     rows[_WHOLE].state = {**state.as_json(), "cohort": rows[_WHOLE].state["cohort"]}
@@ -125,13 +128,12 @@ def waiting(session: Session, rollout: Rollout) -> int:
     return 0 if first is None else int(first[1])
 
 
-def exposures_since(session: Session, rollout: Rollout) -> dict[UUID, Any]:
-    """Return when the release was offered to each device that has not ended."""
-    ended = select(RolloutEvent.device_id).where(RolloutEvent.rollout_id == rollout.id, RolloutEvent.kind == "ended")
-    offered = select(RolloutEvent.device_id, RolloutEvent.at).where(
-        RolloutEvent.rollout_id == rollout.id, RolloutEvent.kind == "exposed", RolloutEvent.device_id.not_in(ended)
+def devices_heard(session: Session, rollout: Rollout, devices: Collection[UUID], kind: str) -> set[UUID]:
+    """Return those of the devices of which an event of this kind was heard: `exposed` or `ended`."""
+    rows = select(RolloutEvent.device_id).where(
+        RolloutEvent.rollout_id == rollout.id, RolloutEvent.kind == kind, RolloutEvent.device_id.in_(devices)
     )
-    return dict(session.execute(offered).all())
+    return {device for device in session.scalars(rows) if device is not None}
 
 
 def _rows(session: Session, rollout: Rollout) -> dict[str, RolloutGate]:

@@ -1,68 +1,25 @@
-"""What rollouts look like in requests and answers."""
+"""What rollouts look like in answers."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Self
+from types import MappingProxyType
+from typing import Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from sprat_server.rollouts.explain import Explanation, GateLine, ProofLine, RatioLine
 from sprat_server.rollouts.gate_plan import Rule
 from sprat_server.rollouts.gates import Decision
-from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
+from sprat_server.rollouts.models import Approval, Rollout, RolloutDevice, Wave
+from sprat_server.rollouts.retries import Failure
 from sprat_server.rollouts.waves import DeviceState, Prefetch, RolloutState, WaveState
-
-
-class NewRollout(BaseModel):
-    """A rollout to be drafted. Waves reach so many devices, or so much of the cohort, counted from the start."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"model": "pcb-defects", "release": 2, "waves": ["1", "50%", "100%"]},
-                {
-                    "model": "pcb-defects",
-                    "release": 2,
-                    "waves": ["10", "20", "40", "80", "160", "100%"],
-                    "gates": {"rule": "evidence", "policy": {"metrics": {"accuracy": {"tolerance": 0.01}}}},
-                },
-            ]
-        },
-    )
-
-    model: Annotated[str, Field(max_length=63)]
-    release: Annotated[int, Field(ge=1)]
-    waves: Annotated[list[str], Field(min_length=1, max_length=100)]
-    devices: Annotated[list[UUID] | None, Field(max_length=100_000)] = None
-    gates: Annotated[
-        dict[str, Any] | None,
-        Field(description="rule (evidence or first_failure), silence_s, and the policy of the gate; docs/gates.md"),
-    ] = None
-
-
-class Reason(BaseModel):
-    """Why something is done; kept in the audit log."""
-
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"reason": "line 3 is under maintenance"}]}
-    )
-
-    reason: Annotated[str, Field(min_length=1, max_length=1000)]
-
-
-class MaybeReason(BaseModel):
-    """Why something is done, where a reason is not asked for."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    reason: Annotated[str | None, Field(max_length=1000)] = None
 
 
 class RolloutDeviceView(BaseModel):
     """One device's part: its state, the release it had, and the assignments that offered and took back.
 
+    `failure` is the class of its last failure; at `retry_at` it is asked again, which it was `retries` times.
     `prefetch` says how far it is with fetching the release ahead; None: it was not asked to.
     """
 
@@ -72,7 +29,18 @@ class RolloutDeviceView(BaseModel):
     previous: int | None
     exposed_by: int | None
     returned_by: int | None
+    failure: Failure | None
+    retries: int
+    retry_at: datetime | None
     prefetch: Prefetch | None
+
+
+class ApprovalView(BaseModel):
+    """A second person's word."""
+
+    by: str
+    reason: str
+    at: datetime
 
 
 class WaveView(BaseModel):
@@ -89,10 +57,13 @@ class WaveView(BaseModel):
 class RolloutView(BaseModel):
     """A rollout; `exposed` counts the devices that were offered the release, `rule` says who decides once it runs.
 
-    `prefetched` counts those that were asked to fetch it ahead, and `ready` those that have it.
+    `prefetched` counts those that were asked to fetch it ahead, and `ready` those that have it. `excused` failed, which
+    a person acknowledged; `retrying` failed and are asked again; `controls` are held back. `plan` is how it is run, and
+    `waits_for` what holds it back now, beside devices that have not answered.
     """
 
     id: UUID
+    name: str | None
     model: str
     release: int
     state: RolloutState
@@ -102,12 +73,20 @@ class RolloutView(BaseModel):
     exposed: int
     committed: int
     failed: int
+    excused: int
+    retrying: int
     prefetched: int
     ready: int
+    plan: dict[str, Any]
+    approvals: list[ApprovalView]
+    waits_for: list[str]
     waves: list[WaveView]
     unplaced: list[RolloutDeviceView]
+    controls: list[RolloutDeviceView]
+    digest: str | None
     created_by: str
     created_at: datetime
+    start_at: datetime | None
     started_at: datetime | None
     ended_at: datetime | None
 
@@ -118,13 +97,17 @@ class RolloutView(BaseModel):
         model: str,
         waves: Sequence[Wave],
         devices: Sequence[RolloutDevice],
+        *,
         names: Mapping[UUID, str],
+        approvals: Sequence[Approval],
+        waits_for: Sequence[str],
     ) -> Self:
         """Show these rows; `unplaced` are devices without a wave (before the start, or out of every wave's reach)."""
         states = [device.state for device in devices]
         ahead = [device.prefetch for device in devices if device.prefetch and device.state != DeviceState.LEFT]
         return cls(
             id=rollout.id,
+            name=rollout.name,
             model=model,
             release=rollout.number,
             state=RolloutState(rollout.state),
@@ -134,8 +117,13 @@ class RolloutView(BaseModel):
             exposed=sum(device.exposed_by is not None for device in devices),
             committed=states.count(DeviceState.COMMITTED),
             failed=states.count(DeviceState.FAILED),
+            excused=states.count(DeviceState.EXCUSED),
+            retrying=sum(device.retry_at is not None for device in devices),
             prefetched=len(ahead),
             ready=ahead.count(Prefetch.READY),
+            plan=rollout.plan,
+            approvals=[ApprovalView(by=one.actor, reason=one.reason, at=one.at) for one in approvals],
+            waits_for=list(waits_for),
             waves=[
                 WaveView(
                     ordinal=wave.ordinal,
@@ -147,16 +135,32 @@ class RolloutView(BaseModel):
                 )
                 for wave in waves
             ],
-            unplaced=[_part(device, names) for device in devices if device.ordinal is None],
+            unplaced=[_part(one, names) for one in devices if one.ordinal is None and one.state != DeviceState.CONTROL],
+            controls=[_part(one, names) for one in devices if one.state == DeviceState.CONTROL],
+            digest=rollout.digest,
             created_by=rollout.created_by,
             created_at=rollout.created_at,
+            start_at=rollout.start_at,
             started_at=rollout.started_at,
             ended_at=rollout.ended_at,
         )
 
 
+class DoesView(BaseModel):
+    """How devices do on the holdouts that their applications keep, as far as they said so since the rollout started."""
+
+    devices: int
+    reported: int
+    samples: int
+    accuracy: float | None
+
+
 class WhyView(BaseModel):
-    """What the gate of a rollout says, and what it rests on; `decides` is false where the first failure decides."""
+    """What the gate of a rollout says, and what it rests on; `decides` is false where the first failure decides.
+
+    `failures` counts the devices of each class of failure. `control` is how the devices that are held back do, and
+    `treated` those that have the release; None where none are held back.
+    """
 
     rollout: UUID
     rule: Rule | None
@@ -167,6 +171,9 @@ class WhyView(BaseModel):
     reported: int
     failed: int
     lost: int
+    failures: dict[Failure, int]
+    control: DoesView | None
+    treated: DoesView | None
     next_reach: int | None
     reach: int
     e_value: float
@@ -179,7 +186,14 @@ class WhyView(BaseModel):
     would_change: list[str]
 
     @classmethod
-    def of(cls, rollout: Rollout, said: Explanation) -> Self:
+    def of(
+        cls,
+        rollout: Rollout,
+        said: Explanation,
+        failures: Mapping[Failure, int] = MappingProxyType({}),
+        control: DoesView | None = None,
+        treated: DoesView | None = None,
+    ) -> Self:
         """Show an explanation."""
         return cls(
             rollout=rollout.id,
@@ -191,6 +205,9 @@ class WhyView(BaseModel):
             reported=said.reported,
             failed=said.failed,
             lost=said.lost,
+            failures=dict(failures),
+            control=control,
+            treated=treated,
             next_reach=said.next_reach,
             reach=said.verdict.reach,
             e_value=said.e_value,
@@ -204,6 +221,53 @@ class WhyView(BaseModel):
         )
 
 
+class PlannedWave(BaseModel):
+    """A wave as it would be: its own devices and those that are reached with it; what opens the next one."""
+
+    ordinal: int
+    reach: str
+    devices: int
+    reached: int
+    opens: str
+
+
+class Change(BaseModel):
+    """One value that would change."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+class PlanView(BaseModel):
+    """What a rollout would be: its waves, who decides, when it starts, and what stands in its way.
+
+    `action` says what applying it would do: `create` it, nothing (`unchanged`), `replace` the draft of its name, or
+    be refused (`conflict`); `changes` are the differences from the rollout of that name.
+    """
+
+    model: str
+    release: int
+    rule: Rule
+    devices: int
+    controls: int
+    starts: datetime | None
+    waves: list[PlannedWave]
+    unreached: int
+    obstacles: list[str]
+    notes: list[str]
+    action: Literal["create", "unchanged", "replace", "conflict"]
+    rollout: UUID | None
+    changes: list[Change]
+
+
+class AppliedView(BaseModel):
+    """What applying did: `created`, `unchanged`, `replaced` or `started`."""
+
+    action: Literal["created", "unchanged", "replaced", "started"]
+    rollout: RolloutView
+
+
 def _part(device: RolloutDevice, names: Mapping[UUID, str]) -> RolloutDeviceView:
     return RolloutDeviceView(
         device=device.device_id,
@@ -212,5 +276,8 @@ def _part(device: RolloutDevice, names: Mapping[UUID, str]) -> RolloutDeviceView
         previous=device.previous,
         exposed_by=device.exposed_by,
         returned_by=device.returned_by,
+        failure=None if device.failure is None else Failure(device.failure),
+        retries=device.retries,
+        retry_at=device.retry_at,
         prefetch=None if device.prefetch is None else Prefetch(device.prefetch),
     )

@@ -2,63 +2,110 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
-from sprat_server.rollouts.waves import (
-    ALLOWED,
-    DeviceState,
-    RolloutState,
-    WaveState,
-    WaveView,
-    check_reaches,
-    reaches_everyone,
-)
+from sprat_server.rollouts.plan import RolloutPlan
+from sprat_server.rollouts.reaches import check_reaches, reaches_everyone
+from sprat_server.rollouts.waves import ALLOWED, DeviceState, RolloutState, WaveState, WaveView
 from sprat_shared.errors import Conflict, NotFound
 
 LIVE = (RolloutState.RUNNING, RolloutState.PAUSED)
 UNFINISHED = (RolloutState.DRAFT, *LIVE)
 
 
-def create(
-    session: Session,
-    *,
-    model_id: UUID,
-    number: int,
-    reaches: Sequence[str],
-    devices: Sequence[UUID] | None,
-    by: str,
-    gates: dict[str, Any] | None = None,
-) -> Rollout:
-    """Add a draft.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A rollout to be added.
 
-    Args:
-        session: the caller's transaction.
+    Attributes:
         model_id: the model.
         number: of the release to bring out.
-        reaches: of the waves, as `waves.check_reaches` takes them.
+        reaches: of the waves, as `reaches.check_reaches` takes them.
         devices: the cohort; None: every device that is there at the start.
-        by: who makes it.
+        by: who makes it, and
+        by_id: the id of that actor.
         gates: what is asked of its gate, as `gate_plan.GatePlan` reads it.
+        plan: what else is asked.
+        name: what people call it.
+        digest: of all that is asked.
+        start_at: when it starts by itself.
+    """
+
+    model_id: UUID
+    number: int
+    reaches: Sequence[str]
+    devices: Sequence[UUID] | None
+    by: str
+    by_id: str | None = None
+    gates: dict[str, Any] = field(default_factory=dict)
+    plan: RolloutPlan = field(default_factory=RolloutPlan)
+    name: str | None = None
+    digest: str | None = None
+    start_at: datetime | None = None
+
+
+def create(session: Session, draft: Draft) -> Rollout:
+    """Add a draft.
 
     Raises:
         InvalidInput: the waves make no plan.
+        Conflict: another rollout has the name.
     """
-    check_reaches(reaches)
-    rollout = Rollout(model_id=model_id, number=number, whole_fleet=devices is None, created_by=by, gates=gates or {})
+    check_reaches(draft.reaches)
+    if draft.name is not None and (other := named(session, draft.name)) is not None:
+        raise Conflict(
+            f"rollout {other.id} is named {draft.name} and is {other.state}; choose another name, or abort that one",
+            code="rollout.name-taken",
+        )
+    rollout = Rollout(
+        model_id=draft.model_id,
+        number=draft.number,
+        whole_fleet=draft.devices is None,
+        created_by=draft.by,
+        creator_id=draft.by_id,
+        gates=draft.gates,
+        plan=draft.plan.as_json(),
+        name=draft.name,
+        digest=draft.digest,
+        start_at=draft.start_at,
+    )
     session.add(rollout)
     session.flush()
-    session.add_all(Wave(rollout_id=rollout.id, ordinal=i, reach=reach) for i, reach in enumerate(reaches, start=1))
-    session.flush()
-    session.add_all(RolloutDevice(rollout_id=rollout.id, device_id=device) for device in devices or ())
+    set_waves(session, rollout, draft.reaches)
+    session.add_all(RolloutDevice(rollout_id=rollout.id, device_id=device) for device in draft.devices or ())
     session.flush()
     session.refresh(rollout)
     return rollout
+
+
+def set_waves(session: Session, rollout: Rollout, reaches: Sequence[str]) -> None:
+    """Write the waves of a draft in the place of those it had."""
+    session.execute(delete(Wave).where(Wave.rollout_id == rollout.id))
+    session.add_all(Wave(rollout_id=rollout.id, ordinal=i, reach=reach) for i, reach in enumerate(reaches, start=1))
+    session.flush()
+
+
+def named(session: Session, name: str) -> Rollout | None:
+    """Return the rollout of this name that was not aborted."""
+    return session.scalar(select(Rollout).where(Rollout.name == name, Rollout.state != RolloutState.ABORTED))
+
+
+def of_digest(session: Session, digest: str) -> Rollout | None:
+    """Return the newest rollout for which the same was asked and that was not aborted."""
+    query = select(Rollout).where(Rollout.digest == digest, Rollout.state != RolloutState.ABORTED)
+    return session.scalar(query.order_by(Rollout.id.desc()).limit(1))
+
+
+def plan_of(rollout: Rollout) -> RolloutPlan:
+    """Return how a rollout is to be run."""
+    return RolloutPlan.of(rollout.plan)
 
 
 def get(session: Session, rollout_id: UUID) -> Rollout:
@@ -98,12 +145,14 @@ def require(rollout: Rollout, action: str) -> None:
 
 
 _PARTICIPLE = {
+    "approve": "approved",
     "prefetch": "fetched ahead",
     "start": "started",
     "pause": "paused",
     "resume": "resumed",
     "promote": "promoted",
     "abort": "aborted",
+    "undo": "undone",
 }
 
 
@@ -169,16 +218,21 @@ def place(
     rollout: Rollout,
     places: Mapping[UUID, int | None],
     has_it: Mapping[UUID, bool],
+    controls: Collection[UUID] = (),
 ) -> None:
-    """Write which device is in which wave; those that have the release already count as committed."""
+    """Write which device is in which wave, or held back; those that have the release already count as committed."""
     known = {device.device_id: device for device in devices_of(session, rollout)}
     for device_id, ordinal in places.items():
         device = known.get(device_id) or RolloutDevice(rollout_id=rollout.id, device_id=device_id)
         device.ordinal = ordinal
         device.state = DeviceState.COMMITTED if has_it.get(device_id) and ordinal is not None else DeviceState.WAITING
         session.add(device)
+    for device_id in controls:
+        device = known.get(device_id) or RolloutDevice(rollout_id=rollout.id, device_id=device_id)
+        device.state = DeviceState.CONTROL
+        session.add(device)
     for device_id, device in known.items():
-        if device_id not in places:
+        if device_id not in places and device_id not in controls:
             device.state = DeviceState.LEFT
     session.flush()
 
@@ -200,6 +254,64 @@ def end(session: Session, rollout: Rollout, state: RolloutState, reason: str | N
     rollout.state, rollout.ended_at = state, datetime.now(UTC)
     rollout.reason = reason if reason is not None else rollout.reason
     session.flush()
+
+
+def in_flight(session: Session, rollout: Rollout) -> int:
+    """Return how many devices are exposed and have not ended."""
+    exposed = select(func.count()).where(
+        RolloutDevice.rollout_id == rollout.id, RolloutDevice.state == DeviceState.EXPOSED
+    )
+    return session.scalar(exposed) or 0
+
+
+def due_for_retry(session: Session, now: datetime) -> dict[UUID, list[UUID]]:
+    """Return by rollout the devices of live ones whose wait before a retry is over."""
+    rows = session.execute(
+        select(RolloutDevice.rollout_id, RolloutDevice.device_id)
+        .join(Rollout, Rollout.id == RolloutDevice.rollout_id)
+        .where(RolloutDevice.retry_at <= now, Rollout.state.in_(LIVE))
+        .order_by(RolloutDevice.rollout_id, RolloutDevice.device_id)
+    )
+    due: dict[UUID, list[UUID]] = defaultdict(list)
+    for rollout_id, device_id in rows:
+        due[rollout_id].append(device_id)
+    return dict(due)
+
+
+def due_to_start(session: Session, now: datetime) -> list[UUID]:
+    """Return the drafts whose time to start has come, those that wait longest first."""
+    due = select(Rollout.id).where(Rollout.state == RolloutState.DRAFT, Rollout.start_at <= now)
+    return list(session.scalars(due.order_by(Rollout.start_at, Rollout.id)))
+
+
+def windowed(session: Session) -> list[UUID]:
+    """Return the running rollouts that have maintenance windows."""
+    windows = func.jsonb_array_length(func.coalesce(Rollout.plan["windows"], func.jsonb_build_array()))
+    return list(session.scalars(select(Rollout.id).where(Rollout.state == RolloutState.RUNNING, windows > 0)))
+
+
+def not_taken(session: Session, model_id: UUID, device_ids: Collection[UUID]) -> dict[UUID, tuple[int, int | None]]:
+    """Return of devices that never took what the model's newest rollout to them offered: its release, what they had.
+
+    They failed it, or had not answered when a later rollout superseded it.
+    """
+    rows = session.execute(
+        select(RolloutDevice, Rollout)
+        .join(Rollout, Rollout.id == RolloutDevice.rollout_id)
+        .where(
+            Rollout.model_id == model_id,
+            RolloutDevice.device_id.in_(list(device_ids)),
+            RolloutDevice.exposed_by.is_not(None),
+        )
+        .order_by(RolloutDevice.exposed_by)
+    )
+    newest = {part.device_id: (part, rollout) for part, rollout in rows}
+    lost = {DeviceState.FAILED, DeviceState.EXCUSED}
+    return {
+        device: (rollout.number, part.previous)
+        for device, (part, rollout) in newest.items()
+        if part.state in lost or (part.state == DeviceState.EXPOSED and rollout.state == RolloutState.SUPERSEDED)
+    }
 
 
 def exposure(session: Session, device_id: UUID, counter: int) -> RolloutDevice | None:

@@ -1,18 +1,9 @@
-"""Who is in which wave, and what happens next: pure decisions, without database or clock."""
+"""The states of a rollout and what happens next: pure decisions, without database or clock."""
 
-import hashlib
-import math
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
-from uuid import UUID
-
-from sprat_shared.errors import InvalidInput
-
-_REACH: Final = re.compile(r"([1-9][0-9]{0,8})(%?)")
-_WHOLE: Final = 100
 
 
 class RolloutState(StrEnum):
@@ -22,8 +13,10 @@ class RolloutState(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"  # no wave opens; a failure still halts
     HALTED = "halted"  # a device failed: exposed devices go back
-    ABORTED = "aborted"  # a person stopped it: exposed devices go back
+    ABORTED = "aborted"  # a person stopped it: exposed devices go back, or keep the release
+    SUPERSEDED = "superseded"  # a later rollout took its devices over
     SUCCEEDED = "succeeded"
+    UNDONE = "undone"  # it had succeeded, and a person had it taken back
 
 
 class WaveState(StrEnum):
@@ -42,7 +35,9 @@ class DeviceState(StrEnum):
     EXPOSED = "exposed"  # the release was assigned to it; how it ended is not known yet
     COMMITTED = "committed"
     FAILED = "failed"  # it refused, rolled back, could not, or (where a gate decides) was silent for too long
+    EXCUSED = "excused"  # it failed, and a person who resumed the rollout holds that against the release no more
     LEFT = "left"  # it was revoked meanwhile and is waited for no more
+    CONTROL = "control"  # it is held back: this rollout never reaches it
 
 
 class Prefetch(StrEnum):
@@ -64,14 +59,18 @@ class Step(StrEnum):
     SUCCEED = "succeed"
 
 
+_DONE: Final = frozenset({DeviceState.COMMITTED, DeviceState.EXCUSED, DeviceState.LEFT})
+
 # What a person may ask for, by the state it is asked in; anything else is a conflict.
 ALLOWED: Final[dict[str, frozenset[RolloutState]]] = {
+    "approve": frozenset({RolloutState.DRAFT}),
     "prefetch": frozenset({RolloutState.DRAFT}),
     "start": frozenset({RolloutState.DRAFT}),
     "pause": frozenset({RolloutState.RUNNING}),
-    "resume": frozenset({RolloutState.PAUSED}),
+    "resume": frozenset({RolloutState.PAUSED, RolloutState.HALTED}),
     "promote": frozenset({RolloutState.RUNNING}),
     "abort": frozenset({RolloutState.DRAFT, RolloutState.RUNNING, RolloutState.PAUSED}),
+    "undo": frozenset({RolloutState.SUCCEEDED, RolloutState.ABORTED}),
 }
 
 
@@ -91,11 +90,29 @@ class GateView:
     room: int
 
 
-def next_step(state: RolloutState, waves: Sequence[WaveView], gate: GateView | None = None) -> Step:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What holds back further devices, whatever is proven.
+
+    Attributes:
+        open: whether a maintenance window is open; outside nobody is exposed and no wave opens.
+        free: devices more that may be in flight, exposed and not ended; None: any number.
+    """
+
+    open: bool = True
+    free: int | None = None
+
+
+NO_LIMITS: Final = Limits()
+
+
+def next_step(
+    state: RolloutState, waves: Sequence[WaveView], gate: GateView | None = None, limits: Limits = NO_LIMITS
+) -> Step:
     """Return what to do now; the caller does it and asks again until the answer is `HOLD`, `HALT` or `SUCCEED`.
 
     Without a gate: halt on the first failure of any exposed device, close a wave when every device of it has committed
-    (or left), open the next only when none is open.
+    (or left, or was excused), open the next only when none is open.
     With a gate: halt where it halts. Expose devices of the open wave while there is room, close the wave when all of
     them are exposed and there is room for more, or, where none waits in a later wave, when every exposed one is done.
     """
@@ -107,11 +124,24 @@ def next_step(state: RolloutState, waves: Sequence[WaveView], gate: GateView | N
         return Step.HOLD
     for at, wave in enumerate(waves):
         if wave.state is WaveState.OPEN:
-            if gate is not None:
-                return _within(gate, wave, waves[at + 1 :], waves)
-            done = set(wave.devices) <= {DeviceState.COMMITTED, DeviceState.LEFT}
-            return Step.CLOSE_WAVE if done else Step.HOLD
-    return Step.OPEN_WAVE if any(wave.state is WaveState.WAITING for wave in waves) else Step.SUCCEED
+            step = _alone(wave) if gate is None else _within(gate, wave, waves[at + 1 :], waves)
+            blocked = step is Step.EXPOSE and (not limits.open or limits.free == 0)
+            return Step.HOLD if blocked else step
+    if not any(wave.state is WaveState.WAITING for wave in waves):
+        return Step.SUCCEED
+    return Step.OPEN_WAVE if limits.open else Step.HOLD
+
+
+def room_for(gate: GateView | None, limits: Limits) -> int | None:
+    """Return how many devices `Step.EXPOSE` may expose now; None: all that wait in the wave."""
+    bounds = [bound for bound in (None if gate is None else gate.room, limits.free) if bound is not None]
+    return min(bounds, default=None)
+
+
+def _alone(wave: WaveView) -> Step:
+    if DeviceState.WAITING in wave.devices:
+        return Step.EXPOSE
+    return Step.CLOSE_WAVE if set(wave.devices) <= _DONE else Step.HOLD
 
 
 def _within(gate: GateView, wave: WaveView, later: Sequence[WaveView], waves: Sequence[WaveView]) -> Step:
@@ -121,55 +151,3 @@ def _within(gate: GateView, wave: WaveView, later: Sequence[WaveView], waves: Se
         return Step.CLOSE_WAVE if gate.room > 0 else Step.HOLD
     done = not any(DeviceState.EXPOSED in other.devices for other in waves)
     return Step.CLOSE_WAVE if done else Step.HOLD
-
-
-def check_reaches(reaches: Sequence[str]) -> list[str]:
-    """Return the waves' reaches if they make a plan: counts or percents, each going further than the one before.
-
-    Raises:
-        InvalidInput: there is none, one is neither `3` nor `50%`, or one does not grow.
-    """
-    if not 1 <= len(reaches) <= _WHOLE:
-        raise InvalidInput(f"a rollout has 1 to {_WHOLE} waves, got {len(reaches)}", code="rollout.bad-waves")
-    seen: dict[str, int] = {}
-    for text in reaches:
-        match = _REACH.fullmatch(text)
-        if match is None or (match[2] and int(match[1]) > _WHOLE):
-            raise InvalidInput(
-                f"wave {text[:20]!r}: write a number of devices such as '3', or 1% to 100%", code="rollout.bad-waves"
-            )
-        amount = int(match[1])
-        if amount <= seen.get(match[2], 0):
-            raise InvalidInput(
-                f"wave {text!r} reaches no further than one before it; count from the start, as in 1, 50%, 100%",
-                code="rollout.bad-waves",
-            )
-        seen[match[2]] = amount
-    return list(reaches)
-
-
-def place_devices(reaches: Sequence[str], cohort: Collection[UUID], salt: bytes) -> dict[UUID, int | None]:
-    """Return for each device its wave, counted from 1; None where no wave reaches it.
-
-    The order is by salted hash: arbitrary, the same for everyone who computes it, another for each rollout (the
-    salt is the rollout's id), so that not always the same devices go first. A percentage is rounded up.
-    """
-    order = in_order(cohort, salt)
-    places: dict[UUID, int | None] = dict.fromkeys(order)
-    reached = 0
-    for ordinal, text in enumerate(check_reaches(reaches), start=1):
-        amount = math.ceil(len(order) * int(text[:-1]) / _WHOLE) if text.endswith("%") else int(text)
-        for device in order[reached:amount]:
-            places[device] = ordinal
-        reached = max(reached, min(amount, len(order)))
-    return places
-
-
-def in_order(devices: Collection[UUID], salt: bytes) -> list[UUID]:
-    """Return the devices in the order in which the rollout of this salt reaches them."""
-    return sorted(devices, key=lambda device: hashlib.sha256(salt + device.bytes).digest())
-
-
-def reaches_everyone(reaches: Sequence[str]) -> bool:
-    """Say whether the plan ends with the whole cohort, whatever its size."""
-    return reaches[-1] == f"{_WHOLE}%"

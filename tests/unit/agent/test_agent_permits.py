@@ -12,8 +12,9 @@ from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.facts import DeviceFacts
 from sprat_client.agent.journal import Journal
-from sprat_client.agent.permits import Permits, is_open
+from sprat_client.agent.permits import Permits
 from sprat_shared.trust.policy import DevicePolicy, Wanted, Window
+from sprat_shared.trust.windows import is_open
 
 MONDAY = datetime(2026, 11, 30, tzinfo=UTC)
 NIGHT = Window(start=22 * 60, end=4 * 60, days=(0,))

@@ -8,8 +8,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0018_projects"
-down_revision = "0017_drift"
+revision = "0019_projects"
+down_revision = "0018_rollout_moves"
 
 _DEFAULT: Final = "00000000-0000-7000-8000-000000000001"
 
@@ -58,6 +58,7 @@ _CHILDREN: Final = (
     ("rollout_device", "rollout"),
     ("rollout_device", "device"),
     ("rollout_gate", "rollout"),
+    ("rollout_approval", "rollout"),
     ("draft_signature", "draft_metadata"),
     ("saved_group_member", "saved_group"),
     ("saved_group_member", "device"),
@@ -74,6 +75,7 @@ _WITH_PARENT: Final = frozenset(
         ("rollout_wave", "rollout"),
         ("rollout_device", "rollout"),
         ("rollout_gate", "rollout"),
+        ("rollout_approval", "rollout"),
         ("draft_signature", "draft_metadata"),
         ("saved_group_member", "saved_group"),
     }
@@ -350,6 +352,7 @@ def _swap_indexes(first: list[str]) -> None:
     """Have unique indexes of names begin with these columns."""
     indexes: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         ("device", "uq_device_name", "revoked_at IS NULL", {}),
+        ("rollout", "uq_rollout_name", "state <> 'aborted'", {}),
         (
             "operator_token",
             "uq_operator_token_live_name",
