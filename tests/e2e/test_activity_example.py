@@ -28,6 +28,6 @@ def test_a_model_of_one_s_own_goes_the_whole_way_and_back(tmp_path: Path, capsys
     assert result.undone == result.before  # bit for bit what they had
     assert result.update_bytes < result.model_bytes / 20
     told = capsys.readouterr().out
-    for command in ("model register", "dataset upload", "retrain", "rollout create", "rollout why"):
+    for command in ("model register", "dataset upload", "retrain", "rollout create", "rollout why", "rollout undo"):
         assert f"$ sprat {command}" in told
     assert "all updates" in told

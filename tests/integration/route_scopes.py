@@ -86,6 +86,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("POST", "/api/v1/bundles"): OPERATOR,
     ("GET", "/api/v1/devices"): VIEWER,
     ("POST", "/api/v1/devices/preview"): VIEWER,
+    ("POST", "/api/v1/devices/labels"): OPERATOR,
     ("GET", "/api/v1/devices/{device_id}"): VIEWER,
     ("PATCH", "/api/v1/devices/{device_id}/labels"): OPERATOR,
     ("GET", "/api/v1/devices/{device_id}/reports"): VIEWER,

@@ -191,8 +191,8 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ],
     ("POST", "/api/v1/rollouts/plan"): [{"json": {"model": "{name}", "release": 2}}],
     ("POST", "/api/v1/rollouts/apply"): [
-        {"json": {"name": "mine", "model": "{name}", "release": 2}},
-        {"json": {"name": "mine", "model": "own-model", "release": 1, "group": "{name}"}},
+        {"json": {"rollout": {"name": "mine", "model": "{name}", "release": 2}}},
+        {"json": {"rollout": {"name": "mine", "model": "own-model", "release": 1, "group": "{name}"}}},
     ],
     ("POST", "/api/v1/bundles"): [{"json": {"devices": ["{device_id}"]}}, {"json": {"model": "{name}"}}],
 }

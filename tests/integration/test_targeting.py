@@ -247,6 +247,8 @@ def test_upkeep_moves_devices_as_time_passes(app: FastAPI, operator: Api) -> Non
     upkeep.refill_groups(app.state.database)
     assert inside(operator, "fresh") == {joined[0].name}
     with app.state.database.transaction(DEFAULT_PROJECT) as session:
+        assert targeting.refill_moving(session) == {}
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         later = targeting.refill_moving(session, datetime.now(UTC) + timedelta(hours=2))
     assert set(later) == {"fresh"}
     assert inside(operator, "fresh") == set()
@@ -258,6 +260,11 @@ def test_a_group_s_filter_can_be_changed_and_the_group_deleted(app: FastAPI, ope
     edited = made(operator.request("PUT", "/api/v1/groups/one", json={"where": f'name = "{second.name}"'}))
     assert edited["devices"] == 1
     assert edited["edited_at"] is not None
+    assert made(operator.get("/api/v1/audit"))["items"][0]["after"] == {
+        "where": f'name = "{second.name}"',
+        "joined": 1,
+        "left": 1,
+    }
     assert inside(operator, "one") == {second.name}
     again = operator.post("/api/v1/groups", json={"name": "one", "where": "failed"})
     assert (again.status_code, again.json()["code"]) == (409, "group.name-taken")
@@ -311,6 +318,20 @@ def test_devices_are_listed_by_a_filter_and_in_an_order_page_by_page(app: FastAP
     first = made(viewer.get("/api/v1/devices", params={"sort": "name", "limit": "2"}))["next"]
     other = viewer.get("/api/v1/devices", params={"sort": "-name", "cursor": first})
     assert (other.status_code, "begin without" in other.json()["detail"]) == (422, True)
+
+
+def test_many_devices_are_labelled_together_or_not_at_all(app: FastAPI, operator: Api, viewer: Api) -> None:
+    joined = join(app, operator, 3)
+    group(operator, "lab", 'labels.site = "lab"')
+    where = f'name in ("{joined[0].name}", "{joined[1].name}")'
+    asked = {"where": where, "labels": {"site": "lab", "ring": None}}
+    assert made(operator.post("/api/v1/devices/labels", json=asked)) == {"devices": 2}
+    assert inside(operator, "lab") == {joined[0].name, joined[1].name}
+    assert made(viewer.get("/api/v1/audit"))["items"][0]["after"] == asked | {"group": None, "devices": 2}
+    label(operator, joined[0], **{f"k{number}": "v" for number in range(31)})
+    full = operator.post("/api/v1/devices/labels", json={"group": "lab", "labels": {"one": "more"}})
+    assert full.json()["code"] == "label.too-many"
+    assert made(viewer.post("/api/v1/devices/preview", json={"where": "has labels.one"}))["count"] == 0
 
 
 @pytest.mark.parametrize(

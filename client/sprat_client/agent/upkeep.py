@@ -3,9 +3,10 @@
 import logging
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sprat_client.agent.durable import is_temporary, remove
+from sprat_client.agent.facts import FACTS_FILE
 from sprat_client.agent.machine import ModelMachine
 from sprat_client.agent.room import code_of
 from sprat_client.agent.states import BUILT
@@ -13,6 +14,7 @@ from sprat_client.agent.steps import Workshop
 from sprat_shared.errors import SpratError
 
 _log = logging.getLogger(__name__)
+_OF_OTHERS: Final = frozenset({f".{FACTS_FILE}.new", ".agent.json.new"})  # commands on site may be writing them now
 
 
 class Upkeep:
@@ -63,7 +65,7 @@ class Upkeep:
         folder = self._shop.settings.folder
         places = [folder, folder / "outbox", *(folder / "trust").glob("**/"), *(folder / "models").glob("*/")]
         for place in places:
-            yield from (file for file in _files(place) if is_temporary(file.name))
+            yield from (file for file in _files(place) if is_temporary(file.name) and file.name not in _OF_OTHERS)
 
 
 def _kept(machine: ModelMachine) -> set[str]:

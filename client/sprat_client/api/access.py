@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 from urllib.parse import quote
 
+from sprat_client.api.access_views import AuditView, EnrolmentTokenView, ProjectView, TokenView
 from sprat_client.api.naming import is_full_id, unique_match
 from sprat_client.api.transport import Transport
-from sprat_client.api.views import AuditView, EnrolmentTokenView, ProjectView, TokenView
 
 
 class EnrolmentTokens:

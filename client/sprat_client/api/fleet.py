@@ -1,8 +1,9 @@
 """Devices: the fleet, and those that wait to join it."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Final, cast
 
+from sprat_client.api.access_views import EnrolmentTokenView
 from sprat_client.api.naming import is_full_id, unique_match
 from sprat_client.api.targeting import PreviewView
 from sprat_client.api.transport import Transport
@@ -12,6 +13,8 @@ from sprat_client.api.views import (
     EnrolmentTokenView,
     ReportView,
 )
+
+_LONGEST_NAME: Final = 100
 
 
 class Devices:
@@ -69,6 +72,12 @@ class Devices:
         """Return the id of the device that `wanted` names, is, or uniquely starts or ends."""
         if is_full_id(wanted):
             return wanted
+        if (
+            len(wanted) <= _LONGEST_NAME and wanted.isprintable()
+        ):  # of a live device, names are unique: the whole fleet need not be listed
+            quoted = wanted.replace("\\", "\\\\").replace('"', '\\"')
+            if live := self.list(where=f'name = "{quoted}"', limit=1):
+                return live[0]["id"]
         devices = self.list()
         named = [device["id"] for device in devices if device["name"] == wanted]
         if len(named) > 1:  # those that had the name before are gone for good
@@ -78,6 +87,13 @@ class Devices:
     def label(self, device_id: str, changes: Mapping[str, str | None]) -> DeviceView:
         """Change labels of a device: a text sets one, None removes it."""
         return cast("DeviceView", self._transport.patch(f"/devices/{device_id}/labels", dict(changes)))
+
+    def label_all(
+        self, changes: Mapping[str, str | None], *, where: str | None = None, group: str | None = None
+    ) -> int:
+        """Change labels of all live devices that a filter or a saved group means; return how many those are."""
+        asked = {"where": where, "group": group, "labels": dict(changes)}
+        return cast("int", self._transport.post("/devices/labels", asked)["devices"])
 
     def preview(self, *, where: str | None = None, group: str | None = None, limit: int = 10) -> PreviewView:
         """Return how many live devices a filter or a saved group means, and some of them."""

@@ -53,17 +53,35 @@ def list_(
 def label(
     ctx: typer.Context,
     *,
-    device: Annotated[str, typer.Argument(help="Its name, id, or a unique start or end of the id.")],
-    labels: Annotated[list[str], typer.Argument(help="KEY=VALUE sets a label, KEY- removes it.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[DEVICE] LABELS...",
+            help="The device (name, id, or a unique start or end), then KEY=VALUE to set a label, KEY- to remove it.",
+        ),
+    ],
+    where: Annotated[
+        str | None, typer.Option(help="All live devices for which this filter holds, instead of one.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="All devices of this saved group, instead of one.")] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Set and remove labels of a device: what you say of it, for filters and groups.
+    """Set and remove labels of a device, or of many: what you say of them, for filters and groups.
 
     Example: sprat device label press-3 site=lab ring=canary old-
+
+    Example: sprat device label --where 'name ~ "press-*"' site=lab
     """
-    changes = dict(_label(one) for one in labels)
+    many = where is not None or group is not None
+    changes = dict(_label(one) for one in (words if many else words[1:]))
+    if not changes:
+        raise InvalidInput("say what labels: KEY=VALUE sets one, KEY- removes it", code="label.bad")
     with connect(ctx) as client:
-        changed = client.devices.label(client.devices.resolve(device), changes)
+        if many:
+            count = client.devices.label_all(changes, where=where, group=group)
+            emit({"devices": count}, as_json=json_, text=f"{count} devices")
+            return
+        changed = client.devices.label(client.devices.resolve(words[0]), changes)
     said = " ".join(f"{key}={value}" for key, value in changed["labels"].items()) or "no labels"
     emit(changed, as_json=json_, text=f"device {changed['name']} ({changed['id']}): {said}")
 
@@ -220,8 +238,8 @@ def enrolment() -> None:
 
 def _label(text: str) -> tuple[str, str | None]:
     key, is_set, value = text.partition("=")
-    if is_set and value:
+    if key and is_set and value:
         return key, value
-    if not is_set and key.endswith("-"):
+    if not is_set and key.endswith("-") and len(key) > 1:
         return key[:-1], None
     raise InvalidInput(f"label {text!r}: write KEY=VALUE to set it, or KEY- to remove it", code="label.bad")

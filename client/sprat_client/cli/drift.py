@@ -56,15 +56,16 @@ def set_(
         str | None, typer.Option(metavar="NAME", help="Retrain, on the newest dataset of this name.")
     ] = None,
     keep: Annotated[float | None, typer.Option(help="As in `sprat retrain`.")] = None,
-    waves: Annotated[
-        str | None, typer.Option(help="Draft a rollout of what was retrained, in these waves: 1,10%,100%.")
-    ] = None,
+    roll_out: Annotated[
+        bool, typer.Option("--roll-out", help="Draft a rollout of what was retrained, for a person to start.")
+    ] = False,
+    waves: Annotated[str | None, typer.Option(help="Its waves: 1,10%,100%.  [default: they double]")] = None,
     start: Annotated[bool, typer.Option("--start", help="And start it, without a person.")] = False,
     json_: JsonFlag = False,
 ) -> None:
     """Watch a model this way from now on, in the place of what was said before.
 
-    Example: sprat drift policy set digits --min-accuracy 0.9 --retrain-on line-3 --waves 1,10%,100% --start
+    Example: sprat drift policy set digits --min-accuracy 0.9 --retrain-on line-3 --roll-out --start
     """
     said: dict[str, Any] = {} if file is None else read_mapping("--file", file)
     given = {
@@ -83,10 +84,11 @@ def set_(
         }
     elif keep is not None:
         raise InvalidInput("--keep is of a retrain: say --retrain-on NAME too")
-    if waves is not None:
-        said["rollout"] = {"waves": [wave.strip() for wave in waves.split(",")], "start": start}
-    elif start:
-        raise InvalidInput("--start is of a rollout: say --waves too, such as --waves 1,10%,100%")
+    if roll_out:
+        reaches = None if waves is None else [wave.strip() for wave in waves.split(",")]
+        said["rollout"] = {"waves": reaches, "start": start}
+    elif start or waves is not None:
+        raise InvalidInput("--start and --waves are of a rollout: say --roll-out too")
     with connect(ctx) as client:
         _print(client.drift.set_policy(model, said), as_json=json_)
 

@@ -29,6 +29,8 @@ _KNOWN: Final[Mapping[str, str]] = {
     "waves": _LIST,
     "grow": _MAP,
     "devices": _LIST,
+    "where": _TEXT,
+    "group": _TEXT,
     "gates": _MAP,
     "control": _TEXT,
     "in_flight": _WHOLE,

@@ -36,6 +36,10 @@ From = Annotated[int | None, typer.Option("--from", help="Devices of the first w
 OnlyDevice = Annotated[
     list[str] | None, typer.Option(help="Only this device (name or id); may be repeated.  [default: all]")
 ]
+WhereOption = Annotated[
+    str | None, typer.Option(help="The devices for which this filter holds when it starts (docs/targeting.md).")
+]
+GroupOption = Annotated[str | None, typer.Option(help="The devices of this saved group when it starts.")]
 Gates = Annotated[
     Path | None,
     typer.Option(help="JSON file: rule, silence_s and policy of the gate.  [default: evidence from 100 devices]"),
@@ -76,6 +80,8 @@ def plan(
     grow: Grow = None,
     first: From = None,
     device: OnlyDevice = None,
+    where: WhereOption = None,
+    group: GroupOption = None,
     gates: Gates = None,
     control: Control = None,
     in_flight: InFlight = None,
@@ -100,6 +106,8 @@ def plan(
             grow=grow,
             first=first,
             device=device,
+            where=where,
+            group=group,
             gates=gates,
             control=control,
             in_flight=in_flight,
@@ -124,6 +132,8 @@ def create(
     grow: Grow = None,
     first: From = None,
     device: OnlyDevice = None,
+    where: WhereOption = None,
+    group: GroupOption = None,
     gates: Gates = None,
     control: Control = None,
     in_flight: InFlight = None,
@@ -151,6 +161,8 @@ def create(
             grow=grow,
             first=first,
             device=device,
+            where=where,
+            group=group,
             gates=gates,
             control=control,
             in_flight=in_flight,
@@ -323,6 +335,8 @@ def _wanted(client: "SpratClient", release: str, **said: Any) -> dict[str, Any]:
             "waves": None if said["waves"] is None else [wave.strip() for wave in said["waves"].split(",")],
             "grow": growth,
             "devices": said["device"] or None,
+            "where": said["where"],
+            "group": said["group"],
             "gates": None if said["gates"] is None else read_gates(said["gates"]),
             "control": said["control"],
             "in_flight": said["in_flight"],

@@ -18,8 +18,10 @@ from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport, EnrolmentRequest
 from sprat_server.fleet.schemas import (
     AcceptDevice,
+    BulkLabels,
     DeviceView,
     EnrolmentRequestView,
+    Labelled,
     LeaveReason,
     MadeEnrolmentToken,
     NewEnrolmentToken,
@@ -109,6 +111,14 @@ def list_devices(
 def preview_devices(body: Preview, session: SessionDep, _asker: Asker) -> PreviewView:
     """Say how many live devices a filter or a saved group means, and show some of them."""
     return targeting.preview(session, body)
+
+
+@router.post("/devices/labels")
+def label_devices(body: BulkLabels, session: SessionDep, operator: Operator) -> Labelled:
+    """Change labels of all live devices that a filter or a saved group means, all or none."""
+    count = targeting.label_all(session, body)
+    audit.record(session, operator, "device.label-all", "devices", after=body.model_dump() | {"devices": count})
+    return Labelled(devices=count)
 
 
 @router.patch("/devices/{device_id}/labels")

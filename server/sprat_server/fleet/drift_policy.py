@@ -15,11 +15,11 @@ class DriftRetrain(BaseModel):
 
 
 class DriftRollout(BaseModel):
-    """What becomes of the release: a rollout in waves, started at once or drafted for a person to start."""
+    """What becomes of the release: a rollout in waves (left out: they double), started, or drafted for a person."""
 
     model_config = ConfigDict(extra="forbid")
 
-    waves: Annotated[list[str], Field(min_length=1, max_length=100)]
+    waves: Annotated[list[str] | None, Field(min_length=1, max_length=100)] = None
     start: bool = False
 
 

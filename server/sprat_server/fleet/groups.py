@@ -98,7 +98,8 @@ def refill(session: Session, group: SavedGroup, fits: ColumnElement[bool]) -> Mo
     )
     member = exists().where(SavedGroupMember.group_id == group.id, SavedGroupMember.device_id == Device.id)
     missing = select(literal(group.id), Device.id).where(*live, ~member.correlate(Device))
-    joined = session.execute(insert(SavedGroupMember).from_select(["group_id", "device_id"], missing))
+    into = insert(SavedGroupMember).from_select(["group_id", "device_id"], missing)
+    joined = session.execute(into.execution_options(preserve_rowcount=True))
     return Moved(joined=joined.rowcount, left=left.rowcount)  # type: ignore[attr-defined]  # of a cursor's result
 
 

@@ -183,6 +183,25 @@ class Preview(BaseModel):
     limit: Annotated[int, Field(ge=0, le=200)] = 10
 
 
+class BulkLabels(BaseModel):
+    """Labels to be changed on all live devices that a filter or a saved group means: a text sets, null removes."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"where": 'name ~ "press-*"', "labels": {"site": "lab", "old": None}}]},
+    )
+
+    where: Annotated[str | None, Field(max_length=2000)] = None
+    group: Annotated[str | None, Field(max_length=63)] = None
+    labels: Annotated[dict[str, str | None], Field(min_length=1, max_length=64)]
+
+
+class Labelled(BaseModel):
+    """How many devices were meant."""
+
+    devices: int
+
+
 class PreviewView(BaseModel):
     """How many live devices are meant, of how many; some of them, by name."""
 

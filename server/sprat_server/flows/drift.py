@@ -46,7 +46,7 @@ def check(model: Model, policy: DriftPolicy) -> None:
         RetrainRequest(dataset="sha256:" + "0" * 64, **policy.retrain.options)
     except (ValueError, TypeError) as bad:
         raise InvalidInput(f"the options of the retrain make no sense: {' '.join(str(bad).split())}") from None
-    if policy.rollout is not None:
+    if policy.rollout is not None and policy.rollout.waves is not None:
         check_reaches(policy.rollout.waves)
 
 

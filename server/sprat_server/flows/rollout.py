@@ -71,7 +71,7 @@ def create(
         plan = replace(plan, growth=Growth())
     quarantine.require_free(session, model, lineage.id, release, plan.override_quarantine)
     check_devices(session, devices)
-    cohort = set(fleet.live_devices(session)) if devices is None else set(devices)
+    cohort = cohorts.meant(session, devices, plan)
     layout = cohorts.lay_out(session, reaches or (), plan, cohort, b"")
     draft = rollouts.Draft(
         model_id=lineage.id,
@@ -155,6 +155,11 @@ def start(session: Session, rollout_id: UUID, settings: Settings, now: datetime 
     """
     rollout, model = _to_move(session, rollout_id, "start")
     plan, cohort = rollouts.plan_of(rollout), cohorts.cohort_of(session, rollout)
+    if plan.says_devices and not cohort:
+        raise Conflict(
+            f"rollout {rollout.id} means no device now; `sprat group preview` says what a filter means",
+            code="rollout.no-devices",
+        )
     if plan.supersede:
         cohort |= reversals.supersede(session, rollout, cohort)
     else:

@@ -30,10 +30,31 @@ class Layout:
 
 
 def cohort_of(session: Session, rollout: Rollout) -> set[UUID]:
-    """Return the devices of a draft that are there now."""
-    there = set(fleet.live_devices(session))
+    """Return the devices of a draft that are there now.
+
+    Raises:
+        BadFilter, NotFound: its filter cannot be read any more, or its group is gone.
+    """
+    if rollout.whole_fleet or rollouts.plan_of(rollout).says_devices:
+        return meant(session, None, rollouts.plan_of(rollout))
     named = {device.device_id for device in rollouts.devices_of(session, rollout)}
-    return there if rollout.whole_fleet else there & named
+    return set(fleet.live_devices(session)) & named
+
+
+def meant(session: Session, devices: Collection[UUID] | None, plan: RolloutPlan) -> set[UUID]:
+    """Return the devices that were named (None: that the plan says, or all that are there).
+
+    Raises:
+        BadFilter: the filter cannot be read, or names a model that does not exist.
+        NotFound: there is no such group.
+    """
+    if devices is not None:
+        return set(devices)
+    if plan.where is not None:
+        return targeting.matching(session, plan.where)
+    if plan.group is not None:
+        return targeting.members(session, plan.group)
+    return set(fleet.live_devices(session))
 
 
 def lay_out(

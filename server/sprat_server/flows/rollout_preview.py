@@ -45,7 +45,7 @@ def preview(session: Session, wanted: NewRollout, now: datetime | None = None) -
     registry.get_release(session, model, wanted.release)
     flow.check_devices(session, wanted.devices)
     plan, gates = wanted.plan, wanted.gate_plan
-    cohort = set(fleet.live_devices(session)) if wanted.devices is None else set(wanted.devices)
+    cohort = cohorts.meant(session, wanted.devices, plan)
     layout = cohorts.lay_out(session, wanted.waves or (), plan, cohort, b"")
     counts = Counter(layout.places.values())
     waves = [counts[ordinal] for ordinal in range(1, len(layout.reaches) + 1)]
@@ -81,12 +81,13 @@ def found(session: Session, wanted: NewRollout) -> Rollout | None:
 def content_of(session: Session, rollout: Rollout) -> dict[str, Any]:
     """Return all that was asked for when a rollout was made, as `NewRollout.content`."""
     reaches = [wave.reach for wave in rollouts.waves_of(session, rollout)]
-    devices = sorted(str(part.device_id) for part in rollouts.devices_of(session, rollout))
+    named = not (rollout.whole_fleet or rollouts.plan_of(rollout).says_devices)
+    devices = sorted(str(part.device_id) for part in rollouts.devices_of(session, rollout)) if named else None
     return {
         "model": steps.model_of(session, rollout).name,
         "release": rollout.number,
         "waves": None if rollout.plan.get("growth") else reaches,
-        "devices": None if rollout.whole_fleet else devices,
+        "devices": devices,
         "gates": rollout.gates,
         "plan": rollout.plan,
         "start_at": None if rollout.start_at is None else rollout.start_at.astimezone(UTC).isoformat(),

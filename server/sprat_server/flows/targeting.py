@@ -17,7 +17,7 @@ from sprat_server.fleet.filter_sql import condition
 from sprat_server.fleet.filters import DeviceFacts, Expression, ModelState
 from sprat_server.fleet.groups import Moved
 from sprat_server.fleet.models import Device, SavedGroup, SavedGroupMember
-from sprat_server.fleet.schemas import Preview, PreviewView
+from sprat_server.fleet.schemas import BulkLabels, Preview, PreviewView
 from sprat_server.flows.fleet_views import device_views
 from sprat_server.observe.actors import Actor
 from sprat_server.registry.models import Model
@@ -107,6 +107,27 @@ def label(session: Session, device_id: UUID, changes: Mapping[str, str | None]) 
     session.flush()
     look_again(session, device_id)
     return device, before
+
+
+def label_all(session: Session, asked: BulkLabels) -> int:
+    """Change the labels of all live devices that a filter or a saved group means, together; return how many those are.
+
+    Groups are refilled once, not for each device.
+
+    Raises:
+        InvalidInput, BadFilter, NotFound: as `meant`.
+        InvalidInput: a label cannot be one, or some device would have too many; then none is changed.
+    """
+    groups.hold(session)
+    means = meant(session, where=asked.where, group=asked.group)
+    query = select(Device).where(Device.revoked_at.is_(None), means).order_by(Device.id)
+    devices = session.scalars(query.with_for_update(of=Device)).all()
+    for device in devices:
+        labels.change(device, asked.labels)
+    session.flush()
+    for group in groups.groups(session):
+        groups.refill(session, group, fits(session, parse(group.expression)))
+    return len(devices)
 
 
 def create_group(session: Session, name: str, text: str, by: Actor) -> SavedGroup:

@@ -19,6 +19,8 @@ class RolloutPlan:
     """What was asked for.
 
     Attributes:
+        where: a filter that says its devices when it starts, and
+        group: a saved group that does; None: they were named when it was made, or it is for all.
         growth: waves are made by it, anew at the start for the devices that are there then; None: they were named.
         control: share of the cohort that is held back, such as `5%`.
         in_flight: most devices that may be exposed and not have ended; None: any number.
@@ -29,6 +31,8 @@ class RolloutPlan:
         override_quarantine: why it may bring out a release that was halted; None: it may not.
     """
 
+    where: str | None = None
+    group: str | None = None
     growth: Growth | None = None
     control: str | None = None
     in_flight: int | None = None
@@ -40,6 +44,8 @@ class RolloutPlan:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
+        if self.where is not None and self.group is not None:
+            raise InvalidInput("say which devices either by where or by group", code=CODE)
         if self.control is not None:
             check_control(self.control)
         if self.in_flight is not None and not 1 <= self.in_flight <= 10**9:
@@ -59,6 +65,8 @@ class RolloutPlan:
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object, all values said."""
         return {
+            "where": self.where,
+            "group": self.group,
             "growth": None if self.growth is None else self.growth.as_json(),
             "control": self.control,
             "in_flight": self.in_flight,
@@ -69,11 +77,18 @@ class RolloutPlan:
             "override_quarantine": self.override_quarantine,
         }
 
+    @property
+    def says_devices(self) -> bool:
+        """Whether it is this plan that says which devices the rollout is for."""
+        return self.where is not None or self.group is not None
+
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "RolloutPlan":
         """Read what `as_json` wrote; what is not said keeps its default (rollouts of older servers say nothing)."""
         growth = value.get("growth")
         return cls(
+            where=value.get("where"),
+            group=value.get("group"),
             growth=None if growth is None else Growth(growth["from"], float(growth["factor"])),
             control=value.get("control"),
             in_flight=value.get("in_flight"),

@@ -61,6 +61,10 @@ class NewRollout(BaseModel):
     waves: Annotated[list[str] | None, Field(min_length=1, max_length=100)] = None
     grow: Grow | None = None
     devices: Annotated[list[UUID] | None, Field(max_length=100_000)] = None
+    where: Annotated[
+        str | None, Field(max_length=2000, description="The devices for which this filter holds when it starts")
+    ] = None
+    group: Annotated[str | None, Field(max_length=63, description="The devices of this saved group, likewise")] = None
     gates: Annotated[
         dict[str, Any] | None,
         Field(description="rule (evidence or first_failure), silence_s, and the policy of the gate; docs/gates.md"),
@@ -91,6 +95,12 @@ class NewRollout(BaseModel):
             raise ValueError("say either waves or grow")
         return self
 
+    @model_validator(mode="after")
+    def _one_cohort(self) -> Self:
+        if sum(said is not None for said in (self.devices, self.where, self.group)) > 1:
+            raise ValueError("say which devices by one of devices, where and group")
+        return self
+
     @property
     def plan(self) -> RolloutPlan:
         """How it is to be run.
@@ -102,6 +112,8 @@ class NewRollout(BaseModel):
         if self.grow is not None:
             growth = Growth(self.grow.first, self.grow.factor)
         return RolloutPlan(
+            where=self.where,
+            group=self.group,
             growth=growth,
             control=self.control,
             in_flight=self.in_flight,

@@ -67,7 +67,7 @@ def create(session: Session, draft: Draft) -> Rollout:
     rollout = Rollout(
         model_id=draft.model_id,
         number=draft.number,
-        whole_fleet=draft.devices is None,
+        whole_fleet=draft.devices is None and not draft.plan.says_devices,
         created_by=draft.by,
         creator_id=draft.by_id,
         gates=draft.gates,

@@ -164,6 +164,17 @@ def test_attributes_are_told_when_they_change_and_only_then(
     assert [("bay" in one.attributes) for one in told] == [True, False]
 
 
+def test_what_a_command_is_writing_beside_the_agent_is_not_tidied_away(device: OneDevice) -> None:
+    written = device.folder / ".facts.json.new"
+    written.write_text("{}")
+    left_by_a_cut = device.folder / ".journal.json.new"
+    left_by_a_cut.write_text("{}")
+    with device.agent() as agent:
+        agent.run(once=True)
+    assert written.exists()
+    assert not left_by_a_cut.exists()
+
+
 @pytest.mark.parametrize("wrong", ["camera", "=imx219", "camera=", "-", "camera=" + "x" * 401])
 def test_an_attribute_that_makes_no_sense_is_refused(
     device: OneDevice, wrong: str, capsys: pytest.CaptureFixture[str]

@@ -30,6 +30,12 @@ def answering(monkeypatch: pytest.MonkeyPatch, answer: Answer) -> Iterator[None]
         def do_POST(self) -> None:
             self.do_GET()
 
+        def do_PUT(self) -> None:
+            self.do_GET()
+
+        def do_PATCH(self) -> None:
+            self.do_GET()
+
         def log_message(self, *_words: Any) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
