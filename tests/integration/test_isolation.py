@@ -148,6 +148,7 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("POST", "/api/v1/models/{name}/drift/stop"): [{"json": REASON}],
     ("POST", "/api/v1/models/{name}/drift/resume"): [{"json": REASON}],
     ("POST", "/api/v1/devices/preview"): [{"json": {"group": "{name}"}}],
+    ("POST", "/api/v1/devices/labels"): [{"json": {"group": "{name}", "labels": {"site": "mine"}}}],
     ("PATCH", "/api/v1/devices/{device_id}/labels"): [{"json": {"site": "mine"}}],
     ("GET", "/api/v1/groups/{name}"): [{}],
     ("PUT", "/api/v1/groups/{name}"): [{"json": {"where": 'labels.site = "lab"'}}],
@@ -317,6 +318,8 @@ def test_groups_and_sums_count_nothing_of_another_project(worlds: Worlds) -> Non
     assert [one["id"] for one in listed] == [str(worlds.device.id)]
     counted = made(worlds.stranger.post("/api/v1/devices/preview", json={"where": 'name != "nobody"'}))
     assert (counted["count"], counted["live"]) == (1, 1)
+    asked = {"where": 'name != "nobody"', "labels": {"site": "mine"}}
+    assert made(worlds.stranger.post("/api/v1/devices/labels", json=asked)) == {"devices": 1}
     assert "secret" not in worlds.stranger.post("/api/v1/reports/savings", json={}).text
 
 

@@ -10,7 +10,6 @@ from sprat_client.api.transport import Transport
 from sprat_client.api.views import (
     DeviceView,
     EnrolmentRequestView,
-    EnrolmentTokenView,
     ReportView,
 )
 
