@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
@@ -295,22 +296,19 @@ def not_taken(session: Session, model_id: UUID, device_ids: Collection[UUID]) ->
 
     They failed it, or had not answered when a later rollout superseded it.
     """
-    rows = session.execute(
-        select(RolloutDevice, Rollout)
-        .join(Rollout, Rollout.id == RolloutDevice.rollout_id)
-        .where(
-            Rollout.model_id == model_id,
-            RolloutDevice.device_id.in_(list(device_ids)),
-            RolloutDevice.exposed_by.is_not(None),
-        )
-        .order_by(RolloutDevice.exposed_by)
+    part = RolloutDevice
+    newest = (
+        select(part.device_id, part.state, part.previous, Rollout.number, Rollout.state)
+        .ext(distinct_on(part.device_id))
+        .join(Rollout, Rollout.id == part.rollout_id)
+        .where(Rollout.model_id == model_id, part.device_id.in_(list(device_ids)), part.exposed_by.is_not(None))
+        .order_by(part.device_id, part.exposed_by.desc())
     )
-    newest = {part.device_id: (part, rollout) for part, rollout in rows}
     lost = {DeviceState.FAILED, DeviceState.EXCUSED}
     return {
-        device: (rollout.number, part.previous)
-        for device, (part, rollout) in newest.items()
-        if part.state in lost or (part.state == DeviceState.EXPOSED and rollout.state == RolloutState.SUPERSEDED)
+        device: (number, previous)
+        for device, state, previous, number, ended in session.execute(newest)
+        if state in lost or (state == DeviceState.EXPOSED and ended == RolloutState.SUPERSEDED)
     }
 
 
