@@ -34,6 +34,7 @@ from sqlalchemy.orm import Session
 from sprat_server.app import create_app
 from sprat_server.db import migrate
 from sprat_server.db.embedded import EmbeddedPostgres
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.enrolment import create_enrolment_token
@@ -83,21 +84,21 @@ def measure(past: int, folder: Path) -> dict[str, Any]:
 def enrolled(app: FastAPI, link: TlsConnection, release: int) -> tuple[Device, UUID]:
     """Publish so many releases of a model; return a device that holds the last, and the model's id."""
     database: Database = app.state.database
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         model = publish(session, app, release)
         _, token = create_enrolment_token(session, uses=1, expires_s=3600, group="default", by=SYSTEM)
     device = Device(link, token)
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         fleet.assign(session, model, {device.id: release}, "rollout")
     device.take(device.poll(inline_bytes=0))
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         hold(session, device.id, model, release)
     return device, model
 
 
 def polls(app: FastAPI, device: Device, model: UUID, past: int) -> dict[str, Any]:
     """Publish and assign the next release; return the bytes of the poll that brings it, and of an idle one."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         publish(session, app, past + 1)
         fleet.assign(session, model, {device.id: past + 1}, "rollout")
     known, whole = device.poll(inline_bytes=0), device.poll()
@@ -126,9 +127,9 @@ def director_cost(app: FastAPI, device: Device, model: UUID, past: int) -> dict[
     database: Database = app.state.database
     signing, polling, bodies = [], [], []
     for change in range(_CHANGES):
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             fleet.assign(session, model, {device.id: past + change % 2}, "rollout")
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             signing.append(signing_s(session, app.state.settings, device.id))
         begin = time.process_time()
         answer = device.poll(inline_bytes=0)

@@ -36,6 +36,7 @@ from sqlalchemy import insert
 from sprat_server.app import check, create_app
 from sprat_server.db import migrate
 from sprat_server.db.embedded import EmbeddedPostgres
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device
@@ -117,6 +118,7 @@ def register(app: FastAPI, devices: int) -> dict[UUID, str]:
     rows = [
         {
             "id": device,
+            "project_id": DEFAULT_PROJECT,
             "name": f"d{n}",
             "device_group": f"site-{n % 5}",
             "public_key": n.to_bytes(32, "little"),
@@ -128,7 +130,7 @@ def register(app: FastAPI, devices: int) -> dict[UUID, str]:
         for n, (device, token) in enumerate(tokens.items())
     ]
     for at in range(0, devices, WAVE):
-        with app.state.database.transaction() as session:
+        with app.state.database.transaction(DEFAULT_PROJECT) as session:
             session.execute(insert(Device), rows[at : at + WAVE])
     return tokens
 
@@ -137,10 +139,10 @@ def polls_of(app: FastAPI, asking: Sequence[UUID], tokens: dict[UUID, str], mode
     """Assign release 1 to devices that hold it; return the idle poll of each, naming all that is signed for it."""
     requests = []
     for device in asking:
-        with app.state.database.transaction() as session:
+        with app.state.database.transaction(DEFAULT_PROJECT) as session:
             fleet.assign(session, model, {device: 1}, "rollout")
             hold(session, device, model, 1)
-        with app.state.database.transaction() as session:
+        with app.state.database.transaction(DEFAULT_PROJECT) as session:
             reading = poll_flow.read(session, app.state.settings, device, held=[], inline_bytes=0)
         held = [_held(part) for part in (reading.draft.answer.parts if reading.draft else ())]
         lines = [
@@ -162,10 +164,10 @@ def _held(part: Part) -> HeldMetadata:
 
 def wave(app: FastAPI, devices: Sequence[UUID]) -> float:
     """Return the seconds that starting a rollout takes whose first wave has so many devices, each assigned."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         publish(session, app, 2)
     begun = time.perf_counter()
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         name = registry.all_models(session)[0].name
         made = rollout_flow.create(
             session, model=name, release=2, reaches=["100%"], devices=list(devices), by="bench", gates=GatePlan()
@@ -194,7 +196,7 @@ def run(folder: Path, devices: int, asking: int, seconds: float) -> dict[str, An
         settings = Settings(database_url=postgres.url, data_dir=folder / "data", auto_sign="*")
         app = create_app(settings)
         check(app)
-        with app.state.database.transaction() as session:
+        with app.state.database.transaction(DEFAULT_PROJECT) as session:
             model = publish(session, app, 1)
         tokens = register(app, devices)
         ids = list(tokens)

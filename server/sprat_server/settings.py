@@ -18,8 +18,21 @@ PREFIX: Final = "SPRAT_"
 # Variables that other programs of sprat read, or that an agent hands to its hooks: not ours, and not a typo.
 NOT_OURS: Final = frozenset(
     f"SPRAT_{name}"
-    for name in ("CONFIG", "DB_PASSWORD", "ENROLMENT_TOKEN", "MODEL", "RELEASE", "SERVER", "STATE", "TOKEN")
+    for name in (
+        "CONFIG",
+        "DB_PASSWORD",
+        "ENROLMENT_TOKEN",
+        "MODEL",
+        "PROFILE",
+        "PROJECT",
+        "RELEASE",
+        "SERVER",
+        "STATE",
+        "TOKEN",
+    )
 )
+
+Grant = Annotated[str, Field(pattern=r"^(?:viewer|operator|releaser|admin)(?:@[a-z0-9-]{1,63})?$")]
 
 
 def default_data_dir() -> Path:
@@ -63,8 +76,9 @@ class Settings(BaseSettings):
     """What the tokens' `aud` must name."""
     oidc_claim: str = "groups"
     """The claim that gives scopes: a list of texts, or one text of words."""
-    oidc_scopes: Annotated[Mapping[str, Literal["viewer", "operator", "releaser", "admin"]], NoDecode] = {}
-    """What the claim's values give, as in `sprat-admins=admin,line-3=operator`; the highest holds."""
+    oidc_scopes: Annotated[Mapping[str, Grant], NoDecode] = {}
+    """What the claim's values give, as in `sprat-admins=admin,line-3=operator@line-3`: a scope in the whole server, or
+    in one project; the highest holds."""
 
     auto_sign: str | None = Field(default=None, pattern=r"^(?:none|\*|[a-z0-9-]{1,63}\*)$")
     """Models whose releases the server signs by itself: `*`, or a prefix of names as in `lab-*`, or `none`.

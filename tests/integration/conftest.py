@@ -14,10 +14,12 @@ from http_calls import MADE, Api, as_scope
 from sprat_server.access.tokens import Scope
 from sprat_server.app import create_app
 from sprat_server.db import migrate
-from sprat_server.db.blobs import Blobs
+from sprat_server.db.blobs import Blob, Blobs
 from sprat_server.db.embedded import EmbeddedPostgres
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.observe import logs
+from sprat_server.registry import service as registry
 from sprat_server.settings import Settings
 
 
@@ -71,10 +73,29 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
     return Settings(database_url=database_url, data_dir=tmp_path / "data", auto_sign="*")
 
 
+class Uploads(Blobs):
+    """A blob store whose blobs are the default project's, as if its people had uploaded them."""
+
+    database: Database
+
+    def put_bytes(self, data: bytes | memoryview) -> Blob:
+        return self._own(super().put_bytes(data))
+
+    def put_file(self, path: Path) -> Blob:
+        return self._own(super().put_file(path))
+
+    def _own(self, blob: Blob) -> Blob:
+        with self.database.transaction(DEFAULT_PROJECT) as session:
+            registry.own_blob(session, blob.digest)
+        return blob
+
+
 @pytest.fixture
-def blobs(settings: Settings) -> Blobs:
-    """The blob store of these settings."""
-    return Blobs.open(settings.blobs)
+def blobs(settings: Settings, database: Database) -> Uploads:
+    """The blob store of these settings, for uploads to the default project."""
+    opened = Uploads.open(settings.blobs)
+    opened.database = database
+    return opened
 
 
 @pytest.fixture
@@ -107,6 +128,18 @@ def operator(app: FastAPI) -> Api:
 def viewer(app: FastAPI) -> Api:
     """A client with a viewer's token."""
     return as_scope(app, Scope.VIEWER)
+
+
+@pytest.fixture
+def server_admin(app: FastAPI) -> Api:
+    """A client with an admin's token of the whole server."""
+    return as_scope(app, Scope.ADMIN, None)
+
+
+@pytest.fixture
+def server_viewer(app: FastAPI) -> Api:
+    """A client with a viewer's token of the whole server."""
+    return as_scope(app, Scope.VIEWER, None)
 
 
 @pytest.fixture

@@ -21,13 +21,14 @@ from typer.testing import CliRunner
 from sprat_client.cli.app import app as sprat_app
 from sprat_client.cli.invocation import Invocation
 from sprat_server.access.tokens import Scope
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.publish import repository
 from sprat_shared.errors import SpratError
 
 
 def updater(app: FastAPI, folder: Path, fetcher: FetcherInterface | None = None) -> Updater:
     """A client that trusts the first root, as a device that enrolled long ago does."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         root = repository.read_metadata(session, [("root", 1)])["root", 1]
     folder.mkdir(exist_ok=True)
     return Updater(

@@ -15,6 +15,7 @@ from http_calls import MADE, Api
 from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.flows.publishing import publish_release
 from sprat_server.publish import director_root
 from sprat_server.publish.image import open_repository
@@ -69,10 +70,15 @@ def publish(
 
 
 def published(
-    app: FastAPI, *, model: str = "mnist", base: int | None = None, recipe: dict[str, object] | None = None
+    app: FastAPI,
+    *,
+    model: str = "mnist",
+    base: int | None = None,
+    recipe: dict[str, object] | None = None,
+    project_id: UUID = DEFAULT_PROJECT,
 ) -> Release:
     """Publish in a transaction of its own."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(project_id) as session:
         open_repository(session, app.state.settings)
         director_root.ensure(session, app.state.settings)
         return publish(session, app.state.blobs, app.state.settings, model=model, base=base, recipe=recipe)
@@ -221,9 +227,9 @@ def device_of(app: FastAPI, answer: httpx.Response, name: str, key: Ed25519Priva
     return TestDevice(Api(app, token), read.device, name, key, read, read.report_sequence)
 
 
-def join(app: FastAPI, operator: Api, count: int) -> list[TestDevice]:
+def join(app: FastAPI, operator: Api, count: int, project_id: UUID = DEFAULT_PROJECT) -> list[TestDevice]:
     """Let so many devices join a server that was started."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(project_id) as session:
         director_root.ensure(session, app.state.settings)
     token = made(operator.post("/api/v1/enrolment-tokens", json={"uses": count}))["token"]
     devices = []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import httpx
 import uvicorn
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 
 from sprat_server.access import tokens
 from sprat_server.access.tokens import Scope
+from sprat_server.db.projects import DEFAULT_PROJECT
 
 MADE = iter(range(1 << 62))
 """Numbers for names that must differ."""
@@ -46,15 +48,26 @@ class Api:
         """POST."""
         return self.request("POST", url, **options)
 
+    def patch(self, url: str, **options: Any) -> httpx.Response:
+        """PATCH."""
+        return self.request("PATCH", url, **options)
+
     def delete(self, url: str, **options: Any) -> httpx.Response:
         """DELETE."""
         return self.request("DELETE", url, **options)
 
 
-def as_scope(app: FastAPI, scope: Scope) -> Api:
-    """Return a client with a new token of this scope."""
-    with app.state.database.transaction() as session:
-        _, token = tokens.create(session, name=f"test-{next(MADE)}", scope=scope, expires_s=None, by=None)
+def as_scope(app: FastAPI, scope: Scope, project_id: UUID | None = DEFAULT_PROJECT) -> Api:
+    """Return a client with a new token of this scope, of a project or (None) of the whole server."""
+    with app.state.database.transaction(project_id or DEFAULT_PROJECT) as session:
+        _, token = tokens.create(
+            session,
+            name=f"test-{next(MADE)}",
+            scope=scope,
+            expires_s=None,
+            by=None,
+            whole_server=project_id is None,
+        )
     return Api(app, token)
 
 

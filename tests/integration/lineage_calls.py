@@ -14,6 +14,7 @@ from tuf.api.metadata import Metadata, Targets
 
 from sprat_server.compress import updates as compress
 from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.flows import direct
 from sprat_server.flows import rollout as rollout_flow
 from sprat_server.flows.publishing import publish_release
@@ -66,7 +67,7 @@ class Lineage:
 
     def _publish(self, made_of: TensorSource | compress.Updated, base: int | None) -> None:
         blobs: Blobs = self._app.state.blobs
-        with self._app.state.database.transaction() as session:
+        with self._app.state.database.transaction(DEFAULT_PROJECT) as session:
             update = []
             if isinstance(made_of, compress.Updated):
                 weights, blob = made_of.weights, blobs.put_bytes(made_of.data)
@@ -96,7 +97,7 @@ class Lineage:
 
 def bring_to(app: FastAPI, release: int, devices: Sequence[TestDevice], *, commit: bool = True) -> None:
     """Roll a release out to these devices, which take it."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         cohort = [device.id for device in devices]
         one = rollout_flow.create(session, model="mnist", release=release, reaches=["100%"], devices=cohort, by="test")
         rollout_flow.start(session, one.id, app.state.settings)
@@ -105,7 +106,7 @@ def bring_to(app: FastAPI, release: int, devices: Sequence[TestDevice], *, commi
 
 
 def queued(app: FastAPI) -> list[tuple[UUID, int]]:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         jobs = session.scalars(select(Job).where(Job.kind == direct.JOB_KIND, Job.state == QUEUED))
         return [(job.id, job.queue_id) for job in jobs]
 
@@ -114,7 +115,7 @@ def work(app: FastAPI, worker: Runner) -> dict[str, Any]:
     """Have the worker do the one job that is queued, and return its result."""
     (job,) = queued(app)
     worker.run(*job)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         done = session.get_one(Job, job[0])
         assert done.state == "succeeded", done.error
         assert done.result is not None
@@ -122,12 +123,12 @@ def work(app: FastAPI, worker: Runner) -> dict[str, Any]:
 
 
 def published(app: FastAPI) -> set[tuple[int | None, int]]:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         return {(row.base_number, row.number) for row in session.scalars(select(UpdateFile))}
 
 
 def timestamp(app: FastAPI) -> int:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         return repository.newest_versions(session)["timestamp"]
 
 

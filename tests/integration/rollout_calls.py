@@ -11,6 +11,7 @@ from http_calls import Api, as_scope
 from sqlalchemy import select
 
 from sprat_server.access.tokens import Scope
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import Assignment
 from sprat_server.flows import rollout_upkeep
 from sprat_shared.protocol.report import Outcome
@@ -105,7 +106,7 @@ class House:
     def assigned(self, device: str) -> list[int | None]:
         """Return every release that a device was ever assigned, oldest first."""
         query = select(Assignment.number).where(Assignment.device_id == UUID(device)).order_by(Assignment.counter)
-        with self.app.state.database.transaction() as session:
+        with self.app.state.database.transaction(DEFAULT_PROJECT) as session:
             return list(session.scalars(query))
 
     def everyone_on_1(self) -> None:

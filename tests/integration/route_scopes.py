@@ -13,17 +13,24 @@ VIEWER: Final = "viewer"
 OPERATOR: Final = "operator"
 RELEASER: Final = "releaser"
 ADMIN: Final = "admin"
+SERVER_VIEWER: Final = "server_viewer"  # whose token is of the whole server
+SERVER_ADMIN: Final = "server_admin"
 DEVICE: Final = "device"  # and no operator
 READER: Final = "reader"  # a device, or any operator
 PROVEN: Final = "proven"  # whoever proves it in the request itself: by a signature, a token of its own, an assertion
 
 OPERATORS: Final = (VIEWER, OPERATOR, RELEASER, ADMIN)
+OF_SERVER: Final = (SERVER_VIEWER, SERVER_ADMIN)
 
 TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("GET", "/healthz"): ANYONE,
-    ("GET", "/metrics"): VIEWER,
+    ("GET", "/metrics"): SERVER_VIEWER,
     ("GET", "/api/v1/openapi.json"): VIEWER,
     # who may
+    ("GET", "/api/v1/projects"): VIEWER,
+    ("POST", "/api/v1/projects"): SERVER_ADMIN,
+    ("GET", "/api/v1/projects/{project}"): VIEWER,
+    ("PATCH", "/api/v1/projects/{project}"): SERVER_ADMIN,
     ("GET", "/api/v1/tokens"): ADMIN,
     ("POST", "/api/v1/tokens"): ADMIN,
     ("DELETE", "/api/v1/tokens/{token_id}"): ADMIN,
@@ -118,5 +125,7 @@ def routes_of(app: FastAPI) -> set[tuple[str, str]]:
 def callers(least: str) -> set[str]:
     """Who may call a route of this least scope."""
     if least in OPERATORS:
-        return set(OPERATORS[OPERATORS.index(least) :])
-    return {DEVICE: {DEVICE}, READER: {DEVICE, *OPERATORS}}[least]
+        return {*OPERATORS[OPERATORS.index(least) :], *OF_SERVER[least != VIEWER :]}
+    if least in OF_SERVER:
+        return set(OF_SERVER[OF_SERVER.index(least) :])
+    return {DEVICE: {DEVICE}, READER: {DEVICE, *OPERATORS, *OF_SERVER}}[least]

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sprat_server.access import audit, tokens
 from sprat_server.access.models import OperatorToken
 from sprat_server.api.auth import Operator
+from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
 from sprat_server.db.session import Database, SessionDep
 from sprat_server.observe.actors import SYSTEM
 from sprat_shared.errors import Conflict
@@ -31,9 +32,9 @@ def test_a_token_is_shown_once_kept_as_a_hash_and_works(admin: Api, app: FastAPI
     assert Api(app, shown).get("/api/v1/jobs").status_code == 200
     listed = admin.get("/api/v1/tokens")
     assert secret not in listed.text
-    with database.transaction() as session:
-        kept = session.execute(text("SELECT t::text FROM operator_token t")).scalars().all()
-        written = session.execute(text("SELECT a::text FROM audit a")).scalars().all()
+    with database.transaction(DEFAULT_PROJECT) as session:
+        kept = session.execute(text("SELECT t::text FROM operator_token t"), execution_options=ACROSS).scalars().all()
+        written = session.execute(text("SELECT a::text FROM audit a"), execution_options=ACROSS).scalars().all()
     assert not any(secret in row for row in kept + written)
 
 
@@ -59,23 +60,23 @@ def test_a_revoked_token_and_an_expired_one_are_refused_by_name(admin: Api, app:
     assert admin.delete(f"/api/v1/tokens/{revoked['id']}").status_code == 204
     assert "was revoked" in Api(app, revoked["token"]).get("/api/v1/jobs").json()["detail"]
     expired = admin.post("/api/v1/tokens", json={"name": "late", "scopes": ["viewer"], "expires_s": 5}).json()
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         past = datetime.now(UTC) - timedelta(seconds=10)
         values = {"created_at": past - timedelta(seconds=5), "expires_at": past}
         session.execute(update(OperatorToken).where(OperatorToken.name == "late").values(values))
     assert "expired" in Api(app, expired["token"]).get("/api/v1/jobs").json()["detail"]
 
 
-def test_the_last_admin_token_cannot_be_revoked(admin: Api, database: Database) -> None:
-    with database.transaction() as session:
+def test_the_last_admin_token_of_the_server_cannot_be_revoked(server_admin: Api, database: Database) -> None:
+    with database.across_projects() as session:
         own = session.scalars(select(OperatorToken.id)).one()
-    answer = admin.delete(f"/api/v1/tokens/{own}")
+    answer = server_admin.delete(f"/api/v1/tokens/{own}")
     assert (answer.status_code, answer.json()["code"]) == (409, "token.last-admin")
 
 
 def test_the_first_admin_token_is_made_once_even_when_several_servers_start_together(database: Database) -> None:
     def start(_: int) -> bool:
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             return tokens.create_first_admin(session) is not None
 
     with ThreadPoolExecutor(4) as pool:
@@ -85,7 +86,7 @@ def test_the_first_admin_token_is_made_once_even_when_several_servers_start_toge
 def test_one_of_several_tokens_of_one_name_is_made_and_the_others_are_told_why(database: Database) -> None:
     def make(_: int) -> str:
         try:
-            with database.transaction() as session:
+            with database.transaction(DEFAULT_PROJECT) as session:
                 tokens.create(session, name="ci", scope=tokens.Scope.VIEWER, expires_s=None, by=None)
         except Conflict as told:
             return told.code
@@ -97,9 +98,9 @@ def test_one_of_several_tokens_of_one_name_is_made_and_the_others_are_told_why(d
 
 
 def test_the_database_refuses_an_unknown_scope(database: Database) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         tokens.create(session, name="x", scope=tokens.Scope.VIEWER, expires_s=None, by=None)
-    with pytest.raises(IntegrityError, match="scope_is_known"), database.transaction() as session:
+    with pytest.raises(IntegrityError, match="scope_is_known"), database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(OperatorToken).values(scope="root"))
 
 
@@ -126,11 +127,11 @@ def test_a_route_that_forgets_the_audit_record_answers_500_and_changes_nothing(
 ) -> None:
     @app.post("/forgetful")
     def forgetful(session: SessionDep, _operator: Operator) -> str:
-        session.execute(text("UPDATE operator_token SET name = 'changed'"))
+        session.execute(text("UPDATE operator_token SET name = 'changed'"), execution_options=ACROSS)
         return "done"
 
     assert operator.post("/forgetful").status_code == 500
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         assert "changed" not in session.scalars(select(OperatorToken.name)).all()
 
 
@@ -138,10 +139,10 @@ def test_a_route_that_forgets_the_audit_record_answers_500_and_changes_nothing(
     "statement", ["UPDATE audit SET actor = 'nobody'", "DELETE FROM audit", "TRUNCATE audit", "TRUNCATE audit CASCADE"]
 )
 def test_the_database_refuses_to_change_the_audit_log(database: Database, statement: str) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         audit.record(session, SYSTEM, "thing.make", "thing:1")
-    with pytest.raises(DBAPIError, match="append-only"), database.transaction() as session:
-        session.execute(text(statement))
+    with pytest.raises(DBAPIError, match="append-only"), database.transaction(DEFAULT_PROJECT) as session:
+        session.execute(text(statement), execution_options=ACROSS)
 
 
 @pytest.mark.parametrize(
@@ -156,23 +157,23 @@ def test_the_database_refuses_to_change_the_audit_log(database: Database, statem
 def test_a_record_changed_or_removed_behind_our_back_breaks_the_chain_there(
     database: Database, damage: str, seq: int
 ) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         for number in range(1, 7):
             audit.record(session, SYSTEM, "thing.make", f"thing:{number}", None, {"share": 0.1, "name": "größer"})
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         assert audit.verify(session) is None
-        session.execute(text("ALTER TABLE audit DISABLE TRIGGER USER"))
-        session.execute(text(damage))
+        session.execute(text("ALTER TABLE audit DISABLE TRIGGER USER"), execution_options=ACROSS)
+        session.execute(text(damage), execution_options=ACROSS)
         assert audit.verify(session) == seq
 
 
 def test_records_written_at_the_same_time_form_one_chain(database: Database) -> None:
     def write(number: int) -> None:
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             audit.record(session, SYSTEM, "thing.make", f"thing:{number}")
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(60)))
-    with database.transaction() as session:
-        assert session.scalar(text("SELECT max(seq) = 60 AND count(*) = 60 FROM audit"))
+    with database.transaction(DEFAULT_PROJECT) as session:
+        assert session.scalar(text("SELECT max(seq) = 60 AND count(*) = 60 FROM audit"), execution_options=ACROSS)
         assert audit.verify(session) is None

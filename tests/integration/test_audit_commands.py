@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from sprat_client.cli.app import app as sprat
 from sprat_server.app import create_app
+from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
 from sprat_server.settings import Settings
 
 
@@ -31,8 +32,8 @@ def history(app: FastAPI, operator: Api, admin: Api) -> int:
     join(app, operator, 2)
     for number in range(120):
         admin.post("/api/v1/tokens", json={"name": f"ü-{number}".replace("ü", "u"), "scopes": ["viewer"]})
-    with app.state.database.transaction() as session:
-        return int(session.scalar(text("SELECT count(*) FROM audit")) or 0)
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
+        return int(session.scalar(text("SELECT count(*) FROM audit"), execution_options=ACROSS) or 0)
 
 
 def run(url: str, api: Api, *words: str) -> Result:
@@ -53,9 +54,9 @@ def test_a_record_changed_behind_the_databases_back_is_named(
     app: FastAPI, url: str, viewer: Api, history: int, tmp_path: Path
 ) -> None:
     assert history > 100
-    with app.state.database.transaction() as session:
-        session.execute(text("ALTER TABLE audit DISABLE TRIGGER USER"))
-        session.execute(text("UPDATE audit SET address = '10.0.0.1' WHERE seq = 110"))
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
+        session.execute(text("ALTER TABLE audit DISABLE TRIGGER USER"), execution_options=ACROSS)
+        session.execute(text("UPDATE audit SET address = '10.0.0.1' WHERE seq = 110"), execution_options=ACROSS)
     broken = run(url, viewer, "audit", "verify")
     assert "record 110 of the audit log" in str(broken.exception)
     exported = tmp_path / "audit.jsonl"

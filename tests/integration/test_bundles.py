@@ -16,6 +16,7 @@ from sqlalchemy import select
 from test_poll import bring_to
 
 from sprat_client.agent.bundle_file import BundleFile
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.publish.models import SignedMetadata
 from sprat_shared.errors import InvalidInput
 from sprat_shared.protocol.poll import PollAnswer
@@ -136,7 +137,7 @@ def test_a_bundle_is_good_for_as_long_as_was_asked(operator: Api, devices: list[
 @pytest.mark.usefixtures("devices")
 def test_without_days_the_image_repository_signs_nothing(app: FastAPI, operator: Api, tmp_path: Path) -> None:
     def versions() -> list[tuple[str, int]]:
-        with app.state.database.transaction() as session:
+        with app.state.database.transaction(DEFAULT_PROJECT) as session:
             rows = session.scalars(select(SignedMetadata).where(SignedMetadata.repository == "image"))
             return sorted((row.role, row.version) for row in rows)
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fleet_calls import join, made, published
 from http_calls import Api
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.flows import upkeep
 from sprat_server.publish import repository
 from sprat_server.publish.keys import key_path
@@ -329,7 +330,7 @@ def test_offline_roles_past_half_of_their_life_wait_as_drafts_and_doctor_says_wh
     taken_over(desk, vault, ceremony)
     assert [one["level"] for one in desk.sprat("doctor")].count("wrong") == 0
     later = datetime.now(UTC) + timedelta(days=400)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert "root" not in upkeep.sign_due(session, app.state.settings, later)
     waiting = {one["role"] for one in desk.one("keys", "show")["waiting"]}
     assert waiting == {"root", "targets"}
@@ -344,13 +345,15 @@ def test_offline_roles_past_half_of_their_life_wait_as_drafts_and_doctor_says_wh
 
 
 @pytest.mark.usefixtures("ceremony")
-def test_metrics_tell_the_life_that_is_left(viewer: Api) -> None:
-    text = viewer.get("/metrics").text
+def test_metrics_tell_the_life_that_is_left(server_viewer: Api) -> None:
+    text = server_viewer.get("/metrics").text
     line = next(
-        line for line in text.splitlines() if line.startswith('sprat_metadata_expires_seconds{role="timestamp"}')
+        line
+        for line in text.splitlines()
+        if line.startswith('sprat_metadata_expires_seconds{project="default",role="timestamp"}')
     )
     assert 6.9 * 86400 < float(line.split()[1]) <= 8 * 86400
-    assert 'sprat_metadata_waiting{role="root"} 1.0' in text
+    assert 'sprat_metadata_waiting{project="default",role="root"} 1.0' in text
 
 
 def test_doctor_names_a_token_that_is_wrong_and_a_server_that_is_away(desk: Desk) -> None:

@@ -16,6 +16,7 @@ from fleet_calls import TestDevice, ask_for_token, assertion, join, made, publis
 from http_calls import Api
 from sqlalchemy import func, select, update
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import Device, SpentAssertion
 from sprat_server.flows import upkeep
 from sprat_shared.protocol.token import ASSERTION_TYPE, AUDIENCE, GRANT_TYPE
@@ -51,7 +52,7 @@ def test_a_newer_token_ends_the_one_before(app: FastAPI, device: TestDevice) -> 
 
 
 def test_the_token_is_kept_as_a_hash_with_its_end(app: FastAPI, device: TestDevice) -> None:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         row = session.scalars(select(Device).where(Device.id == device.id)).one()
     assert row.token_hash is not None
     assert row.token_expires_at is not None
@@ -61,7 +62,7 @@ def test_the_token_is_kept_as_a_hash_with_its_end(app: FastAPI, device: TestDevi
 
 
 def test_a_token_that_has_expired_is_refused_everywhere(app: FastAPI, device: TestDevice) -> None:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(Device).values(token_expires_at=datetime.now(UTC) - timedelta(seconds=1)))
     for path in ("/device/v1/poll", "/tuf/image/timestamp.json"):
         answer = device.api.get(path)
@@ -163,12 +164,12 @@ def test_a_token_request_that_is_no_form_says_what_to_send(app: FastAPI, body: b
 def test_spent_assertions_are_forgotten_when_they_would_be_too_old_anyway(app: FastAPI, device: TestDevice) -> None:
     database = app.state.database
     past = datetime.now(UTC) - timedelta(hours=1)
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(SpentAssertion).values(expires_at=past))
     ask_for_token(app, assertion(device.id, device.key))
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         kept = session.scalars(select(SpentAssertion).where(SpentAssertion.device_id == device.id)).all()
         assert [row.expires_at > past for row in kept] == [True]
     upkeep.forget_expired(database)
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         assert session.scalar(select(func.count()).select_from(SpentAssertion)) == 1, "the other device's went too"

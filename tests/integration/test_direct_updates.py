@@ -15,6 +15,7 @@ from lineage_calls import VALUES, Lineage, bring_to, published, queued, rebuilt,
 from sqlalchemy import update as sql_update
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import DeviceSlots
 from sprat_server.flows import direct, tasks_direct, upkeep
@@ -40,7 +41,7 @@ from sprat_shared.wire.tensors import digest_of
 def worker(app: FastAPI, settings: Settings, blobs: Blobs) -> Runner:
     """What a worker process runs jobs with."""
     load_tasks()
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         open_repository(session, settings)
     return Runner(database=app.state.database, blobs=blobs, settings=settings)
 
@@ -84,7 +85,7 @@ def test_of_two_siblings_the_way_from_one_to_the_other_is_built_instead_of_the_f
 ) -> None:
     (device,) = join(app, operator, 1)
     bring_to(app, 3, [device])
-    with app.state.database.transaction() as session:  # as if it had never held release 2
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:  # as if it had never held release 2
         session.execute(sql_update(DeviceSlots).values(previous=None))
     lineage.add(tensors(1, 4), 2)
     bring_to(app, 4, [device], commit=False)
@@ -125,7 +126,7 @@ def test_after_a_trial_the_release_before_the_last_is_not_believed_to_be_there(
     if outcome is not None:
         device.tell(outcome, serving_release=2, serving_weights=digest_of(lineage.weights[2]))
     lineage.add(tensors(5), 1)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         model = registry.get_model(session, "mnist")
         fleet.assign(session, model.id, {device.id: 4}, "rollout")
     wish = device.wish()
@@ -140,7 +141,7 @@ def test_a_refused_release_leaves_the_one_before_where_it_was(app: FastAPI, oper
     bring_to(app, 3, [device], commit=False)
     device.tell(Outcome.REFUSED, serving_release=2, serving_weights=digest_of(lineage.weights[2]))
     lineage.add(tensors(5), 1)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         fleet.assign(session, registry.get_model(session, "mnist").id, {device.id: 4}, "rollout")
     wish = device.wish()
     assert wish is not None
@@ -160,7 +161,7 @@ def test_what_was_built_once_is_not_built_again(
     assert upkeep.ask_for_direct(app.state.database) == []
     bring_to(app, 3, [device], commit=False)
     assert queued(app) == []
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         jobs.enqueue(session, kind=direct.JOB_KIND, args={"model": "mnist"}, by=SYSTEM)
     assert work(app, worker) == {"model": "mnist", "built": [], "published": []}
     assert (published(app), timestamp(app)) == (before, versions)
@@ -193,7 +194,7 @@ def test_however_many_ask_at_once_one_job_is_queued(app: FastAPI, operator: Api)
     first, second = join(app, operator, 2)
     bring_to(app, 1, [first, second], commit=False)
     database = app.state.database
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         model_id = registry.get_model(session, "mnist").id
         for device in (first, second):
             now = datetime.now(UTC)
@@ -319,10 +320,10 @@ def test_after_a_job_that_failed_or_was_cancelled_nobody_asks_at_once_again(app:
     (device,) = join(app, operator, 1)
     bring_to(app, 1, [device])
     ((job, _),) = queued(app)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         jobs.cancel(session, job)
     assert upkeep.ask_for_direct(app.state.database) == []
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         session.get_one(Job, job).ended_at = datetime.now(UTC) - timedelta(days=1)
     assert upkeep.ask_for_direct(app.state.database) == ["mnist"]
 

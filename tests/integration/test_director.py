@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from tuf_calls import directed
 
 from sprat_server.app import create_app
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
 from sprat_server.flows import live
@@ -48,7 +49,7 @@ def device(app: FastAPI, operator: Api) -> TestDevice:
 
 def assign(app: FastAPI, release: int | None, *devices: TestDevice) -> None:
     """Assign a release of the model, as a rollout does."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         model = registry.get_model(session, "mnist")
         reason = "return" if release is None else "rollout"
         fleet.assign(session, model.id, {device.id: release for device in devices}, reason)
@@ -56,14 +57,14 @@ def assign(app: FastAPI, release: int | None, *devices: TestDevice) -> None:
 
 def kept(app: FastAPI, device: TestDevice) -> list[tuple[str, int]]:
     """Return role and version of everything that is kept of a device."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         rows = select(DirectorMetadata.role, DirectorMetadata.version).where(DirectorMetadata.device_id == device.id)
         return sorted((role, version) for role, version in session.execute(rows))
 
 
 def newest(app: FastAPI, device: TestDevice, now: datetime | None = None) -> dict[str, int]:
     """Have what is due signed; return the versions."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         settings: Settings = app.state.settings
         wishes = lambda: flow.wishes_of(session, device.id)  # noqa: E731
         return dict(flow.director.current(session, settings, device.id, wishes, now=now).versions)
@@ -185,7 +186,7 @@ def test_the_path_that_brought_a_device_stays_signed_only_while_the_image_reposi
     assert path() == ("mnist/2/from-1",)
     device.tell(Outcome.COMMITTED)
     assert path() == ("mnist/2/from-1",)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         image, model = open_repository(session, app.state.settings), registry.get_model(session, "mnist")
         files = live.target_files(session, model, live.needed(session, model))
         image.set_targets("mnist", [one for one in files if one.path != "mnist/2/from-1"], reason="test")
@@ -205,7 +206,7 @@ def test_metadata_that_change_while_a_poll_is_answered_are_looked_at_once_more(
         found = current(*given, **named)
         looks.append([wish.assigned.path for wish in found.wishes])
         if len(looks) == 1:
-            with app.state.database.transaction() as session:
+            with app.state.database.transaction(DEFAULT_PROJECT) as session:
                 image, model = open_repository(session, app.state.settings), registry.get_model(session, "mnist")
                 files = live.target_files(session, model, live.needed(session, model))
                 image.set_targets("mnist", [one for one in files if one.path != "mnist/2/from-1"], reason="test")
@@ -231,7 +232,7 @@ def test_replicas_that_are_asked_at_the_same_time_sign_one_version(
                 answers = list(pool.map(everything, asking))
             told = {(one.id, answer.parts) for one, answer in zip(asking, answers, strict=True)}
             assert len(told) == len(devices), "every replica gives the same bytes"
-            with app.state.database.transaction() as session:
+            with app.state.database.transaction(DEFAULT_PROJECT) as session:
                 rows = session.execute(
                     select(DirectorMetadata.device_id, func.max(DirectorMetadata.version)).group_by(
                         DirectorMetadata.device_id, DirectorMetadata.role
@@ -295,7 +296,7 @@ def test_the_database_refuses_versions_that_are_not_the_next_and_keeps_the_newes
         (update(DirectorMetadata).values(body=b"{}"), "are facts"),
     ]
     for change, words in changes:
-        with pytest.raises(IntegrityError, match=words), app.state.database.transaction() as session:
+        with pytest.raises(IntegrityError, match=words), app.state.database.transaction(DEFAULT_PROJECT) as session:
             session.execute(change)
     assert newest(app, device)["targets"] == 1
 
@@ -303,7 +304,7 @@ def test_the_database_refuses_versions_that_are_not_the_next_and_keeps_the_newes
 def test_a_device_that_joins_while_a_rollout_runs_is_assigned_when_it_ends(
     app: FastAPI, operator: Api, device: TestDevice, tmp_path: Path
 ) -> None:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         one = rollout_flow.create(session, model="mnist", release=1, reaches=["100%"], devices=None, by="test")
         rollout_flow.start(session, one.id, app.state.settings)
     (late,) = join(app, operator, 1)
@@ -341,18 +342,18 @@ def test_the_keys_are_files_that_only_their_owner_reads(app: FastAPI, device: Te
 
 
 def online_key(database: Database, settings: Settings) -> Path:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         root = director_root.newest(session).body
     return director_root.online_key_path(settings.keys_dir, director_root.online_keyid(root))
 
 
 def test_a_missing_or_foreign_online_key_is_named_with_what_to_do(database: Database, settings: Settings) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         director_root.ensure(session, settings)
     path = online_key(database, settings)
     for content, words in ((None, "is missing; copy"), (CryptoSigner.generate_ed25519().private_bytes, "not the key")):
         path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(KeysUnusable, match=f"{path} .*{words}"), database.transaction() as session:
+        with pytest.raises(KeysUnusable, match=f"{path} .*{words}"), database.transaction(DEFAULT_PROJECT) as session:
             director_root.ensure(session, settings)
 
 
@@ -375,24 +376,24 @@ def test_the_director_works_without_its_root_key_which_is_asked_for_when_it_is_d
     app: FastAPI, device: TestDevice
 ) -> None:
     settings, later = app.state.settings, datetime.now(UTC) + timedelta(days=400)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert not director_root.sign_again(session, settings)
     root_key = director_root.root_key_path(settings.keys_dir)
     taken_away = root_key.rename(root_key.with_suffix(".away"))
     assign(app, 1, device)
     assert device.wish() is not None
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert not director_root.sign_again(session, settings, later)
         with pytest.raises(KeysUnusable, match="bring it back"):
             director_root.rotate_online_key(session, settings)
     taken_away.rename(root_key)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert director_root.sign_again(session, settings, later)
         assert director_root.newest(session).version == 2
 
 
 def rotated(app: FastAPI) -> Path:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         return director_root.rotate_online_key(session, app.state.settings)[0]
 
 
@@ -424,7 +425,7 @@ def test_a_device_follows_a_new_root_key_which_then_replaces_the_online_key(
     directed(device, tmp_path / "trust").refresh()
     held = held_after(everything(device))
     for _ in range(2):
-        with app.state.database.transaction() as session:
+        with app.state.database.transaction(DEFAULT_PROJECT) as session:
             old, new = director_root.rotate_root_key(session, app.state.settings)
         assert stat.S_IMODE(new.stat().st_mode) == 0o600
         old.unlink()
@@ -435,13 +436,16 @@ def test_a_device_follows_a_new_root_key_which_then_replaces_the_online_key(
     client.refresh()
     assert client.get_targetinfo("mnist/1/full") is not None
     new.unlink()
-    with app.state.database.transaction() as session, pytest.raises(KeysUnusable, match="not in the keys folder"):
+    with (
+        app.state.database.transaction(DEFAULT_PROJECT) as session,
+        pytest.raises(KeysUnusable, match="not in the keys folder"),
+    ):
         director_root.rotate_root_key(session, app.state.settings)
 
 
 def test_a_rotation_that_is_not_committed_leaves_the_key_that_devices_trust(app: FastAPI, device: TestDevice) -> None:
     before = online_key(app.state.database, app.state.settings)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         director_root.rotate_online_key(session, app.state.settings)
         session.rollback()
     assert online_key(app.state.database, app.state.settings) == before

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from test_poll import bring_to
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import DriftEvent
 from sprat_server.flows import drift, upkeep
 from sprat_server.jobs.models import Job
@@ -85,7 +86,7 @@ def dataset(session: Session, digit: str) -> str:
 
 def look(app: FastAPI, later_s: float = 0) -> str:
     """Look once; return what was decided."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         model = registry.get_model(session, "mnist")
         now = datetime.now(UTC) + timedelta(seconds=later_s)
         decision = drift.look(session, app.state.settings, model.id, now)
@@ -94,7 +95,7 @@ def look(app: FastAPI, later_s: float = 0) -> str:
 
 def end_job(app: FastAPI, job_id: UUID, release: int | None) -> None:
     """A worker ends the retrain."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         job = session.get_one(Job, job_id)
         job.started_at = job.ended_at = datetime.now(UTC)
         if release is None:
@@ -157,13 +158,13 @@ def test_inputs_that_moved_are_heard_without_labels(
 def test_drift_is_retrained_and_rolled_out_once_for_each_new_dataset(
     app: FastAPI, releaser: Api, viewer: Api, fleet: list[TestDevice]
 ) -> None:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         digest = dataset(session, "a")
     made(releaser.request("PUT", f"{URL}/drift-policy", json=RETRAIN))
     for device in fleet:
         say(device, 60)
     assert look(app) == "retrain"
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         job = session.scalars(select(Job).where(Job.kind == "retrain")).one()
         assert (job.args["dataset"], job.args["keep"], job.args["base"]) == (digest, 0.9, 1)
         assert job.requested_by == "system:sprat"
@@ -171,7 +172,7 @@ def test_drift_is_retrained_and_rolled_out_once_for_each_new_dataset(
     published(app, base=1)
     end_job(app, job.id, release=2)
     assert look(app, later_s=3600) == "none"  # the rollout runs now
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         rollout = session.scalars(select(Rollout).where(Rollout.number == 2)).one()
         assert (rollout.state, rollout.created_by) == ("running", "system:sprat")
     event = made(viewer.get(f"{URL}/drift"))["events"][0]
@@ -181,7 +182,7 @@ def test_drift_is_retrained_and_rolled_out_once_for_each_new_dataset(
     for device in fleet:
         say(device, 60)
     assert look(app, later_s=7200) == "notify"  # no new samples
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         dataset(session, "b")
     assert look(app, later_s=10800) == "retrain"
 
@@ -189,7 +190,7 @@ def test_drift_is_retrained_and_rolled_out_once_for_each_new_dataset(
 def test_a_retrain_that_fails_is_told_and_a_draft_waits_for_a_person(
     app: FastAPI, releaser: Api, viewer: Api, fleet: list[TestDevice]
 ) -> None:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         dataset(session, "a")
     by_hand = RETRAIN | {"rollout": {"waves": ["100%"], "start": False}}
     made(releaser.request("PUT", f"{URL}/drift-policy", json=by_hand))
@@ -199,13 +200,13 @@ def test_a_retrain_that_fails_is_told_and_a_draft_waits_for_a_person(
     end_job(app, UUID(made(viewer.get(f"{URL}/drift"))["events"][0]["job"]), release=None)
     look(app)
     assert "of another shape" in made(viewer.get(f"{URL}/drift"))["events"][0]["outcome"]
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         dataset(session, "b")
     assert look(app, later_s=3600) == "retrain"
     published(app, base=1)
     end_job(app, UUID(made(viewer.get(f"{URL}/drift"))["events"][0]["job"]), release=2)
     look(app, later_s=3600)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         rollout = session.scalars(select(Rollout).where(Rollout.number == 2)).one()
         assert rollout.state == "draft"
 
@@ -213,7 +214,7 @@ def test_a_retrain_that_fails_is_told_and_a_draft_waits_for_a_person(
 def test_a_person_stops_it_and_what_was_retrained_waits(
     app: FastAPI, releaser: Api, operator: Api, viewer: Api, fleet: list[TestDevice]
 ) -> None:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         dataset(session, "a")
     made(releaser.request("PUT", f"{URL}/drift-policy", json=RETRAIN))
     for device in fleet:
@@ -243,5 +244,5 @@ def test_a_policy_is_checked_and_cleared(app: FastAPI, releaser: Api, operator: 
     made(releaser.request("PUT", f"{URL}/drift-policy", json=NOTIFY))
     made(operator.delete(f"{URL}/drift-policy"))
     assert look(app) == "-"
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert session.scalars(select(DriftEvent)).all() == []

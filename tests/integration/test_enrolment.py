@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from tuf.api.metadata import Metadata, Root
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import Device, EnrolmentToken
 from sprat_shared.protocol.enrol import EnrolAnswer
 from sprat_shared.protocol.report import Outcome, format_signature
@@ -35,7 +36,7 @@ def test_a_device_gets_an_identity_and_the_root_of_trust(app: FastAPI, viewer: A
 def test_no_secret_is_given_and_the_token_is_kept_as_a_hash_only(app: FastAPI, token: str) -> None:
     answer = enrol(app, token, "press-7")
     assert set(answer.json()) == {"device", "image_root", "director_root", "poll_interval_s", "report_sequence"}
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         kept = session.scalars(select(EnrolmentToken.token_hash)).all()
     assert all(len(one) == 32 and one != token.encode() for one in kept)
 
@@ -56,7 +57,7 @@ def test_a_token_lets_in_as_many_devices_as_it_says(app: FastAPI, token: str) ->
 
 
 def test_an_expired_token_lets_nobody_in(app: FastAPI, token: str) -> None:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         past = datetime.now(UTC) - timedelta(seconds=1)
         session.execute(update(EnrolmentToken).values(created_at=past - timedelta(days=1), expires_at=past))
     answer = enrol(app, token, "press-7")
@@ -132,7 +133,10 @@ def test_a_request_that_cannot_be_read_says_what_is_wrong(app: FastAPI, token: s
 def test_an_enrolment_token_only_wears_out(app: FastAPI, token: str) -> None:
     enrol(app, token, "press-7")
     for change in ({"used": 0}, {"uses": 100}, {"token_hash": bytes(32)}):
-        with pytest.raises(IntegrityError, match="wears out"), app.state.database.transaction() as session:
+        with (
+            pytest.raises(IntegrityError, match="wears out"),
+            app.state.database.transaction(DEFAULT_PROJECT) as session,
+        ):
             session.execute(update(EnrolmentToken).values(**change))
 
 
@@ -158,6 +162,6 @@ def test_the_database_keeps_a_devices_identity_and_its_revocation(app: FastAPI, 
     for change in ({"public_key": bytes(32)}, {"revoked_at": None}):
         with (
             pytest.raises(IntegrityError, match=r"cannot change|stays so"),
-            app.state.database.transaction() as session,
+            app.state.database.transaction(DEFAULT_PROJECT) as session,
         ):
             session.execute(update(Device).values(**change))

@@ -11,6 +11,7 @@ from http_calls import Api
 from sqlalchemy import func, select, update
 
 from sprat_server.app import create_app
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import EnrolmentRequest
 from sprat_server.flows import upkeep
 from sprat_server.settings import Settings
@@ -74,7 +75,7 @@ def test_the_queue_is_bounded_for_an_address_and_in_all(app: FastAPI, viewer: Ap
     assert [answer.status_code for answer in answers] == [202, 202, 202, 503]
     assert answers[-1].json()["code"] == "enrolment.queue-full"
     assert "retry-after" in answers[-1].headers
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(EnrolmentRequest).values(address="10.0.0.9"))
     assert [enrol(app, None, f"gate-{number}", None).status_code for number in range(3)] == [202, 202, 503]
     assert len(waiting(viewer)) == 5
@@ -93,12 +94,12 @@ def test_whom_nobody_answers_is_forgotten(app: FastAPI, operator: Api, viewer: A
     enrol(app, None, "press-7", key)
     (row,) = waiting(viewer)
     past = datetime.now(UTC) - timedelta(days=2)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(EnrolmentRequest).values(created_at=past, expires_at=past + timedelta(days=1)))
     assert waiting(viewer) == []
     assert operator.post(f"/api/v1/enrolment-requests/{row['id']}/accept", json={}).status_code == 404
     upkeep.forget_expired(app.state.database)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert session.scalar(select(func.count()).select_from(EnrolmentRequest)) == 0
     assert enrol(app, None, "press-7", key).status_code == 202, "it may ask anew"
 

@@ -15,6 +15,7 @@ from http_calls import Api
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
+from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
 from sprat_server.flows import rollout_reports
 from sprat_server.rollouts import gating
 from sprat_server.rollouts.gate_plan import GatePlan
@@ -199,7 +200,7 @@ def test_devices_that_fall_silent_count_as_lost_after_the_timeout_and_a_late_wor
     fleet.report(lambda: 0.0, most=6)
     assert fleet.look()["exposed"] == 8
     for hours, failed in ((0.5, 0), (2.0, 2)):
-        with app.state.database.transaction() as session:
+        with app.state.database.transaction(DEFAULT_PROJECT) as session:
             rollout_reports.on_silence(session, datetime.now(UTC) + timedelta(hours=hours))
         assert fleet.why()["lost"] == failed
     assert fleet.look()["failed"] == 2
@@ -232,7 +233,7 @@ def test_a_verdict_is_replayed_bit_for_bit_from_what_is_stored(app: FastAPI, fle
     random = Random(3)
     fleet.begin(["8", "100%"])
     fleet.report(lambda: random.gauss(0.01, 0.02), most=15)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         rollout = session.get_one(Rollout, UUID(fleet.rollout))
         gate = Gate(GatePlan.of(rollout.gates).policy)
         evidence, stored = gating.evidence(session, rollout), gating.load(session, rollout)
@@ -259,7 +260,7 @@ def test_acknowledged_failures_let_a_rollout_go_on_and_the_verdict_is_still_repl
     fleet.report(lambda: 0.0)
     ended = fleet.look()
     assert (ended["state"], ended["committed"], ended["excused"]) == ("succeeded", 22, 2)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         rollout = session.get_one(Rollout, UUID(fleet.rollout))
         gate, evidence = Gate(GatePlan.of(rollout.gates).policy), gating.evidence(session, rollout)
         kinds = session.scalars(select(RolloutEvent.kind).where(RolloutEvent.rollout_id == rollout.id)).all()
@@ -281,8 +282,8 @@ def test_what_was_measured_cannot_be_acknowledged(fleet: Fleet, operator: Api) -
 
 def test_what_was_heard_cannot_be_changed(app: FastAPI, pair: Fleet) -> None:
     pair.begin(["2", "100%"])
-    with pytest.raises(DBAPIError, match="rollout_event"), app.state.database.transaction() as session:
-        session.execute(text("UPDATE rollout_event SET e_value = 0"))
+    with pytest.raises(DBAPIError, match="rollout_event"), app.state.database.transaction(DEFAULT_PROJECT) as session:
+        session.execute(text("UPDATE rollout_event SET e_value = 0"), execution_options=ACROSS)
 
 
 def test_a_small_fleet_is_decided_by_its_first_failure_and_evidence_is_kept_for_another_look(fleet: Fleet) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from sprat_server.app import create_app
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database, SessionDep, one_transaction
 from sprat_server.jobs import service as jobs
 from sprat_server.observe.actors import SYSTEM
@@ -20,7 +21,7 @@ from sprat_server.settings import Settings
 @pytest.fixture
 def failing_commit(app: FastAPI, database: Database) -> FastAPI:
     """The application with two routes whose INSERT is refused at COMMIT, by a deferred constraint."""
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         session.execute(text("CREATE TABLE parent (id int PRIMARY KEY)"))
         session.execute(text("CREATE TABLE child (id int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)"))
 
@@ -125,7 +126,7 @@ def test_healthz_says_503_while_the_database_does_not_answer(tmp_path: Path) -> 
 
 def test_a_list_comes_in_pages_that_rows_added_meanwhile_do_not_shift(viewer: Api, database: Database) -> None:
     def add(count: int) -> None:
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             for number in range(count):
                 jobs.enqueue(session, kind="count", args={"number": number}, by=SYSTEM)
 
@@ -141,11 +142,11 @@ def test_a_list_comes_in_pages_that_rows_added_meanwhile_do_not_shift(viewer: Ap
     assert seen == [4, 3, 2, 1, 0]
 
 
-def test_metrics_count_requests_by_route_and_jobs_by_state(viewer: Api, database: Database) -> None:
-    with database.transaction() as session:
+def test_metrics_count_requests_by_route_and_jobs_by_state(viewer: Api, server_viewer: Api, database: Database) -> None:
+    with database.transaction(DEFAULT_PROJECT) as session:
         jobs.enqueue(session, kind="count", args={}, by=SYSTEM)
     viewer.get("/api/v1/jobs/00000000-0000-7000-8000-000000000000")
-    text_ = viewer.get("/metrics").text
+    text_ = server_viewer.get("/metrics").text
     assert 'sprat_http_requests_total{method="GET",route="/api/v1/jobs/{job_id}",status="404"}' in text_
     assert 'sprat_jobs{state="queued"} 1.0' in text_
 

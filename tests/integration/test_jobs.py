@@ -16,6 +16,7 @@ from sqlalchemy import text, update
 from sqlalchemy.exc import IntegrityError
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.jobs import service as jobs
 from sprat_server.jobs.models import Job
@@ -42,13 +43,13 @@ def task_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[Task], None]:
 
 def queued(database: Database, kind: str = "test", **args: Any) -> Job:
     """Queue a job and return it."""
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         return jobs.enqueue(session, kind=kind, args=args, by=SYSTEM)
 
 
 def now(database: Database, job: Job) -> Job:
     """Return the job as it is now."""
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         return jobs.get(session, job.id)
 
 
@@ -65,15 +66,15 @@ def test_a_job_exists_for_workers_only_if_the_transaction_that_asks_for_it_commi
         pass
 
     def ask_and_fail() -> None:
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             jobs.enqueue(session, kind="test", args={}, by=SYSTEM)
             raise Failed
 
     with pytest.raises(Failed):
         ask_and_fail()
     job = queued(database)
-    with database.transaction() as session:
-        assert session.execute(text("SELECT id FROM job")).scalars().all() == [job.id]
+    with database.transaction(DEFAULT_PROJECT) as session:
+        assert session.execute(text("SELECT id FROM job"), execution_options=ACROSS).scalars().all() == [job.id]
         assert session.execute(text("SELECT id FROM procrastinate_jobs")).scalars().all() == [job.queue_id]
 
 
@@ -143,7 +144,7 @@ def test_a_queued_job_is_cancelled_at_once_and_never_runs(
     answer = operator.post(f"/api/v1/jobs/{job.id}/cancel")
     assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
     runner.run(job.id, job.queue_id)
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         assert session.scalar(text("SELECT status::text FROM procrastinate_jobs")) == "cancelled"
     assert operator.post(f"/api/v1/jobs/{job.id}/cancel").status_code == 200
     newest = operator.get("/api/v1/audit").json()["items"][0]
@@ -197,14 +198,14 @@ def test_a_slow_worker_whose_job_was_given_away_cannot_commit_any_more(
     def work(ctx: JobContext, _args: Mapping[str, Any]) -> dict[str, Any]:
         if ctx.attempt == 2:
             return {"by": 2}
-        with database.transaction() as session:  # as if it had been silent for long
+        with database.transaction(DEFAULT_PROJECT) as session:  # as if it had been silent for long
             session.execute(text("UPDATE procrastinate_jobs SET status = 'doing', worker_id = NULL"))
         assert runner.take_up_abandoned() == [job.id]
         again = now(database, job)
         runner.run(again.id, again.queue_id)
         try:
             with ctx.session() as session:
-                session.execute(text("UPDATE job SET kind = 'overwritten'"))
+                session.execute(text("UPDATE job SET kind = 'overwritten'"), execution_options=ACROSS)
         except JobLost:
             tried.append("session")
         with pytest.raises(JobLost):
@@ -258,7 +259,7 @@ def test_two_workers_that_look_for_abandoned_jobs_at_once_take_each_up_once(
     database: Database, blobs: Blobs, settings: Settings
 ) -> None:
     queued_jobs = [queued(database) for _ in range(10)]
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         session.execute(text("UPDATE procrastinate_jobs SET status = 'doing'"))
     runners = [Runner(database=database, blobs=blobs, settings=settings) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -279,7 +280,7 @@ def test_two_workers_that_look_for_abandoned_jobs_at_once_take_each_up_once(
 )
 def test_the_database_refuses_an_impossible_job(database: Database, values: dict[str, Any], constraint: str) -> None:
     queued(database)
-    with pytest.raises(IntegrityError, match=constraint), database.transaction() as session:
+    with pytest.raises(IntegrityError, match=constraint), database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(Job).values(values))
 
 

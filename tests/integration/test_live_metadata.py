@@ -12,6 +12,7 @@ from http_calls import Api
 from lineage_calls import bring_to
 from sqlalchemy import insert, select
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.flows import live, upkeep
 from sprat_server.publish import repository
 from sprat_server.publish.image import open_repository
@@ -28,14 +29,14 @@ MAX_PLAIN_BYTES = 4000
 
 
 def named(app: FastAPI, model: str = "mnist") -> set[str]:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         paths = live.signed_paths(session, registry.get_model(session, model))
     return {path for path in paths if "/graph/" not in path}
 
 
 def history(app: FastAPI, count: int) -> None:
     """Add so many releases after release 1, each made from the one before, as rows; the last one is not signed yet."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         model = registry.get_model(session, "mnist")
         graph = session.scalars(select(Graph)).one()
         (first,) = session.scalars(select(Release))
@@ -79,7 +80,7 @@ def history(app: FastAPI, count: int) -> None:
 
 
 def sign(app: FastAPI) -> None:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         image = open_repository(session, app.state.settings)
         live.sign(session, image, registry.get_model(session, "mnist"), reason="test")
 
@@ -191,13 +192,13 @@ def test_the_periodic_look_prunes_when_most_of_what_is_named_is_past_and_else_le
     published(app)
     published(app, base=1)
     assert named(app) == {"mnist/1/full", "mnist/2/full", "mnist/2/from-1"}
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         before = repository.newest_versions(session)
         upkeep.sign_due(session, app.state.settings)
         assert repository.newest_versions(session) == before, "half of it is past: not worth a version"
     history_after = published(app, base=2)
     published(app, base=history_after.number)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         upkeep.sign_due(session, app.state.settings)
     assert "mnist/1/full" not in named(app)
 
@@ -207,6 +208,6 @@ def test_the_periodic_look_signs_what_devices_turned_out_to_need(app: FastAPI, o
     (device,) = join(app, operator, 1)
     bring_to(app, 1, [device])
     history(app, 2)  # published behind the back of the metadata
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         upkeep.sign_due(session, app.state.settings)
     assert named(app) >= {"mnist/3/full", "mnist/2/from-1", "mnist/3/from-2"}

@@ -17,6 +17,7 @@ import small_recipes
 
 from sprat_server.compress.direct import direct_update
 from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.flows.poll import _graphs
 from sprat_server.jobs.runner import Runner
 from sprat_server.publish import repository
@@ -42,7 +43,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def worker(app: FastAPI, settings: Settings, blobs: Blobs) -> Runner:
     load_tasks()
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         open_repository(session, settings)
     return Runner(database=app.state.database, blobs=blobs, settings=settings)
 
@@ -86,7 +87,7 @@ def test_statistics_are_left_to_devices_release_by_release_until_weights_are_giv
     assert digest_of(WithoutLocal(next_, local)) == third["weights"]
     assert digest_of(last) == fourth["weights"]
 
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         model = registry.get_model(session, "quadrants")
         role = role_of_model("quadrants")
         every = [(role, version) for version in range(1, repository.newest_versions(session)[role] + 1)]

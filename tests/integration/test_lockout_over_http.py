@@ -12,6 +12,7 @@ from http_calls import Api
 from sqlalchemy import update
 
 from sprat_server.app import create_app
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import Device
 from sprat_server.settings import Settings
 
@@ -92,7 +93,7 @@ def test_a_device_that_is_known_locks_out_nobody_behind_its_address(
     app: FastAPI, operator: Api, device: TestDevice, changes: dict[str, datetime], code: str
 ) -> None:
     (other,) = join(app, operator, 1)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(Device).where(Device.id == device.id).values(token_hash=Device.token_hash, **changes))
     for path in ("/device/v1/poll", "/blobs/sha256/" + "0" * 64):
         for _ in range(25):

@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from sprat_server.db import migrate
 from sprat_server.db.base import Base
+from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_shared.errors import TryLater
 
@@ -92,8 +93,8 @@ def test_an_upgrade_that_cannot_have_its_lock_gives_up_and_says_so(
 ) -> None:
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT_S", 1)
     migrate.upgrade(empty.engine, "0002_jobs")
-    with empty.transaction() as session:
-        session.execute(text("SELECT * FROM job"))  # a transaction that stays open
+    with empty.across_projects() as session:
+        session.execute(text("SELECT * FROM job"), execution_options=ACROSS)  # a transaction that stays open
         with pytest.raises(TryLater, match="lock timeout"):
             migrate.downgrade(empty.engine, "0001_access")
     assert migrate.upgrade(empty.engine)[0] == "0002_jobs"
@@ -112,7 +113,7 @@ def test_upgrades_that_start_together_do_not_meet(empty: Database) -> None:
 
 def test_a_database_of_a_newer_sprat_is_left_alone(empty: Database) -> None:
     migrate.upgrade(empty.engine)
-    with empty.transaction() as session:
+    with empty.transaction(DEFAULT_PROJECT) as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999_future'"))
     for call in (migrate.upgrade, migrate.require_newest):
         with pytest.raises(migrate.SchemaMismatch, match="9999_future"):

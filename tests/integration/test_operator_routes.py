@@ -13,6 +13,7 @@ from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.flows.tasks_datasets import validate_dataset
 from sprat_server.jobs.models import Job
 from sprat_server.jobs.tasks import JobContext
@@ -39,12 +40,13 @@ def uploaded_dataset(blobs: Blobs, tmp_path: Path, samples: int = 100) -> str:
 def carry_out(app: FastAPI, job_id: str) -> dict[str, Any]:
     """Do a validate-dataset job here, as a worker would."""
     database = app.state.database
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         job = session.get_one(Job, job_id)
         job.state, job.attempt, job.started_at = "running", 1, job.created_at
         args = dict(job.args)
     context = JobContext(
         job_id=job.id,
+        project_id=job.project_id,
         attempt=1,
         database=database,
         blobs=app.state.blobs,
@@ -86,7 +88,7 @@ def test_a_model_that_cannot_be_registered_is_refused_before_a_job_is_made(  # n
     answer = releaser.post("/api/v1/models", json={"name": "pcb", "recipe": RECIPE, "weights": weights} | change)
     assert answer.status_code == status, answer.text
     assert words in answer.json()["detail"]
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert session.scalars(select(Job)).all() == []
 
 
@@ -219,7 +221,7 @@ def test_the_same_file_is_the_same_dataset(app: FastAPI, operator: Api, blobs: B
     digest = uploaded_dataset(blobs, tmp_path)
     for name in ("august", "august"):
         carry_out(app, made(operator.post("/api/v1/datasets", json={"name": name, "blob": digest}))["job"]["id"])
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert [dataset.name for dataset in session.scalars(select(Dataset))] == ["august"]
 
 

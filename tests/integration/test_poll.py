@@ -16,6 +16,7 @@ from sqlalchemy import event, select, update
 
 from sprat_server.api.poll import PollMemory, Remembered
 from sprat_server.app import create_app
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet_service
 from sprat_server.fleet.models import Device, DeviceSlots
@@ -39,7 +40,7 @@ def device(app: FastAPI, operator: Api) -> TestDevice:
 
 def bring_to(app: FastAPI, release: int) -> None:
     """Start a rollout to the whole fleet, without HTTP."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         made_one = rollout_flow.create(
             session,
             model="mnist",
@@ -173,7 +174,7 @@ def test_a_payload_comes_with_its_assignment_and_not_again_with_later_metadata(
 
 
 def _blob_of(app: FastAPI, number: int) -> str:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         release = registry.get_release(session, registry.get_model(session, "mnist"), number)
         return registry.updates_of(session, release)[0].blob
 
@@ -327,7 +328,7 @@ def test_new_metadata_are_heard_of(app: FastAPI, device: TestDevice) -> None:
 
 def test_a_new_root_of_the_director_is_heard_of(app: FastAPI, device: TestDevice) -> None:
     def rotate() -> None:
-        with app.state.database.transaction() as session:
+        with app.state.database.transaction(DEFAULT_PROJECT) as session:
             director_root.rotate_online_key(session, app.state.settings)
 
     async def body(asking: Asking) -> None:
@@ -358,7 +359,7 @@ def test_a_cheaper_path_is_heard_of_when_a_report_changes_what_is_held(app: Fast
         ]
 
     def lose_the_slots(database: Database) -> None:
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             session.execute(update(DeviceSlots).values(active=None))
 
     while_running(app, device, body)
@@ -366,7 +367,7 @@ def test_a_cheaper_path_is_heard_of_when_a_report_changes_what_is_held(app: Fast
 
 def test_a_revoked_device_is_refused_though_it_was_remembered(app: FastAPI, device: TestDevice) -> None:
     def revoke(database: Database, device_id: UUID) -> None:
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             fleet_service.revoke(session, device_id)
 
     async def body(asking: Asking) -> None:
@@ -403,7 +404,7 @@ def test_a_remembered_device_is_refused_when_its_token_ends_or_another_takes_its
     app: FastAPI, operator: Api, device: TestDevice
 ) -> None:
     def expire(database: Database) -> None:
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             soon = datetime.now(UTC) + timedelta(seconds=1)
             session.execute(update(Device).values(token_expires_at=soon, token_hash=Device.token_hash))
 
@@ -429,7 +430,7 @@ def test_a_remembered_device_is_refused_when_its_token_ends_or_another_takes_its
 
 def test_nothing_is_remembered_while_nobody_listens(app: FastAPI, device: TestDevice) -> None:
     def cut(database: Database) -> None:
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             cut_off = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE starts_with(query, 'LISTEN')"
             session.connection().exec_driver_sql(cut_off)
 
@@ -465,7 +466,7 @@ def test_last_seen_times_are_written_together_at_the_latest_when_the_server_stop
     app: FastAPI, device: TestDevice
 ) -> None:
     def last_seen() -> object:
-        with app.state.database.transaction() as session:
+        with app.state.database.transaction(DEFAULT_PROJECT) as session:
             return session.scalar(select(Device.last_seen_at).where(Device.id == device.id))
 
     assert last_seen() is None
@@ -482,7 +483,7 @@ def test_each_device_is_told_its_own(app: FastAPI, operator: Api, device: TestDe
     bring_to(app, 1)
     device.tell(Outcome.COMMITTED)
     other.tell(Outcome.COMMITTED)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         model = registry.get_model(session, "mnist")
         fleet_service.assign(session, model.id, {device.id: 2}, "rollout")
     mine, others = (wished(PollAnswer.from_bytes(one.poll().content)) for one in (device, other))

@@ -8,6 +8,7 @@ from fleet_calls import TestDevice, join, made, published
 from http_calls import Api
 from sqlalchemy import select
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import DeviceSlots
 from sprat_shared.protocol.report import Outcome
 
@@ -66,7 +67,7 @@ def test_who_is_ready_is_shown_and_moves_neither_waves_nor_slots(
 ) -> None:
     rollout = draft(releaser, 2)
     assert move(operator, rollout, "prefetch")["prefetched"] == 3
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         before = [(row.active, row.outcome, row.reported_at) for row in session.scalars(select(DeviceSlots))]
     ready(devices[0])
     devices[1].tell(Outcome.FAILED, serving_release=1)
@@ -78,7 +79,7 @@ def test_who_is_ready_is_shown_and_moves_neither_waves_nor_slots(
         ("waiting", "failed"),
         ("waiting", "asked"),
     ]
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         rows = {row.device_id: row for row in session.scalars(select(DeviceSlots))}
         assert rows[devices[0].id].outcome == "committed"
         assert {row.active for row in rows.values()} == {1}

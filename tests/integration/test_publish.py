@@ -15,6 +15,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.flows import upkeep
 from sprat_server.publish import drafts, repository
@@ -28,7 +29,7 @@ from sprat_shared.trust.targets import UpdateTarget
 
 
 def versions(database: Database) -> dict[str, int]:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         return repository.newest_versions(session)
 
 
@@ -64,7 +65,7 @@ def test_a_model_role_is_not_trusted_for_another_model(app: FastAPI, tmp_path: P
     published(app)
     published(app, model="pcb")
     database, settings = app.state.database, app.state.settings
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         repo = open_repository(session, settings)
         stolen = repo.targets("m.mnist").targets["mnist/1/full"]
         stolen.path = "pcb/2/full"
@@ -82,7 +83,7 @@ def test_a_metadata_file_that_is_not_there_is_a_clear_404(app: FastAPI, viewer: 
 
 
 def test_keys_are_files_that_only_their_owner_reads(database: Database, settings: Settings) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         open_repository(session, settings)
     files = sorted(settings.keys_dir.iterdir())
     assert [file.name for file in files] == [
@@ -93,10 +94,10 @@ def test_keys_are_files_that_only_their_owner_reads(database: Database, settings
 
 
 def test_starting_again_changes_nothing(database: Database, settings: Settings) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         open_repository(session, settings)
     before = versions(database)
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         open_repository(session, settings)
         assert upkeep.sign_due(session, settings) == []
     assert versions(database) == before
@@ -106,20 +107,26 @@ def test_starting_again_changes_nothing(database: Database, settings: Settings) 
 def test_a_missing_key_is_named_with_what_to_do(
     database: Database, blobs: Blobs, settings: Settings, purpose: str
 ) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         publish(session, blobs, settings)
     path = key_path(settings.keys_dir, purpose)
     path.unlink()
-    with pytest.raises(KeysUnusable, match=f"{path} is missing .*; copy"), database.transaction() as session:
+    with (
+        pytest.raises(KeysUnusable, match=f"{path} is missing .*; copy"),
+        database.transaction(DEFAULT_PROJECT) as session,
+    ):
         open_repository(session, settings)
     assert not path.exists()
 
 
 def test_a_foreign_key_is_refused(database: Database, settings: Settings) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         open_repository(session, settings)
     key_path(settings.keys_dir, "timestamp").write_bytes(CryptoSigner.generate_ed25519().private_bytes)
-    with pytest.raises(KeysUnusable, match="not the key that devices trust"), database.transaction() as session:
+    with (
+        pytest.raises(KeysUnusable, match="not the key that devices trust"),
+        database.transaction(DEFAULT_PROJECT) as session,
+    ):
         open_repository(session, settings)
 
 
@@ -128,14 +135,17 @@ def test_a_file_that_is_no_ed25519_key_is_refused(database: Database, settings: 
     settings.keys_dir.mkdir(parents=True)
     path = key_path(settings.keys_dir, "root")
     path.write_bytes(content)
-    with pytest.raises(KeysUnusable, match=f"{path} (cannot be read|is not)"), database.transaction() as session:
+    with (
+        pytest.raises(KeysUnusable, match=f"{path} (cannot be read|is not)"),
+        database.transaction(DEFAULT_PROJECT) as session,
+    ):
         open_repository(session, settings)
     assert path.read_bytes() == content, "what a person may still need is not overwritten"
 
 
 def test_two_processes_that_start_at_once_make_one_set_of_keys(database: Database, settings: Settings) -> None:
     def start() -> None:
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             open_repository(session, settings)
 
     threads = [threading.Thread(target=start) for _ in range(4)]
@@ -150,13 +160,13 @@ def test_two_processes_that_start_at_once_make_one_set_of_keys(database: Databas
 def test_releases_go_on_without_root_and_targets_keys_and_a_new_model_waits_for_the_targets_key(
     database: Database, blobs: Blobs, settings: Settings
 ) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         publish(session, blobs, settings)
     key_path(settings.keys_dir, "root").unlink()
     key_path(settings.keys_dir, "targets").unlink()
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         publish(session, blobs, settings, base=1)
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         publish(session, blobs, settings, model="pcb")
         waiting = {draft.role: draft.metadata.signatures for draft in drafts.all_drafts(session)}
         assert set(waiting) == {"targets", "m.pcb"}
@@ -179,7 +189,7 @@ def test_metadata_are_signed_again_at_half_of_their_life_and_still_accepted(
 ) -> None:
     published(app)
     before = versions(app.state.database)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         again = upkeep.sign_due(session, app.state.settings, datetime.now(UTC) + timedelta(days=days))
     assert sorted(again) == signed
     after = versions(app.state.database)
@@ -193,7 +203,7 @@ def test_metadata_are_signed_again_at_half_of_their_life_and_still_accepted(
 def test_the_database_refuses_a_version_that_is_not_the_next(
     database: Database, blobs: Blobs, settings: Settings, version: int
 ) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         publish(session, blobs, settings)
     assert versions(database)["timestamp"] == 2
     row = SignedMetadata(
@@ -203,30 +213,33 @@ def test_the_database_refuses_a_version_that_is_not_the_next(
         body=b"{}",
         expires_at=datetime.now(UTC) + timedelta(days=1),
     )
-    with pytest.raises(IntegrityError, match=r"next version|pk_signed_metadata"), database.transaction() as session:
+    with (
+        pytest.raises(IntegrityError, match=r"next version|pk_signed_metadata"),
+        database.transaction(DEFAULT_PROJECT) as session,
+    ):
         session.add(row)
 
 
 def test_signed_metadata_are_never_changed_or_deleted(database: Database, blobs: Blobs, settings: Settings) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         publish(session, blobs, settings)
     for statement in (delete(SignedMetadata), update(SignedMetadata).values(body=b"{}")):
-        with pytest.raises(IntegrityError, match="are facts"), database.transaction() as session:
+        with pytest.raises(IntegrityError, match="are facts"), database.transaction(DEFAULT_PROJECT) as session:
             session.execute(statement)
 
 
 def test_a_commit_that_fails_leaves_neither_release_nor_metadata(
     database: Database, blobs: Blobs, settings: Settings
 ) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         publish(session, blobs, settings)
     before = versions(database)
 
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         publish(session, blobs, settings, base=1)
         assert repository.newest_versions(session)["timestamp"] == before["timestamp"] + 1
         session.rollback()
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         assert session.scalar(select(func.count()).select_from(Release)) == 1
     assert versions(database) == before
 
@@ -241,7 +254,7 @@ def test_a_blob_that_was_never_uploaded_is_not_published(
             return blobs.put_bytes(data)
 
     forgetful = Forgetful(empty._store, folder=tmp_path / "empty")
-    with pytest.raises(Exception, match="upload it first"), database.transaction() as session:
+    with pytest.raises(Exception, match="upload it first"), database.transaction(DEFAULT_PROJECT) as session:
         publish(session, forgetful, settings)
     assert versions(database) == {}
 
@@ -249,9 +262,9 @@ def test_a_blob_that_was_never_uploaded_is_not_published(
 def test_a_release_and_the_periodic_look_do_not_wait_for_each_other_for_ever(
     database: Database, blobs: Blobs, settings: Settings
 ) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         publish(session, blobs, settings)
-    with database.transaction() as release, database.transaction() as look:
+    with database.transaction(DEFAULT_PROJECT) as release, database.transaction(DEFAULT_PROJECT) as look:
         registry.lock_model(release, registry.get_model(release, "mnist"))
         open_repository(look, settings)  # which the release will wait for
         row = select(Model.id).where(Model.name == "mnist")

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Dataset, DirectBuild, Graph, Model, Release, UpdateFile
@@ -24,7 +25,7 @@ DIGEST = "sha256:" + "ab" * 32
 @pytest.fixture
 def model_at_2(database: Database, blobs: Blobs, settings: Settings) -> Model:
     """A model with two releases."""
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         publish(session, blobs, settings)
         publish(session, blobs, settings, base=1)
         return registry.get_model(session, "mnist")
@@ -68,21 +69,21 @@ def a_release(model: Model, **changes: Any) -> Release:
 def test_the_database_refuses_a_release_that_cannot_be(
     database: Database, model_at_2: Model, changes: dict[str, Any], constraint: str
 ) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         graph = session.scalars(select(Graph.digest)).one()
-    with pytest.raises(IntegrityError, match=constraint), database.transaction() as session:
+    with pytest.raises(IntegrityError, match=constraint), database.transaction(DEFAULT_PROJECT) as session:
         session.add(a_release(model_at_2, **({"graph_digest": graph} | changes)))
 
 
 def test_a_release_has_one_full_update_and_not_two(database: Database, model_at_2: Model) -> None:
     second = UpdateFile(model_id=model_at_2.id, number=2, base_number=None, blob=DIGEST, bytes=5, wire=1)
-    with pytest.raises(IntegrityError, match="uq_update_file"), database.transaction() as session:
+    with pytest.raises(IntegrityError, match="uq_update_file"), database.transaction(DEFAULT_PROJECT) as session:
         session.add(second)
 
 
 def test_an_update_starts_at_a_release_that_exists(database: Database, model_at_2: Model) -> None:
     stray = UpdateFile(model_id=model_at_2.id, number=2, base_number=9, blob=DIGEST, bytes=5, wire=1)
-    with pytest.raises(IntegrityError, match="base_exists"), database.transaction() as session:
+    with pytest.raises(IntegrityError, match="base_exists"), database.transaction(DEFAULT_PROJECT) as session:
         session.add(stray)
 
 
@@ -92,21 +93,27 @@ def test_an_update_starts_at_a_release_that_exists(database: Database, model_at_
 def test_facts_are_never_changed_or_deleted(
     database: Database, table: type[Any], statement: Callable[[type[Any]], Any]
 ) -> None:
-    with pytest.raises(IntegrityError, match="are facts"), database.transaction() as session:
+    with pytest.raises(IntegrityError, match="are facts"), database.transaction(DEFAULT_PROJECT) as session:
         session.execute(statement(table))
 
 
 def test_what_was_found_out_about_a_direct_update_stays_and_is_of_a_newer_release(
     database: Database, model_at_2: Model
 ) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         registry.add_direct_build(session, model_at_2, base=1, number=2, blob=DIGEST, length=80)
     for statement in (delete(DirectBuild), update(DirectBuild).values(bytes=1)):
-        with pytest.raises(IntegrityError, match="are facts"), database.transaction() as session:
+        with pytest.raises(IntegrityError, match="are facts"), database.transaction(DEFAULT_PROJECT) as session:
             session.execute(statement)
-    with pytest.raises(IntegrityError, match="leads_to_a_newer_release"), database.transaction() as session:
+    with (
+        pytest.raises(IntegrityError, match="leads_to_a_newer_release"),
+        database.transaction(DEFAULT_PROJECT) as session,
+    ):
         registry.add_direct_build(session, model_at_2, base=2, number=1, blob=None, length=None)
-    with pytest.raises(IntegrityError, match="what_is_kept_has_a_length"), database.transaction() as session:
+    with (
+        pytest.raises(IntegrityError, match="what_is_kept_has_a_length"),
+        database.transaction(DEFAULT_PROJECT) as session,
+    ):
         session.add(DirectBuild(model_id=model_at_2.id, base_number=1, number=2, blob=DIGEST, bytes=None))
 
 
@@ -125,12 +132,15 @@ def test_a_dataset_counts_every_sample_once(database: Database) -> None:
         test=3,
         given_split=False,
     )
-    with pytest.raises(IntegrityError, match="every_sample_is_in_one_split"), database.transaction() as session:
+    with (
+        pytest.raises(IntegrityError, match="every_sample_is_in_one_split"),
+        database.transaction(DEFAULT_PROJECT) as session,
+    ):
         session.add(dataset)
 
 
 def test_the_same_release_is_not_made_twice(database: Database, model_at_2: Model) -> None:
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         newest = registry.latest_release(session, model_at_2)
         graph = session.get_one(Graph, newest.graph_digest)
         with pytest.raises(Conflict, match="mnist@2 has exactly this graph and these weights"):
@@ -152,7 +162,7 @@ def test_the_same_release_is_not_made_twice(database: Database, model_at_2: Mode
 def test_a_release_is_offered_with_exactly_one_full_update(
     database: Database, model_at_2: Model, bases: list[int | None]
 ) -> None:
-    with database.transaction() as session, pytest.raises(InvalidInput, match="exactly one full update"):
+    with database.transaction(DEFAULT_PROJECT) as session, pytest.raises(InvalidInput, match="exactly one full update"):
         registry.add_release(
             session,
             model=model_at_2,
@@ -171,7 +181,7 @@ def test_two_writers_at_once_get_two_numbers(
     database: Database, blobs: Blobs, settings: Settings, model_at_2: Model
 ) -> None:
     def add() -> None:
-        with database.transaction() as session:
+        with database.transaction(DEFAULT_PROJECT) as session:
             publish(session, blobs, settings, base=1)
 
     threads = [threading.Thread(target=add) for _ in range(4)]
@@ -179,7 +189,7 @@ def test_two_writers_at_once_get_two_numbers(
         thread.start()
     for thread in threads:
         thread.join()
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         numbers = session.scalars(select(Release.number).where(Release.model_id == model_at_2.id)).all()
     assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
 
@@ -193,5 +203,5 @@ def test_what_does_not_exist_is_named(database: Database, model_at_2: Model) -> 
         with pytest.raises(NotFound, match="no dataset"):
             registry.get_dataset(session, DIGEST)
 
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         of(session)

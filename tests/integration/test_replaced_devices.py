@@ -8,6 +8,7 @@ from http_calls import Api
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import Device, DeviceSlots, RetiredKey
 from sprat_shared.protocol.report import Outcome
 
@@ -111,12 +112,12 @@ def test_the_database_changes_a_key_by_a_replacement_only_and_brings_none_back(
 ) -> None:
     database = app.state.database
     old = device.key.public_key().public_bytes_raw()
-    with pytest.raises(IntegrityError, match="cannot change"), database.transaction() as session:
+    with pytest.raises(IntegrityError, match="cannot change"), database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(Device).values(public_key=bytes(32)))
     enrol(app, token, device.name)
-    with pytest.raises(IntegrityError, match="was retired"), database.transaction() as session:
+    with pytest.raises(IntegrityError, match="was retired"), database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(Device).values(public_key=old))
-    with pytest.raises(IntegrityError, match="are facts"), database.transaction() as session:
+    with pytest.raises(IntegrityError, match="are facts"), database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(RetiredKey).values(public_key=bytes(32)))
 
 
@@ -126,7 +127,7 @@ def test_a_decommissioned_device_is_refused_holds_nothing_and_leaves_its_name(
     gone = made(operator.post(f"/api/v1/devices/{device.id}/decommission", json={"reason": "scrapped"}))
     assert gone["revoked_at"] is not None
     assert [model["active"] for model in gone["models"]] == [None], "what it should have run is history"
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert session.scalar(select(func.count()).select_from(DeviceSlots)) == 0
     assert device.poll().json()["code"] == "device.revoked"
     newest = made(viewer.get("/api/v1/audit"))["items"][0]

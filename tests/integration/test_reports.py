@@ -12,6 +12,7 @@ from http_calls import Api
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
 from sprat_shared.protocol.holdout_report import HoldoutReport
 from sprat_shared.protocol.report import Evidence, Outcome, Report, TrustReport, format_signature
@@ -44,7 +45,7 @@ def wished(device: TestDevice) -> Wished:
 def test_a_signed_report_is_kept_as_it_came(app: FastAPI, viewer: Api, device: TestDevice) -> None:
     report = device.report(wished(device), Outcome.COMMITTED)
     assert device.send(report).status_code == 204
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         row = session.scalars(select(DeviceReport)).one()
     assert row.body == report.to_json()
     device.key.public_key().verify(row.signature, row.body)
@@ -150,7 +151,7 @@ def test_what_a_device_does_not_believe_is_kept_and_shown_among_its_reports(
     shown, committed = made(viewer.get(f"/api/v1/devices/{device.id}/reports"))["items"]
     assert (shown["kind"], shown["error_code"], shown["assignment"]) == ("trust", "trust.rollback", None)
     assert (committed["kind"], committed["assignment"]) == ("assignment", 1)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         slots = session.scalars(select(DeviceSlots)).one()
     assert slots.active == 1, "what it serves is as before"
     answer = device.send(doubt)
@@ -212,7 +213,7 @@ def test_slots_follow_what_the_device_says_it_serves(app: FastAPI, device: TestD
     wish = wished(device)
     serving = {"serving_release": 2, "serving_weights": second.weights_digest}
     assert device.send(device.report(wish, Outcome.COMMITTED, **serving)).status_code == 204
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         slots = session.scalars(select(DeviceSlots)).one()
     assert (slots.active, slots.previous, slots.weights) == (2, 1, second.weights_digest)
 
@@ -231,17 +232,20 @@ def test_the_database_refuses_changes_of_reports_and_assignments_and_falling_cou
         update(Device).values(report_sequence=0),
         delete(Device),
     ):
-        with pytest.raises(IntegrityError, match=r"are facts|cannot fall"), database.transaction() as session:
+        with (
+            pytest.raises(IntegrityError, match=r"are facts|cannot fall"),
+            database.transaction(DEFAULT_PROJECT) as session,
+        ):
             session.execute(statement)
 
 
 @pytest.mark.parametrize("counter", [1, 2, 0])
 def test_the_database_refuses_an_assignment_that_is_not_newer(app: FastAPI, device: TestDevice, counter: int) -> None:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         given = session.scalars(select(Assignment).where(Assignment.device_id == device.id)).one()
     stale = Assignment(device_id=device.id, counter=counter, model_id=given.model_id, number=1, reason="rollout")
     refused = pytest.raises(IntegrityError, match=r"not newer|counter_is_positive")
-    with refused, app.state.database.transaction() as session:
+    with refused, app.state.database.transaction(DEFAULT_PROJECT) as session:
         session.add(stale)
 
 

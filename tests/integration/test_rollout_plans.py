@@ -13,6 +13,7 @@ from sqlalchemy import func, select, update
 
 from sprat_server.access import audit
 from sprat_server.access.tokens import Scope
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.flows import rollout_preview, rollout_upkeep
 from sprat_server.rollouts.models import Rollout
@@ -196,7 +197,7 @@ def test_devices_are_exposed_within_the_windows_only(house: House) -> None:
 
 @pytest.mark.usefixtures("house")
 def test_one_replica_at_a_time_looks_after_rollouts(database: Database, settings: Settings) -> None:
-    with database.transaction() as holder:
+    with database.transaction(DEFAULT_PROJECT) as holder:
         holder.execute(select(func.pg_advisory_xact_lock(rollout_upkeep._UPKEEP_LOCK)))
         assert rollout_upkeep.look_after(database, settings) is False
     assert rollout_upkeep.look_after(database, settings) is True

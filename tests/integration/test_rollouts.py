@@ -10,6 +10,7 @@ from http_calls import Api
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import Assignment
 from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
 from sprat_shared.protocol.enrol import EnrolAnswer
@@ -88,7 +89,7 @@ def test_the_first_failure_halts_and_exposed_devices_are_assigned_the_release_th
     assert back is not None
     assert (back.release, back.path) == (1, ()), "the release is still in a slot: nothing is sent"
     assert back.assignment > before.assignment
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         given = session.execute(select(Assignment.device_id, Assignment.number).order_by(Assignment.counter)).all()
     numbers = {one: [number for device, number in given if str(device) == one] for one in fleet}
     assert numbers == {first: [1, 2, 1], second: [1, 2, 1], third: [1]}
@@ -318,7 +319,7 @@ def test_reports_that_come_at_once_open_the_next_wave_once(
     assert answers == [204] * 5
     after = look(viewer, rollout)
     assert [wave["state"] for wave in after["waves"]] == ["succeeded", "open"]
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         counters = session.scalars(select(Assignment.counter)).all()
     assert counters == [1] * 8
 
@@ -353,13 +354,13 @@ def test_two_rollouts_over_the_same_devices_do_not_block_each_other(
 def test_the_database_refuses_states_that_cannot_be(app: FastAPI, releaser: Api) -> None:
     begin(releaser, 2, ["1", "100%"])
     database = app.state.database
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         rollout = session.scalars(select(Rollout)).one()
         part = session.scalars(select(RolloutDevice).where(RolloutDevice.exposed_by.is_(None))).first()
         assert part is not None
 
     def refused(change: Any, words: str) -> None:
-        with pytest.raises(IntegrityError, match=words), database.transaction() as session:
+        with pytest.raises(IntegrityError, match=words), database.transaction(DEFAULT_PROJECT) as session:
             change(session)
 
     def set_on(table: type[Any], **values: Any) -> Any:

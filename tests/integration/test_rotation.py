@@ -13,6 +13,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import DownloadHTTPError, RepositoryError
 from tuf.api.metadata import Metadata, Snapshot, Timestamp
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.flows import signing, upkeep
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.publish import image, repository
@@ -22,14 +23,14 @@ from sprat_server.publish.rotation import NewKeys
 
 def rotate(app: FastAPI, *roles: str) -> list[str]:
     """Rotate keys that the server holds, and do what follows the commit."""
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         signed = signing.rotate(session, app.state.settings, [NewKeys(role, None) for role in roles], SYSTEM)
     upkeep.prepare(app.state.database, app.state.settings)
     return signed
 
 
 def versions(app: FastAPI) -> dict[str, int]:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         return repository.newest_versions(session)
 
 
@@ -77,7 +78,7 @@ def test_several_models_follow_the_servers_key_for_them_together(app: FastAPI, t
 def test_a_rotation_that_was_not_committed_leaves_a_working_set_of_keys(app: FastAPI, tmp_path: Path) -> None:
     published(app)
     before = versions(app)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         signing.rotate(session, app.state.settings, [NewKeys("timestamp", None), NewKeys("root", None)], SYSTEM)
         session.rollback()  # what a process that dies here leaves: key files, and no word of them
     assert len(set(app.state.settings.keys_dir.glob("image-*"))) == 7
@@ -90,10 +91,10 @@ def test_a_rotation_that_was_not_committed_leaves_a_working_set_of_keys(app: Fas
 
 def test_between_commit_and_clean_up_old_and_new_keys_are_both_there(app: FastAPI) -> None:
     published(app)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         signing.rotate(session, app.state.settings, [NewKeys("timestamp", None)], SYSTEM)
     assert key_path(app.state.settings.keys_dir, "timestamp").exists()
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         image.open_repository(session, app.state.settings)
     upkeep.prepare(app.state.database, app.state.settings)
     assert not key_path(app.state.settings.keys_dir, "timestamp").exists()
@@ -118,7 +119,7 @@ class Thief(OverHttp):
 def forged(app: FastAPI) -> dict[str, bytes]:
     """Timestamp and snapshot of version 1,000,000, signed with the server's own keys."""
     ring = KeyRing(app.state.settings.keys_dir)
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         rows = repository.newest_metadata(session)
         root = image.open_repository(session, app.state.settings).root()
     files: dict[str, bytes] = {}

@@ -8,9 +8,9 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from fleet_calls import TestDevice, join, published
 from http_calls import Api
-from route_scopes import ANYONE, DEVICE, OPERATORS, PROVEN, TABLE, callers, routes_of
+from route_scopes import ANYONE, DEVICE, OF_SERVER, OPERATORS, PROVEN, TABLE, callers, routes_of
 
-CALLERS = (*OPERATORS, DEVICE)
+CALLERS = (*OPERATORS, *OF_SERVER, DEVICE)
 
 
 @pytest.fixture
@@ -46,7 +46,9 @@ def test_a_route_lets_in_who_the_table_says_and_nobody_else(
     request: pytest.FixtureRequest, app: FastAPI, device: TestDevice, method: str, path: str
 ) -> None:
     least = TABLE[method, path]
-    apis: dict[str, Api] = {name: request.getfixturevalue(name) for name in OPERATORS} | {DEVICE: device.api}
+    apis: dict[str, Api] = {name: request.getfixturevalue(name) for name in (*OPERATORS, *OF_SERVER)} | {
+        DEVICE: device.api
+    }
     if least in {ANYONE, PROVEN}:
         status, _ = call(Api(app, None), method, path)
         assert status == (200 if least == ANYONE else 422), "it asks for its proof"
@@ -60,7 +62,9 @@ def test_a_route_lets_in_who_the_table_says_and_nobody_else(
             assert status < 500, (name, status, code)
         else:
             assert status in {401, 403}, (name, status, code)
-            assert (status == 403) == (name != DEVICE and least in OPERATORS), "401 for another kind of caller"
+            assert (status == 403) == (name != DEVICE and least in {*OPERATORS, *OF_SERVER}), (
+                "401 for another kind of caller"
+            )
 
 
 def test_the_last_row_of_each_kind_is_there() -> None:

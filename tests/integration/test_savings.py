@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from sprat_client.api.transport import Transport
 from sprat_client.cli.app import app as commands
+from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
 from sprat_server.fleet.savings_schemas import AskedSavings
 from sprat_server.flows.savings import savings
 from sprat_shared.protocol.report import Evidence, Outcome
@@ -95,8 +96,8 @@ def test_the_report_is_of_a_time_and_of_a_model(app: FastAPI, viewer: Api) -> No
 
 
 def test_ten_days_are_projected(app: FastAPI) -> None:
-    with app.state.database.transaction() as session:
-        since = session.scalar(text("SELECT min(received_at) FROM report"))
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
+        since = session.scalar(text("SELECT min(received_at) FROM report"), execution_options=ACROSS)
         asked = AskedSavings(since=since, until=since + timedelta(days=10))
         said = savings(session, asked)
     assert [(one.horizon, one.bytes) for one in said.projections] == [

@@ -16,6 +16,7 @@ from sqlalchemy import event, select, update
 from sqlalchemy.orm import Session
 from test_poll import bring_to
 
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.fleet.filter_grammar import parse
 from sprat_server.fleet.filters import holds
@@ -137,7 +138,7 @@ def test_a_filter_means_the_same_in_sql_and_in_memory(app: FastAPI, database: Da
     for name in MODELS:
         published(app, model=name)
         published(app, model=name, base=1)
-    with database.transaction() as session:
+    with database.transaction(DEFAULT_PROJECT) as session:
         devices = a_fleet(session)
         facts = targeting.facts_of(session, devices)
         seen = {True: 0, False: 0}
@@ -214,7 +215,7 @@ def test_a_device_that_joins_is_in_the_groups_at_once(app: FastAPI, operator: Ap
 
 @pytest.mark.parametrize("fleet", [3, 30])
 def test_a_device_s_change_takes_as_few_statements_in_a_large_fleet(app: FastAPI, operator: Api, fleet: int) -> None:
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         for number in range(fleet):
             session.add(
                 Device(
@@ -225,9 +226,9 @@ def test_a_device_s_change_takes_as_few_statements_in_a_large_fleet(app: FastAPI
         changed = session.scalars(select(Device.id).where(Device.name == "d1")).one()
     for number in range(10):
         group(operator, f"g{number}", f'labels.n = "{number}" or labels.all = "yes"')
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         targeting.label(session, changed, {"n": "3"})
-    with app.state.database.transaction() as session, statements(app.state.database) as said:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session, statements(app.state.database) as said:
         targeting.share(session)
         session.execute(update(Device).where(Device.id == changed).values(labels={"all": "yes"}))
         said.clear()
@@ -240,14 +241,14 @@ def test_upkeep_moves_devices_as_time_passes(app: FastAPI, operator: Api) -> Non
     joined = join(app, operator, 2)
     group(operator, "fresh", "last_seen > 1h ago")
     group(operator, "still", 'name ~ "*"')
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(Device).where(Device.id == joined[0].id).values(last_seen_at=datetime.now(UTC)))
     assert inside(operator, "fresh") == set()
     upkeep.refill_groups(app.state.database)
     assert inside(operator, "fresh") == {joined[0].name}
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert targeting.refill_moving(session) == {}
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         later = targeting.refill_moving(session, datetime.now(UTC) + timedelta(hours=2))
     assert set(later) == {"fresh"}
     assert inside(operator, "fresh") == set()
@@ -270,7 +271,7 @@ def test_a_group_s_filter_can_be_changed_and_the_group_deleted(app: FastAPI, ope
     assert made(operator.get("/api/v1/groups"))["items"][0]["where"] == f'name = "{second.name}"'
     made(operator.delete("/api/v1/groups/one"))
     assert operator.get("/api/v1/groups/one").json()["code"] == "group.unknown"
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         assert session.scalars(select(SavedGroup)).all() == []
 
 
@@ -362,7 +363,7 @@ def test_matching_among_some(app: FastAPI, operator: Api) -> None:
     joined = join(app, operator, 3)
     label(operator, joined[0], ring="a")
     label(operator, joined[1], ring="a")
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         some: set[UUID] = {joined[1].id, joined[2].id}
         assert targeting.matching(session, 'labels.ring = "a"') == {joined[0].id, joined[1].id}
         assert targeting.matching(session, 'labels.ring = "a"', some) == {joined[1].id}

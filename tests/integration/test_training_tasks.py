@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "simulator"))
 import small_recipes
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.flows import tasks_retrain
 from sprat_server.jobs.runner import Runner
 from sprat_server.publish.image import open_repository
@@ -44,7 +45,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 def worker(app: FastAPI, settings: Settings, blobs: Blobs) -> Runner:
     """What a worker process runs jobs with."""
     load_tasks()
-    with app.state.database.transaction() as session:
+    with app.state.database.transaction(DEFAULT_PROJECT) as session:
         open_repository(session, settings)
     return Runner(database=app.state.database, blobs=blobs, settings=settings)
 

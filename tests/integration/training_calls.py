@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "simulator"))
 import small_recipes
 
 from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.jobs.models import Job
 from sprat_server.jobs.runner import Runner
 from sprat_server.training.states import module_tensors, to_source
@@ -33,7 +34,7 @@ def carried_out(worker: Runner, api: Api, path: str, **body: Any) -> dict[str, A
 
 
 def finished(worker: Runner, api: Api, job: UUID) -> dict[str, Any]:
-    with worker._database.transaction() as session:
+    with worker._database.transaction(DEFAULT_PROJECT) as session:
         queue_id = session.get_one(Job, job).queue_id
     worker.run(job, queue_id)
     ended: dict[str, Any] = api.get(f"/api/v1/jobs/{job}").json()

@@ -4,17 +4,16 @@ Answers are the server's JSON as typed dictionaries (`views`), so a field that a
 Every failure is a `sprat_shared.errors.SpratError` with the server's public code and detail.
 """
 
+from sprat_client.api.access_views import AuditView, EnrolmentTokenView, ProjectView, TokenView
 from sprat_client.api.client import SpratClient
 from sprat_client.api.reports import SavingsView
 from sprat_client.api.targeting import GroupView, PreviewView
 from sprat_client.api.views import (
-    AuditView,
     BlobRef,
     CustodyView,
     DatasetView,
     DeviceView,
     DraftView,
-    EnrolmentTokenView,
     JobView,
     KeyView,
     ModelView,
@@ -26,7 +25,6 @@ from sprat_client.api.views import (
     RoleView,
     RolloutView,
     SignedView,
-    TokenView,
     UpdateView,
     WaveView,
     WayView,
@@ -48,6 +46,7 @@ __all__ = [
     "PolicyView",
     "PreviewView",
     "ProgressView",
+    "ProjectView",
     "ReleaseView",
     "ReportView",
     "RoleView",

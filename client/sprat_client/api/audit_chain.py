@@ -2,9 +2,9 @@
 
 A record's digest is SHA-256 over the digest before it (32 bytes) and the text `sealed`, a JSON list that says what the
 record's fields say: [form, seq, seconds since 1970, actor, actor id, action, subject, before, after, request id], and
-in the form `sprat-audit-2` the address. So a record that was changed, taken out or put in breaks the chain there. What
-a chain cannot show is that its newest records are missing, or that all of it was written anew: keep the newest digest
-elsewhere, and expect it.
+in the form `sprat-audit-2` the address, and in `sprat-audit-3` the project. So a record that was changed, taken out or
+put in breaks the chain there. What a chain cannot show is that its newest records are missing, or that all of it was
+written anew: keep the newest digest elsewhere, and expect it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any, Final
 from sprat_shared.errors import SpratError
 
 _START: Final = "00" * 32
-_FORMS: Final = {"sprat-audit-1": 10, "sprat-audit-2": 11}
+_FORMS: Final = {"sprat-audit-1": 10, "sprat-audit-2": 11, "sprat-audit-3": 12}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 

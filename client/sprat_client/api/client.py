@@ -6,7 +6,7 @@ from typing import Self, cast
 
 import httpx
 
-from sprat_client.api.access import Audit, EnrolmentTokens, Tokens
+from sprat_client.api.access import Audit, EnrolmentTokens, Projects, Tokens
 from sprat_client.api.bundles import Bundles
 from sprat_client.api.custody import Keys
 from sprat_client.api.drift import Drift
@@ -26,14 +26,21 @@ class SpratClient:
     Args:
         server_url: `http(s)://host:port`, without a path.
         token: the operator's token.
+        project: the project to act in; None: the token's, or the default one.
         timeout_s: of one connect, one read, one write; not of a whole transfer.
         transport: httpx's seam, for tests.
     """
 
     def __init__(
-        self, server_url: str, token: str, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None
+        self,
+        server_url: str,
+        token: str,
+        *,
+        project: str | None = None,
+        timeout_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._transport = Transport(server_url, token, timeout_s=timeout_s, transport=transport)
+        self._transport = Transport(server_url, token, project=project, timeout_s=timeout_s, transport=transport)
         self.models = Models(self._transport)
         self.datasets = Datasets(self._transport)
         self.jobs = Jobs(self._transport)
@@ -46,6 +53,7 @@ class SpratClient:
         self.tokens = Tokens(self._transport)
         self.audit = Audit(self._transport)
         self.keys = Keys(self._transport)
+        self.projects = Projects(self._transport)
         self.bundles = Bundles(self._transport)
 
     def __enter__(self) -> Self:

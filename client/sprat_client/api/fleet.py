@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Final, cast
 
+from sprat_client.api.access_views import EnrolmentTokenView
 from sprat_client.api.naming import is_full_id, unique_match
 from sprat_client.api.targeting import PreviewView
 from sprat_client.api.transport import Transport
 from sprat_client.api.views import (
     DeviceView,
     EnrolmentRequestView,
-    EnrolmentTokenView,
     ReportView,
 )
 

@@ -27,6 +27,7 @@ class Transport:
     Args:
         server_url: `http(s)://host:port`, without a path.
         token: the operator's bearer token.
+        project: the project to act in; None: the token's, or the default one.
         timeout_s: of one connect, one read, one write; not of a whole transfer.
         transport: httpx's seam, for tests.
 
@@ -35,7 +36,13 @@ class Transport:
     """
 
     def __init__(
-        self, server_url: str, token: str, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None
+        self,
+        server_url: str,
+        token: str,
+        *,
+        project: str | None = None,
+        timeout_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         try:
             url = httpx.URL(server_url)
@@ -43,9 +50,12 @@ class Transport:
             raise InvalidInput(f"{server_url!r} is not a URL ({error}); write http://host:port") from None
         if url.scheme not in {"http", "https"} or not url.host:
             raise InvalidInput(f"{server_url!r} is not a server's URL; write http://host:port or https://host")
+        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        if project is not None:
+            headers["Sprat-Project"] = project
         self._client = httpx.Client(
             base_url=url,
-            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+            headers=headers,
             timeout=timeout_s,
             transport=transport,
         )
@@ -72,9 +82,9 @@ class Transport:
         """Put `body` as JSON to `/api/v1` + `path` and return the answer's JSON; query values as with `get`."""
         return self._json("PUT", path, json=body, params=_said(query))
 
-    def patch(self, path: str, body: Any) -> Any:
-        """Patch `/api/v1` + `path` with `body` as JSON and return the answer's JSON."""
-        return self._json("PATCH", path, json=body)
+    def patch(self, path: str, body: Any, **query: Any) -> Any:
+        """Patch `/api/v1` + `path` with `body` as JSON and return the answer's JSON; query values as with `get`."""
+        return self._json("PATCH", path, json=body, params=_said(query))
 
     def delete(self, path: str, **query: Any) -> Any:
         """Delete `/api/v1` + `path` and return the answer's JSON, or None; query values as with `get`."""

@@ -1,6 +1,6 @@
 """The shapes of the server's JSON, field for field; times are RFC 3339 text, sizes bytes, digests `sha256:<hex>`."""
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, TypedDict
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 RolloutState = Literal["draft", "running", "paused", "halted", "aborted", "superseded", "succeeded", "undone"]
@@ -395,16 +395,6 @@ class ReportView(TypedDict):
     agent: str
 
 
-class EnrolmentTokenView(TypedDict):
-    """A token that lets devices enrol; `token` is shown once."""
-
-    id: str
-    token: str
-    group: str
-    uses: int
-    expires_at: str
-
-
 class KeyView(TypedDict):
     """A public key; `holder` has the private half: `server`, or the name that was given with it."""
 
@@ -465,35 +455,3 @@ class SignedView(TypedDict):
 
     published: list[str]
     waiting: list[DraftView]
-
-
-class TokenView(TypedDict):
-    """An operator's token; `token` is there only in the answer that made it."""
-
-    id: str
-    name: str
-    scope: str
-    scopes: list[str]
-    created_at: str
-    expires_at: str | None
-    revoked_at: str | None
-    last_used_at: str | None
-    token: NotRequired[str]
-
-
-class AuditView(TypedDict):
-    """One record of the append-only audit log, chained by digests."""
-
-    seq: int
-    at: str
-    actor: str
-    actor_id: str
-    action: str
-    subject: str
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None
-    request_id: str | None
-    address: str | None
-    previous: str
-    digest: str
-    sealed: str

@@ -24,6 +24,7 @@ from sprat_client.cli import (
     models,
     offline,
     policies,
+    projects,
     releases,
     reports,
     rollout_moves,
@@ -70,6 +71,7 @@ app.add_typer(offline.app, name="bundle")
 app.add_typer(devices.app, name="device")
 app.add_typer(groups.app, name="group")
 app.add_typer(devices.enrolment_app, name="enrolment-token")
+app.add_typer(projects.app, name="project")
 app.add_typer(reports.app, name="report")
 app.add_typer(access.app, name="token")
 app.add_typer(audit.app, name="audit")
@@ -103,6 +105,20 @@ def root(
             show_default=False,
         ),
     ] = None,
+    project: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SPRAT_PROJECT",
+            help="The project to act in, for a token of the whole server.  [default: the profile's, else default]",
+            show_default=False,
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SPRAT_PROFILE", help="What `sprat login --profile` kept.  [default: default]", show_default=False
+        ),
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option(
@@ -118,6 +134,7 @@ def root(
     """Keep the neural networks of an edge fleet up to date, in kilobytes."""
     invocation = ctx.ensure_object(Invocation)
     invocation.server, invocation.token, invocation.insecure = server, token, insecure
+    invocation.project, invocation.profile = project, profile
 
 
 def run() -> NoReturn:

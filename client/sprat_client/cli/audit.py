@@ -11,6 +11,8 @@ from sprat_client.cli.invocation import JsonFlag, connect
 from sprat_client.cli.output import emit, emit_table
 from sprat_shared.errors import InvalidInput
 
+OfServer = Annotated[bool, typer.Option("--of-server", help="What was done to the server itself, not in a project.")]
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The append-only log of every change.")
 
 
@@ -19,6 +21,7 @@ def list_(
     ctx: typer.Context,
     *,
     limit: Annotated[int, typer.Option(min=1, help="Show at most so many entries, the newest.")] = 50,
+    of_server: OfServer = False,
     json_: JsonFlag = False,
 ) -> None:
     """List who changed what, newest first.
@@ -26,7 +29,7 @@ def list_(
     Example: sprat audit list --limit 100 --json
     """
     with connect(ctx) as client:
-        entries = client.audit.list(limit=limit)
+        entries = client.audit.list(limit=limit, of_server=of_server)
     columns = {
         "at": lambda one: one["at"],
         "from": lambda one: one["address"],
@@ -47,6 +50,7 @@ def verify(
     expect: Annotated[
         list[str] | None, typer.Option(help="SEQ:DIGEST that an earlier verify printed; the log must still hold it.")
     ] = None,
+    of_server: OfServer = False,
     json_: JsonFlag = False,
 ) -> None:
     """Recompute the log's chain of digests here, from what the server gives, and say which record breaks it.
@@ -62,7 +66,7 @@ def verify(
         head = check_chain(_records_of(file), expected)
     else:
         with connect(ctx) as client:
-            head = check_chain(client.audit.chain(), expected)
+            head = check_chain(client.audit.chain(of_server=of_server), expected)
     text = f"the chain of {head.seq} records is whole; expect next time: {head.seq}:{head.digest}"
     emit({"records": head.seq, "digest": head.digest}, as_json=json_, text=text)
 
@@ -72,6 +76,7 @@ def export(
     ctx: typer.Context,
     *,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.  [default: stdout]")] = None,
+    of_server: OfServer = False,
     json_: JsonFlag = False,
 ) -> None:
     """Write the whole log, oldest first, one JSON object a line; `sprat audit verify FILE` reads it.
@@ -79,7 +84,7 @@ def export(
     Example: sprat audit export -o audit.jsonl
     """
     with connect(ctx) as client:
-        lines = (json.dumps(record, ensure_ascii=False) for record in client.audit.chain())
+        lines = (json.dumps(record, ensure_ascii=False) for record in client.audit.chain(of_server=of_server))
         if output is None:
             for line in lines:
                 typer.echo(line)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sprat_client.api import SpratClient
 
 
+DEFAULT_PROFILE: Final = "default"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -24,6 +25,8 @@ class Invocation:
 
     server: str | None = None
     token: str | None = field(default=None, repr=False)
+    project: str | None = None
+    profile: str | None = None
     as_json: bool = False
     insecure: bool = False
 
@@ -39,7 +42,7 @@ JsonFlag = Annotated[
 
 
 def connect(ctx: typer.Context) -> "SpratClient":
-    """Return a client of the server that options, environment or `sprat login` name.
+    """Return a client of the server and the project that options, environment or `sprat login` name.
 
     Raises:
         InvalidInput: none of them names a server, or plain HTTP to another machine.
@@ -47,13 +50,16 @@ def connect(ctx: typer.Context) -> "SpratClient":
     """
     from sprat_client.api import SpratClient  # noqa: PLC0415 - httpx is not loaded for `sprat delta`
 
-    invocation, saved, server = ctx.ensure_object(Invocation), read_config(), server_of(ctx)
-    # A saved token is for the saved server only: it is never sent to another one.
-    token = invocation.token or (saved.get("token") if server == saved.get("server") else None)
+    invocation, server = ctx.ensure_object(Invocation), server_of(ctx)
+    # A saved token is for the saved server only: it is never sent to another one. So is the saved project.
+    saved = read_profile(invocation.profile)
+    saved = saved if server == saved.get("server") else {}
+    token = invocation.token or saved.get("token")
     if token is None:
         raise Unauthenticated(f"there is no token for {server}; use SPRAT_TOKEN or sprat login")
+    project = invocation.project or (saved.get("project") if token == saved.get("token") else None)
     _refuse_plain_http(server, insecure=invocation.insecure)
-    return SpratClient(server, token)
+    return SpratClient(server, token, project=project)
 
 
 def server_of(ctx: typer.Context) -> str:
@@ -62,7 +68,8 @@ def server_of(ctx: typer.Context) -> str:
     Raises:
         InvalidInput: none of them does.
     """
-    server = ctx.ensure_object(Invocation).server or read_config().get("server")
+    invocation = ctx.ensure_object(Invocation)
+    server = invocation.server or read_profile(invocation.profile).get("server")
     if server is None:
         raise InvalidInput("no server is named; use --server, SPRAT_SERVER or sprat login", code="cli.no-server")
     return server
@@ -86,12 +93,25 @@ def config_path() -> Path:
     return (Path(folder) if folder else Path.home() / ".config") / "sprat" / "config.json"
 
 
-def read_config() -> dict[str, str]:
-    """Return {"server", "token"} of `sprat login`, or {} where nobody logged in.
+def read_profile(name: str | None) -> dict[str, str]:
+    """Return {"server", "token", "project"} of `sprat login`, or {} where nobody logged in.
 
     Raises:
-        InvalidInput: the file is not what `sprat login` writes, or others may read it.
+        InvalidInput: there is no profile of this name, the file is not what `sprat login` writes, or others may read
+            it.
     """
+    profiles = read_profiles()
+    if name is not None and name not in profiles:
+        known = ", ".join(sorted(profiles)) or "none"
+        raise InvalidInput(
+            f"there is no profile {name!r} (there are: {known}); make it with: sprat login --profile {name}",
+            code="cli.no-profile",
+        )
+    return profiles.get(name or DEFAULT_PROFILE, {})
+
+
+def read_profiles() -> dict[str, dict[str, str]]:
+    """Return what `sprat login` kept, by profile; InvalidInput as `read_profile`."""
     path = config_path()
     try:
         mode = path.stat().st_mode
@@ -106,19 +126,27 @@ def read_config() -> dict[str, str]:
         config = json.loads(text)
     except ValueError:
         config = None
-    if not isinstance(config, dict) or not all(isinstance(value, str) for value in config.values()):
+    if isinstance(config, dict) and "profiles" not in config:
+        config = {"profiles": {DEFAULT_PROFILE: config}}  # as before there were profiles
+    profiles = config.get("profiles") if isinstance(config, dict) else None
+    if not isinstance(profiles, dict) or not all(_is_profile(each) for each in profiles.values()):
         raise InvalidInput(f"{path} is not what sprat login writes; remove it and log in again")
-    return config
+    return profiles
 
 
-def write_config(server: str, token: str) -> Path:
-    """Keep server and token in the config file, readable by its owner only; returns its path."""
+def _is_profile(said: object) -> bool:
+    return isinstance(said, dict) and all(isinstance(value, str) for value in said.values())
+
+
+def write_profile(name: str | None, profile: dict[str, str]) -> Path:
+    """Keep a profile in the config file, readable by its owner only; returns the file's path."""
     path = config_path()
+    profiles = read_profiles() | {name or DEFAULT_PROFILE: profile}
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump({"server": server, "token": token}, file)
+            json.dump({"profiles": profiles}, file)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

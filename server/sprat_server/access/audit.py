@@ -1,5 +1,8 @@
 """The audit log: who did what to what, append-only and hash-chained by the database itself.
 
+Each project has a chain of its own, so whoever may read one can check all of it, and learns nothing of another. What is
+done to the server itself (projects, tokens of the whole server) is in the chain of `db.projects.SERVER`.
+
 Each record's digest covers the digest before it, so a record that is changed or removed later breaks the chain from
 there on (`verify`). What this does not show: the newest records cut off, or the whole log written anew, by someone
 who owns the database; keep the newest digest elsewhere to see that too.
@@ -9,10 +12,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import event, text
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, event, select, text
+from sqlalchemy.orm import Session, undefer
 
 from sprat_server.access.models import AuditRecord
+from sprat_server.db.projects import ACROSS, SERVER, project_of
 from sprat_server.observe.actors import Actor
 
 _OWED: Final = "sprat.audit_owed"
@@ -22,7 +26,7 @@ _VERIFY: Final = text(
     " SELECT seq, previous, digest, audit_digest(audit) AS actual,"
     "  coalesce(lag(digest) OVER (ORDER BY seq), decode(repeat('00', 32), 'hex')) AS before_it,"
     "  coalesce(lag(seq) OVER (ORDER BY seq), 0) + 1 AS expected_seq"
-    " FROM audit) AS links"
+    " FROM audit WHERE project_id = :project) AS links"
     " WHERE digest <> actual OR previous <> before_it OR seq <> expected_seq ORDER BY seq LIMIT 1"
 )
 
@@ -34,8 +38,10 @@ def record(  # noqa: PLR0917 - reads as a sentence: who did what to what, before
     subject: str,
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
+    *,
+    of_server: bool = False,
 ) -> AuditRecord:
-    """Append a record in the caller's transaction.
+    """Append a record in the caller's transaction, to the chain of the session's project.
 
     Appending holds a lock until the transaction ends, so that the chain has one order: do it last, briefly.
 
@@ -46,9 +52,11 @@ def record(  # noqa: PLR0917 - reads as a sentence: who did what to what, before
         subject: what it is done to, e.g. `rollout:<id>`.
         before: what mattered before, JSON values; never secrets.
         after: what matters now, JSON values; never secrets.
+        of_server: it was done to the server itself, not in a project.
     """
     request = structlog.contextvars.get_contextvars()  # bound by observe.requests
     entry = AuditRecord(
+        project_id=SERVER if of_server else project_of(session),
         actor=str(actor),
         actor_id=actor.id,
         action=action,
@@ -70,10 +78,19 @@ def require_record(session: Session, call: str) -> None:
     event.listen(session, "before_commit", _refuse_unrecorded)
 
 
-def verify(session: Session) -> int | None:
-    """Return the `seq` of the first record that does not fit the chain, or None when the chain is whole."""
-    seq: int | None = session.scalar(_VERIFY)
+def verify(session: Session, *, of_server: bool = False) -> int | None:
+    """Return the `seq` of the first record that does not fit its project's chain, or None when the chain is whole."""
+    project = SERVER if of_server else project_of(session)
+    seq: int | None = session.scalar(_VERIFY, {"project": project}, execution_options=ACROSS)
     return seq
+
+
+def records(*, of_server: bool) -> Select[AuditRecord]:
+    """Return the query of the records of a session's project, or of those of the server itself."""
+    query = select(AuditRecord).options(undefer(AuditRecord.sealed))
+    if not of_server:
+        return query
+    return query.where(AuditRecord.project_id == SERVER).execution_options(**ACROSS)
 
 
 def _refuse_unrecorded(session: Session) -> None:

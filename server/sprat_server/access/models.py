@@ -4,25 +4,50 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, FetchedValue, ForeignKey, Index, Text, func, literal_column
+from sqlalchemy import (
+    CheckConstraint,
+    FetchedValue,
+    ForeignKey,
+    Index,
+    PrimaryKeyConstraint,
+    Text,
+    func,
+    literal_column,
+)
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from sprat_server.db.base import Base
+from sprat_server.db.projects import ProjectOwned, in_project
 from sprat_shared.ids import new_id
 
 
-class OperatorToken(Base):
-    """What an operator shows. Only the SHA-256 of its secret is kept; a revoked token stays for the record."""
+class OperatorToken(ProjectOwned, Base):
+    """What an operator shows, for one project or the whole server.
+
+    Only the SHA-256 of its secret is kept; a revoked token stays for the record.
+    """
 
     __tablename__ = "operator_token"
     __table_args__ = (
+        in_project(),
         CheckConstraint("scope IN ('viewer', 'operator', 'releaser', 'admin')", name="scope_is_known"),
         CheckConstraint("octet_length(secret_sha256) = 32", name="secret_is_a_sha256"),
         CheckConstraint("expires_at IS NULL OR expires_at > created_at", name="tokens_expire_after_they_begin"),
-        Index("uq_operator_token_live_name", "name", unique=True, postgresql_where="revoked_at IS NULL"),
+        Index(
+            "uq_operator_token_live_name",
+            "project_id",
+            "name",
+            unique=True,
+            postgresql_where="revoked_at IS NULL",
+            postgresql_nulls_not_distinct=True,
+        ),
+        Index("ix_operator_token_project_id_id", "project_id", "id"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    project_id: Mapped[UUID | None] = mapped_column(  # type: ignore[assignment] # of the mixin: never NULL
+        nullable=True
+    )  # NULL: of the whole server
     name: Mapped[str]
     scope: Mapped[str]
     secret_sha256: Mapped[bytes]
@@ -33,8 +58,8 @@ class OperatorToken(Base):
     last_used_at: Mapped[datetime | None]  # to the minute
 
 
-class AuditRecord(Base):
-    """One line of the audit log.
+class AuditRecord(ProjectOwned, Base):
+    """One line of the audit log of a project, or (the project `SERVER`) of what was done to the server itself.
 
     `seq`, `at`, `previous` and `digest` are set by a trigger of the database; others refuse every UPDATE, DELETE and
     TRUNCATE (migration 0001).
@@ -42,10 +67,11 @@ class AuditRecord(Base):
 
     __tablename__ = "audit"
     __table_args__ = (
+        PrimaryKeyConstraint("project_id", "seq"),
         CheckConstraint("octet_length(previous) = 32 AND octet_length(digest) = 32", name="links_are_sha256"),
     )
 
-    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, server_default=FetchedValue())
+    seq: Mapped[int] = mapped_column(server_default=FetchedValue())
     at: Mapped[datetime] = mapped_column(server_default=FetchedValue())
     actor: Mapped[str]  # kind:name, as str(Actor)
     actor_id: Mapped[str]

@@ -16,7 +16,7 @@ import jwt
 from jwt import PyJWK, PyJWKClient, PyJWKClientConnectionError
 
 from sprat_server.access.tokens import Identity, Scope
-from sprat_shared.errors import AccessDenied, TryLater, Unauthenticated
+from sprat_shared.errors import AccessDenied, InvalidInput, TryLater, Unauthenticated
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _LEEWAY_S: Final = 30
@@ -40,7 +40,7 @@ class OidcVerifier:
         issuer: its URL, as the tokens' `iss` names it.
         audience: what their `aud` must name.
         claim: the claim that gives scopes.
-        scopes: what its values give.
+        scopes: what its values give: a scope in the whole server, or `scope@project`.
         now_s: a monotonic clock.
     """
 
@@ -54,30 +54,50 @@ class OidcVerifier:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._issuer, self._audience, self._claim, self._now_s = issuer, audience, claim, now_s
-        self._scopes = {value: Scope.of(name) for value, name in scopes.items()}
+        self._grants = {value: _grant(text) for value, text in scopes.items()}
         self._lock = threading.Lock()
         self._client: PyJWKClient | None = None
         self._failed_s = -_REST_S
 
-    def identify(self, shown: str) -> Identity:
-        """Return the operator that shows this token.
+    def identify(self, shown: str, named: str | None = None) -> tuple[Identity, str | None]:
+        """Return the operator that shows this token, and the project in which they act, None: the default one.
+
+        Args:
+            shown: the token.
+            named: the project that they name.
 
         Raises:
             Unauthenticated: it is not a valid token of the issuer for us.
-            AccessDenied: it is, and gives no scope here.
+            AccessDenied: it is, and gives no scope here, or not in the project that is named.
+            InvalidInput: it gives scopes in several projects, and none is named.
             IssuerAway: its keys cannot be had just now.
         """
         claims = self._verified(shown)
         subject = str(claims["sub"])
         name = str(claims.get("preferred_username") or claims.get("email") or subject)[:100]
-        scopes = [self._scopes[value] for value in _words(claims.get(self._claim)) if value in self._scopes]
+        grants = [self._grants[value] for value in _words(claims.get(self._claim)) if value in self._grants]
+        of_server = [scope for scope, project in grants if project is None]
+        projects = sorted({project for _, project in grants if project is not None})
+        if not of_server and named is None:
+            if len(projects) > 1:
+                raise InvalidInput(
+                    f"{name!r} acts in the projects {', '.join(projects)}: name one (sprat --project, or the header "
+                    "Sprat-Project)",
+                    code="oidc.which-project",
+                )
+            named = next(iter(projects), None)
+        scopes = [*of_server, *(scope for scope, project in grants if project is not None and project == named)]
         if not scopes:
             raise AccessDenied(
                 f"claim {self._claim!r} of {name!r} gives no scope here; let an admin look at SPRAT_OIDC_SCOPES",
                 code="oidc.no-scope",
             )
+        whole = bool(of_server) and max(of_server) == max(scopes)
         # A slash is in no token's name: nobody is taken for one.
-        return Identity(kind="operator", id=f"oidc:{subject[:255]}", name=f"oidc/{name}", scope=max(scopes))
+        identity = Identity(
+            kind="operator", id=f"oidc:{subject[:255]}", name=f"oidc/{name}", scope=max(scopes), whole_server=whole
+        )
+        return identity, named
 
     def _verified(self, shown: str) -> Mapping[str, Any]:
         if len(shown) > _LONGEST_TOKEN:
@@ -139,6 +159,12 @@ class OidcVerifier:
         if said["issuer"] != self._issuer:
             raise ValueError("it calls itself otherwise")
         return str(said["jwks_uri"])
+
+
+def _grant(text: str) -> tuple[Scope, str | None]:
+    """Read `scope` or `scope@project`."""
+    scope, _, project = text.partition("@")
+    return Scope.of(scope), project or None
 
 
 def _words(value: object) -> list[str]:

@@ -8,6 +8,47 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sprat_server.access.models import AuditRecord, OperatorToken
 from sprat_server.access.tokens import Scope
+from sprat_server.db.projects import Project
+
+
+class NewProject(BaseModel):
+    """A project to be made."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "line-3", "title": "Line 3"}]})
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
+    title: Annotated[str, Field(max_length=200)] = ""
+
+
+class ProjectChange(BaseModel):
+    """What of a project is to be another."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"title": "Line 3, new ovens"}]})
+
+    title: Annotated[str, Field(max_length=200)]
+
+
+class ProjectView(BaseModel):
+    """A project."""
+
+    id: UUID
+    name: str
+    title: str
+    created_by: str
+    created_at: datetime
+    changed_at: datetime
+
+    @classmethod
+    def of(cls, project: Project) -> Self:
+        """Show this row."""
+        return cls(
+            id=project.id,
+            name=project.name,
+            title=project.title,
+            created_by=project.created_by,
+            created_at=project.created_at,
+            changed_at=project.changed_at,
+        )
 
 
 class NewToken(BaseModel):
@@ -19,6 +60,8 @@ class NewToken(BaseModel):
     scopes: Annotated[list[Literal["viewer", "operator", "releaser", "admin"]], Field(min_length=1)]
     """Each scope includes those below it, so the highest decides."""
     expires_s: Annotated[float | None, Field(ge=1, le=10 * 365 * 86400)] = None
+    whole_server: bool = False
+    """Of the whole server; else of the project in which it is made."""
 
     @property
     def scope(self) -> Scope:
@@ -33,6 +76,7 @@ class TokenView(BaseModel):
     name: str
     scope: str
     scopes: list[str]
+    whole_server: bool
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -47,6 +91,7 @@ class TokenView(BaseModel):
             name=token.name,
             scope=scope.label,
             scopes=[each.label for each in Scope if each <= scope],
+            whole_server=token.project_id is None,
             created_at=token.created_at,
             expires_at=token.expires_at,
             revoked_at=token.revoked_at,

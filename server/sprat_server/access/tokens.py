@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from sprat_server.access.models import OperatorToken
+from sprat_server.db.projects import ACROSS, project_of
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import AccessDenied, Conflict, InvalidInput, NotFound, Unauthenticated
 from sprat_shared.ids import new_id
@@ -62,6 +63,8 @@ class Identity(Actor):
 
     scope: Scope = Scope.VIEWER
     token_id: UUID | None = None
+    project_id: UUID | None = None  # the one in which it acts; None: whole_server
+    whole_server: bool = False  # it acts in any project, and on the server itself
 
     def require(self, scope: Scope) -> None:
         """Return if this token allows what needs `scope`.
@@ -74,6 +77,18 @@ class Identity(Actor):
                 f"token {self.name!r} has scope {self.scope.label}; this needs {scope.label}", code="access.scope"
             )
 
+    def require_whole_server(self) -> None:
+        """Return if this token is of the whole server.
+
+        Raises:
+            AccessDenied: it is of one project.
+        """
+        if not self.whole_server:
+            raise AccessDenied(
+                f"token {self.name!r} is of one project; this needs one of the whole server",
+                code="access.whole-server",
+            )
+
 
 class TokenUnknown(NotFound):
     """There is no token of this id."""
@@ -82,27 +97,37 @@ class TokenUnknown(NotFound):
 
 
 def create(
-    session: Session, *, name: str, scope: Scope, expires_s: float | None, by: Identity | None
+    session: Session,
+    *,
+    name: str,
+    scope: Scope,
+    expires_s: float | None,
+    by: Identity | None,
+    whole_server: bool = False,
 ) -> tuple[OperatorToken, str]:
     """Make a token and return its row and its text, which is nowhere else.
 
     Args:
         session: the caller's transaction.
-        name: what people call it; unique among live tokens.
+        name: what people call it; unique among the live tokens of its project, or of the whole server.
         scope: what it allows; not more than its maker's.
         expires_s: seconds it lives; None: for ever.
         by: its maker; None: the server.
+        whole_server: it is of the whole server; else of the session's project.
 
     Raises:
-        AccessDenied: the scope is above the maker's.
+        AccessDenied: the scope is above the maker's, or the maker's token is of one project and this one is not.
         Conflict: a live token has this name.
     """
     if by is not None:
         by.require(scope)
+        if whole_server:
+            by.require_whole_server()
     now = datetime.now(UTC)
     secret = secrets.token_urlsafe(32)
     token = OperatorToken(
         id=new_id(),
+        project_id=None if whole_server else project_of(session),
         name=name,
         scope=scope.label,
         secret_sha256=hashlib.sha256(secret.encode()).digest(),
@@ -123,11 +148,11 @@ def create(
 
 
 def create_first_admin(session: Session) -> tuple[OperatorToken, str] | None:
-    """Make the first admin token, once in the life of a database; None when there were tokens before."""
+    """Make the first admin token, of the whole server, once in the life of a database; None when there were others."""
     session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _FIRST_ADMIN_LOCK})
-    if session.scalar(select(OperatorToken.id).limit(1)) is not None:
+    if session.scalar(select(OperatorToken.id).limit(1), execution_options=ACROSS) is not None:
         return None
-    return create(session, name="first-admin", scope=Scope.ADMIN, expires_s=None, by=None)
+    return create(session, name="first-admin", scope=Scope.ADMIN, expires_s=None, by=None, whole_server=True)
 
 
 def authenticate(session: Session, shown: str) -> Identity:
@@ -137,7 +162,7 @@ def authenticate(session: Session, shown: str) -> Identity:
         Unauthenticated: it is unknown, wrong, expired or revoked. The message does not say which of the first two.
     """
     token_id, secret = _split(shown)
-    token = session.get(OperatorToken, token_id)
+    token = session.get(OperatorToken, token_id, execution_options=ACROSS)
     kept = token.secret_sha256 if token else bytes(32)
     same = hmac.compare_digest(hashlib.sha256(secret.encode()).digest(), kept)
     if token is None or not same:
@@ -153,9 +178,18 @@ def authenticate(session: Session, shown: str) -> Identity:
             update(OperatorToken)
             .where(OperatorToken.id.in_(free))
             .values(last_used_at=now)
-            .execution_options(synchronize_session=False)
+            .execution_options(synchronize_session=False),
+            execution_options=ACROSS,
         )
-    return Identity(kind="operator", id=str(token.id), name=token.name, scope=Scope.of(token.scope), token_id=token.id)
+    return Identity(
+        kind="operator",
+        id=str(token.id),
+        name=token.name,
+        scope=Scope.of(token.scope),
+        token_id=token.id,
+        project_id=token.project_id,
+        whole_server=token.project_id is None,
+    )
 
 
 def claimed_id(shown: str) -> str:
@@ -166,19 +200,34 @@ def claimed_id(shown: str) -> str:
         return ""
 
 
-def revoke(session: Session, token_id: UUID) -> OperatorToken:
+def revoke(session: Session, token_id: UUID, *, by: Identity) -> OperatorToken:
     """Revoke a token at once; revoking it again changes nothing.
+
+    Args:
+        session: the caller's transaction.
+        token_id: of a token of the session's project; of one of the whole server if the caller's is.
+        by: who asks.
 
     Raises:
         TokenUnknown: there is none of this id.
-        Conflict: it is the last admin token that is valid without end, and nobody could make another.
+        Conflict: it is the last admin token of the server that is valid without end; nobody could make another.
     """
+    of_server = OperatorToken.project_id.is_(None)
     live_admins = session.scalars(
         select(OperatorToken.id)
-        .where(OperatorToken.scope == "admin", OperatorToken.revoked_at.is_(None), OperatorToken.expires_at.is_(None))
-        .with_for_update()
+        .where(
+            of_server,
+            OperatorToken.scope == "admin",
+            OperatorToken.revoked_at.is_(None),
+            OperatorToken.expires_at.is_(None),
+        )
+        .with_for_update(),
+        execution_options=ACROSS,
     ).all()
-    token = session.scalar(select(OperatorToken).where(OperatorToken.id == token_id).with_for_update())
+    found = select(OperatorToken).where(OperatorToken.id == token_id).with_for_update()
+    token = session.scalar(found)
+    if token is None and by.whole_server:
+        token = session.scalar(found.where(of_server), execution_options=ACROSS)
     if token is None:
         raise TokenUnknown(f"there is no token {token_id}")
     if list(live_admins) == [token_id]:

@@ -6,7 +6,6 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 from sqlalchemy import select
-from sqlalchemy.orm import undefer
 
 from sprat_server.access import audit, tokens
 from sprat_server.access.models import AuditRecord, OperatorToken
@@ -14,9 +13,14 @@ from sprat_server.access.schemas import AuditView, MadeToken, NewToken, TokenVie
 from sprat_server.api.auth import Admin, Viewer
 from sprat_server.api.paging import Page, Paging
 from sprat_server.db.paging import take_page
+from sprat_server.db.projects import ACROSS
 from sprat_server.db.session import SessionDep
 
 router = APIRouter(tags=["access"])
+
+OfServer = Annotated[
+    bool, Query(description="Of the server itself, not of a project; needs a token of the whole server.")
+]
 
 
 class ChainView(BaseModel):
@@ -29,39 +33,54 @@ class ChainView(BaseModel):
 @router.post("/tokens", status_code=201)
 def create_token(body: NewToken, session: SessionDep, admin: Admin) -> MadeToken:
     """Make an operator's token. Its text is in this answer and nowhere else."""
-    token, text = tokens.create(session, name=body.name, scope=body.scope, expires_s=body.expires_s, by=admin)
+    token, text = tokens.create(
+        session,
+        name=body.name,
+        scope=body.scope,
+        expires_s=body.expires_s,
+        by=admin,
+        whole_server=body.whole_server,
+    )
     after = {"name": token.name, "scope": token.scope, "expires_at": token.expires_at and token.expires_at.isoformat()}
-    audit.record(session, admin, "token.create", f"token:{token.id}", None, after)
+    audit.record(session, admin, "token.create", f"token:{token.id}", None, after, of_server=body.whole_server)
     return MadeToken(**TokenView.of(token).model_dump(), token=text)
 
 
 @router.get("/tokens")
-def list_tokens(session: SessionDep, _admin: Admin, page: Paging) -> Page[TokenView]:
+def list_tokens(session: SessionDep, admin: Admin, page: Paging, *, of_server: OfServer = False) -> Page[TokenView]:
     """List operators' tokens, newest first, without their secrets."""
-    rows, following = take_page(
-        session, select(OperatorToken), key=OperatorToken.id, parse=UUID, cursor=page.cursor, limit=page.limit
-    )
+    query = select(OperatorToken)
+    if of_server:
+        admin.require_whole_server()
+        query = query.where(OperatorToken.project_id.is_(None)).execution_options(**ACROSS)
+    rows, following = take_page(session, query, key=OperatorToken.id, parse=UUID, cursor=page.cursor, limit=page.limit)
     return Page(items=[TokenView.of(token) for token in rows], next=following)
 
 
 @router.delete("/tokens/{token_id}", status_code=204, response_class=Response)
 def revoke_token(token_id: UUID, session: SessionDep, admin: Admin) -> None:
     """Revoke a token at once."""
-    token = tokens.revoke(session, token_id)
-    audit.record(session, admin, "token.revoke", f"token:{token.id}", {"name": token.name, "scope": token.scope}, None)
+    token = tokens.revoke(session, token_id, by=admin)
+    before = {"name": token.name, "scope": token.scope}
+    of_server = token.project_id is None
+    audit.record(session, admin, "token.revoke", f"token:{token.id}", before, None, of_server=of_server)
 
 
 @router.get("/audit")
 def list_audit(
     session: SessionDep,
-    _viewer: Viewer,
+    viewer: Viewer,
     page: Paging,
+    *,
+    of_server: OfServer = False,
     subject: Annotated[str | None, Query(description="Only records about this, e.g. rollout:<id>.")] = None,
     action: Annotated[str | None, Query(description="Only this action, e.g. token.create.")] = None,
-    oldest_first: Annotated[bool, Query(description="In the order of the chain.")] = False,  # noqa: FBT002
+    oldest_first: Annotated[bool, Query(description="In the order of the chain.")] = False,
 ) -> Page[AuditView]:
-    """List the audit log, newest first unless asked otherwise."""
-    query = select(AuditRecord).options(undefer(AuditRecord.sealed))
+    """List the project's audit log, newest first unless asked otherwise."""
+    if of_server:
+        viewer.require_whole_server()
+    query = audit.records(of_server=of_server)
     if subject is not None:
         query = query.where(AuditRecord.subject == subject)
     if action is not None:
@@ -79,7 +98,9 @@ def list_audit(
 
 
 @router.get("/audit/chain")
-def check_audit(session: SessionDep, _viewer: Viewer) -> ChainView:
-    """Recompute the chain of the audit log."""
-    broken_at = audit.verify(session)
+def check_audit(session: SessionDep, viewer: Viewer, *, of_server: OfServer = False) -> ChainView:
+    """Recompute the chain of the project's audit log."""
+    if of_server:
+        viewer.require_whole_server()
+    broken_at = audit.verify(session, of_server=of_server)
     return ChainView(whole=broken_at is None, broken_at=broken_at)

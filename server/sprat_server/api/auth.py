@@ -9,16 +9,18 @@ A call that may change something (not GET or HEAD) cannot commit without an audi
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Annotated, Final
+from uuid import UUID
 
 from fastapi import Depends, Request
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 from starlette.types import Scope as AsgiScope
 
-from sprat_server.access import audit, tokens
+from sprat_server.access import audit, projects, tokens
 from sprat_server.access.limits import Lockout
 from sprat_server.access.oidc import OidcVerifier
 from sprat_server.access.tokens import Identity, Scope
+from sprat_server.db.projects import DEFAULT_PROJECT, enter
 from sprat_server.db.session import SessionDep
 from sprat_server.fleet.authentication import Recognised, authenticate_device
 from sprat_server.fleet.models import Device
@@ -26,6 +28,7 @@ from sprat_server.fleet.tokens import DEVICE_PREFIX
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import Unauthenticated
 
+PROJECT_HEADER: Final = "Sprat-Project"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _JWT_DOTS: Final = 2  # header.claims.signature
 
@@ -59,19 +62,35 @@ def watched(request: Request, token_id: str = "") -> AbstractContextManager[None
 
 
 def identify_operator(request: Request, session: Session, shown: str) -> Identity:
-    """Return the operator who shows this token: one of ours, or of the OpenID Connect issuer.
+    """Return the operator who shows this token, one of ours or of the OpenID Connect issuer.
+
+    The session acts in their project from then on: the token's, or, for a token of the whole server, the one that the
+    header `Sprat-Project` names.
 
     Raises:
         Unauthenticated: it is not valid.
+        ProjectUnknown: the header names another project than the token's, or one that does not exist.
     """
     verifier: OidcVerifier | None = request.app.state.oidc
+    named = request.headers.get(PROJECT_HEADER)
     with watched(request, tokens.claimed_id(shown)):
         if verifier is not None and shown.count(".") == _JWT_DOTS:
-            identity = verifier.identify(shown)
+            identity, named = verifier.identify(shown, named)
         else:
             identity = tokens.authenticate(session, shown)
     request.state.actor = identity
+    enter(session, _project(session, identity, named))
     return identity
+
+
+def _project(session: Session, identity: Identity, named: str | None) -> UUID:
+    """Return the project in which an operator acts: the token's; else the one that they name, which gave the scope."""
+    if named is None:
+        return identity.project_id or DEFAULT_PROJECT
+    project = projects.find(session, named)
+    if identity.project_id not in {None, project.id}:
+        raise projects.ProjectUnknown(named)
+    return project.id
 
 
 def identify_device(request: Request, session: Session, shown: str) -> Device:
@@ -86,17 +105,20 @@ def identify_device(request: Request, session: Session, shown: str) -> Device:
     return device
 
 
-def needs(scope: Scope, *, asks: bool = False) -> Callable[[Request, SessionDep], Identity]:
+def needs(scope: Scope, *, whole_server: bool = False, asks: bool = False) -> Callable[[Request, SessionDep], Identity]:
     """Return the dependency that lets in tokens of at least this scope and says who it is.
 
     Args:
         scope: the least.
+        whole_server: only tokens of the whole server.
         asks: whatever the method, the call only asks: it changes nothing, and leaves no audit record.
     """
 
     def identify(request: Request, session: SessionDep) -> Identity:
         identity = identify_operator(request, session, bearer(request))
         identity.require(scope)
+        if whole_server:
+            identity.require_whole_server()
         if asks:
             session.execute(text("SET TRANSACTION READ ONLY"))
         elif request.method not in _SAFE:
@@ -122,6 +144,8 @@ Asker = Annotated[Identity, Depends(needs(Scope.VIEWER, asks=True), scope="funct
 Operator = Annotated[Identity, Depends(needs(Scope.OPERATOR), scope="function")]
 Releaser = Annotated[Identity, Depends(needs(Scope.RELEASER), scope="function")]
 Admin = Annotated[Identity, Depends(needs(Scope.ADMIN), scope="function")]
+ServerViewer = Annotated[Identity, Depends(needs(Scope.VIEWER, whole_server=True), scope="function")]
+ServerAdmin = Annotated[Identity, Depends(needs(Scope.ADMIN, whole_server=True), scope="function")]
 
 
 def _identify_caller(request: Request, session: SessionDep) -> Device:

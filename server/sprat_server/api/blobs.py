@@ -2,6 +2,7 @@
 
 import re
 from typing import Final
+from uuid import UUID
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
@@ -14,7 +15,9 @@ from sprat_server.access.tokens import Identity, Scope
 from sprat_server.api.auth import Reader, bearer, identify_operator
 from sprat_server.api.problems import problem
 from sprat_server.db.blobs import CHUNK_BYTES, Blob, Blobs, BlobTooLarge, Upload
-from sprat_server.db.session import Database
+from sprat_server.db.projects import project_of
+from sprat_server.db.session import Database, SessionDep
+from sprat_server.registry import service as registry
 from sprat_server.settings import Settings
 
 UPLOAD_PATH: Final = "/api/v1/blobs"
@@ -43,7 +46,7 @@ async def upload_blob(request: Request) -> BlobView | Response:
     state = request.app.state
     settings: Settings = state.settings
     blobs: Blobs = state.blobs
-    who = await to_thread.run_sync(_identify, state.database, request)
+    who, project_id = await to_thread.run_sync(_identify, state.database, request)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > settings.max_blob_bytes:
         raise BlobTooLarge(f"the upload has {declared} bytes; this server takes {settings.max_blob_bytes}")
@@ -58,17 +61,17 @@ async def upload_blob(request: Request) -> BlobView | Response:
         except ClientDisconnect:
             return problem(400, "the connection ended before the body did; nothing was stored", "blob.cut-off")
         await to_thread.run_sync(upload.write, bytes(waiting))
-        blob = await to_thread.run_sync(_keep, state.database, upload, who)
+        blob = await to_thread.run_sync(_keep, state.database, upload, who, project_id)
     return BlobView(digest=blob.digest, length=blob.length)
 
 
 @everyone.head("/blobs/sha256/{hex_digest}", response_class=Response, include_in_schema=False)
 @everyone.get("/blobs/sha256/{hex_digest}", response_class=Response)
-def get_blob(hex_digest: str, request: Request, _reader: Reader) -> Response:
+def get_blob(hex_digest: str, request: Request, session: SessionDep, _reader: Reader) -> Response:
     """Give the bytes of a blob, or the range that is asked for. A blob never changes, so caches may keep it."""
     blobs: Blobs = request.app.state.blobs
     digest = f"sha256:{hex_digest}"
-    length = blobs.length(digest)
+    length = registry.owned_length(session, blobs, digest)
     etag = f'"{hex_digest}"'
     headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": _CACHE_FOR_EVER}
     if _names(request.headers.get("if-none-match"), etag):
@@ -91,17 +94,18 @@ def get_blob(hex_digest: str, request: Request, _reader: Reader) -> Response:
     return StreamingResponse(body, status, headers, media_type="application/octet-stream")
 
 
-def _identify(database: Database, request: Request) -> Identity:
-    """Who uploads, in a transaction of its own: an upload may take long and must not keep a connection."""
-    with database.transaction() as session:
+def _identify(database: Database, request: Request) -> tuple[Identity, UUID]:
+    """Who uploads, and into which project, in a transaction of its own: an upload is long, and keeps none."""
+    with database.transaction(None) as session:
         who = identify_operator(request, session, bearer(request))
         who.require(Scope.OPERATOR)
-        return who
+        return who, project_of(session)
 
 
-def _keep(database: Database, upload: Upload, who: Identity) -> Blob:
+def _keep(database: Database, upload: Upload, who: Identity, project_id: UUID) -> Blob:
     blob = upload.finish()
-    with database.transaction() as session:
+    with database.transaction(project_id) as session:
+        registry.own_blob(session, blob.digest)
         audit.record(session, who, "blob.upload", f"blob:{blob.digest}", None, {"length": blob.length})
     return blob
 

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 @router.post("", status_code=202)
 def create_dataset(body: NewDataset, session: SessionDep, operator: Operator, blobs: BlobsDep) -> JobAccepted:
     """Have a worker check an uploaded file and keep it as a dataset."""
-    blobs.length(body.blob)
+    registry.owned_length(session, blobs, body.blob)
     args = body.model_dump(mode="json")
     job = jobs.enqueue(session, kind="validate-dataset", args=args, by=operator)
     audit.record(session, operator, "dataset.create", f"dataset:{body.blob}", after=args | {"job": str(job.id)})

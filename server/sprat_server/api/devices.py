@@ -125,8 +125,8 @@ def label_devices(body: BulkLabels, session: SessionDep, operator: Operator) -> 
 def label_device(device_id: UUID, body: Labels, session: SessionDep, operator: Operator) -> DeviceView:
     """Change labels of a device, as a JSON merge patch: a text sets a label, null removes it."""
     device, before = targeting.label(session, device_id, body)
-    changed = {"before": {key: before.get(key) for key in body}, "after": body}
-    audit.record(session, operator, "device.label", f"device:{device.id}", **changed)
+    were = {key: before.get(key) for key in body}
+    audit.record(session, operator, "device.label", f"device:{device.id}", were, body)
     return fleet_views.device_views(session, [device])[0]
 
 

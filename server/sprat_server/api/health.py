@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from sprat_server.api.auth import Viewer
+from sprat_server.api.auth import ServerViewer, Viewer
+from sprat_server.db.projects import Project, enter, leave
 from sprat_server.db.session import Database, SessionDep
 from sprat_server.flows import custody_views
 from sprat_server.jobs import models as job_models
@@ -28,17 +29,21 @@ def healthz(request: Request) -> JSONResponse:
 
 
 @router.get("/metrics", response_class=Response)
-def read_metrics(session: SessionDep, _viewer: Viewer) -> Response:
+def read_metrics(session: SessionDep, _viewer: ServerViewer) -> Response:
     """Give this process's metrics, counts of jobs and the life of signed metadata in Prometheus's text format."""
+    known = {project.id: project.name for project in session.scalars(select(Project))}
+    leave(session)
     counts = jobs.counts(session)
     for state in (job_models.QUEUED, job_models.RUNNING, *sorted(job_models.ENDED)):
         metrics.JOBS.labels(state).set(counts.get(state, 0))
     metrics.METADATA_EXPIRES_S.clear()
     metrics.METADATA_WAITING.clear()
-    shown = custody_views.custody(session)
-    for role in shown.roles:
-        metrics.METADATA_EXPIRES_S.labels(role.role).set((role.expires_at - shown.now).total_seconds())
-        metrics.METADATA_WAITING.labels(role.role).set(role.waiting)
+    for project_id, name in known.items():
+        enter(session, project_id)
+        shown = custody_views.custody(session)
+        for role in shown.roles:
+            metrics.METADATA_EXPIRES_S.labels(name, role.role).set((role.expires_at - shown.now).total_seconds())
+            metrics.METADATA_WAITING.labels(name, role.role).set(role.waiting)
     return Response(metrics.text(), media_type=metrics.CONTENT_TYPE)
 
 

@@ -6,6 +6,7 @@ from securesystemslib.signer import Signature
 from sprat_server.access import audit
 from sprat_server.api.auth import Admin, Releaser, Viewer
 from sprat_server.api.ports import SettingsDep
+from sprat_server.db.projects import project_of
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import custody_views, signing, upkeep
 from sprat_server.publish.image import open_repository
@@ -45,7 +46,7 @@ def rotate_keys(
         "published": published,
     }
     audit.record(session, admin, "keys.rotate", "keys:image", after=after)
-    after_commit.add_task(upkeep.drop_retired_keys, request.app.state.database, settings)
+    after_commit.add_task(upkeep.drop_retired_keys, request.app.state.database, settings, project_of(session))
     return Signed(published=published, waiting=custody_views.custody(session).waiting)
 
 
@@ -65,7 +66,7 @@ def add_signature(
     published = signing.add_signature(session, settings, digest, signature, releaser)
     after = {"keyid": body.keyid, "published": published}
     audit.record(session, releaser, "keys.sign", f"draft:{digest}", after=after)
-    after_commit.add_task(upkeep.drop_retired_keys, request.app.state.database, settings)
+    after_commit.add_task(upkeep.drop_retired_keys, request.app.state.database, settings, project_of(session))
     return Signed(published=published, waiting=custody_views.custody(session).waiting)
 
 

@@ -29,7 +29,7 @@ def register_model(body: NewModel, session: SessionDep, releaser: Releaser, blob
     registry.check_name_is_free(session, body.name)
     for digest in (body.weights, body.graph):
         if digest is not None:
-            blobs.length(digest)
+            registry.owned_length(session, blobs, digest)
     args = body.model_dump(mode="json")
     job = jobs.enqueue(session, kind="register-model", args=args, by=releaser)
     audit.record(session, releaser, "model.register", f"model:{body.name}", after=args | {"job": str(job.id)})
@@ -117,7 +117,7 @@ def create_release(
     registry.get_release(session, model, base)
     for digest in (body.weights, body.graph):
         if digest is not None:
-            blobs.length(digest)
+            registry.owned_length(session, blobs, digest)
     args = body.model_dump(mode="json") | {"model": name, "base": base}
     job = jobs.enqueue(session, kind="create-release", args=args, by=releaser)
     audit.record(session, releaser, "release.create", f"model:{name}", after=args | {"job": str(job.id)})

@@ -189,7 +189,7 @@ class Poll:
         return Response(read.body, media_type=CONTENT_TYPE)
 
     def _read(self, shown: str, held: list[HeldMetadata], inline_bytes: int, nonce: str | None) -> "_Read":
-        with self._database.transaction() as session:
+        with self._database.transaction(None) as session:
             poller = flow.identify(session, shown)
             reading = flow.read(
                 session, self._settings, poller.device, held=held, inline_bytes=inline_bytes, nonce=nonce
@@ -231,7 +231,7 @@ class Poll:
             await to_thread.run_sync(self._mark_seen, seen)
 
     def _mark_seen(self, seen: Mapping[UUID, datetime]) -> None:
-        with self._database.transaction() as session:
+        with self._database.across_projects() as session:
             fleet.mark_seen(session, seen)
 
 

@@ -19,6 +19,7 @@ from sprat_server.api import (
     keys,
     models,
     policies,
+    projects,
     rollouts,
     savings,
 )
@@ -35,6 +36,7 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     keys.router,
     models.router,
     policies.router,
+    projects.router,
     rollouts.router,
     savings.router,
 )

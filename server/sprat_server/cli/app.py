@@ -14,6 +14,8 @@ from sprat_server.settings import Settings, load_settings
 from sprat_shared import errors
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from sprat_server.db.session import Database
 
 _EPILOG = (
@@ -208,6 +210,9 @@ def token(
     scope: Annotated[
         Literal["viewer", "operator", "releaser", "admin"], typer.Option(help="What it allows.")
     ] = "admin",
+    project: Annotated[
+        str | None, typer.Option(help="Of this project; of the whole server unless given.", show_default=False)
+    ] = None,
     data_dir: DataDir = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -222,9 +227,17 @@ def token(
 
     with _database(settings) as database:
         require_newest(database.engine)
-        with database.transaction() as session:
-            made, text = tokens.create(session, name=name, scope=tokens.Scope.of(scope), expires_s=None, by=None)
-            audit.record(session, SYSTEM, "token.create", f"token:{made.id}", None, {"name": name, "scope": scope})
+        with _in_project(database, project) as session:
+            made, text = tokens.create(
+                session,
+                name=name,
+                scope=tokens.Scope.of(scope),
+                expires_s=None,
+                by=None,
+                whole_server=project is None,
+            )
+            after = {"name": name, "scope": scope}
+            audit.record(session, SYSTEM, "token.create", f"token:{made.id}", None, after, of_server=project is None)
     if as_json:
         _print_json(name=name, scope=scope, token=text)
     else:
@@ -235,6 +248,7 @@ def token(
 def rotate_director(
     *,
     root: Annotated[bool, typer.Option("--root", help="Replace the root key instead.")] = False,
+    project: Annotated[str, typer.Option(help="Of this project; each has keys of its own.")] = "default",
     data_dir: DataDir = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -253,7 +267,7 @@ def rotate_director(
 
     with _database(settings) as database:
         require_newest(database.engine)
-        with database.transaction() as session:
+        with _in_project(database, project) as session:
             rotate = director_root.rotate_root_key if root else director_root.rotate_online_key
             old, new = rotate(session, settings)
             audit.record(session, SYSTEM, "director.rotate", "director", {"key": old.name}, {"key": new.name})
@@ -307,6 +321,18 @@ def _database(settings: Settings) -> "Iterator[Database]":
             yield database
         finally:
             database.close()
+
+
+@contextmanager
+def _in_project(database: "Database", name: str | None) -> "Iterator[Session]":
+    """Open a transaction in the project of this name; None: on the server itself."""
+    from sprat_server.access import projects  # noqa: PLC0415 - see the top
+    from sprat_server.db.projects import SERVER, enter  # noqa: PLC0415 - see the top
+
+    with database.transaction(SERVER) as session:
+        if name is not None:
+            enter(session, projects.find(session, name).id)
+        yield session
 
 
 def _print_json(**result: Any) -> None:

@@ -27,6 +27,7 @@ from sprat_server.app import check, create_app
 from sprat_server.db import migrate
 from sprat_server.db.embedded import EmbeddedPostgres
 from sprat_server.db.postgres_binaries import PostgresUnusable
+from sprat_server.db.projects import SERVER
 from sprat_server.db.session import Database
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.settings import Settings, is_loopback
@@ -224,12 +225,13 @@ def _prepare(settings: Settings) -> str | None:
         before, after = migrate.upgrade(database.engine)
         if before != after:
             _log.info("database.upgraded", before=before, after=after)
-        with database.transaction() as session:
+        with database.transaction(SERVER) as session:
             made = tokens.create_first_admin(session)
             if made is None:
                 return None
             token, text = made
-            audit.record(session, SYSTEM, "token.create", f"token:{token.id}", None, {"scope": token.scope})
+            made_of = {"scope": token.scope}
+            audit.record(session, SYSTEM, "token.create", f"token:{token.id}", None, made_of, of_server=True)
             return text
     finally:
         database.close()

@@ -7,6 +7,7 @@ A `yield` dependency of FastAPI that commits does so *after* the answer was sent
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Depends, Request
 from sqlalchemy import Engine, create_engine
@@ -14,6 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
 
+from sprat_server.db import projects
 from sprat_shared.errors import InvalidInput
 
 
@@ -54,7 +56,8 @@ class Database:
             hide_parameters=True,  # values of a failed statement stay out of logs
             connect_args={"options": " ".join(options), "connect_timeout": 10},
         )
-        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        projects.forget_at_checkin(self.engine)
+        self._sessions = sessionmaker(self.engine, class_=projects.ProjectSession, expire_on_commit=False)
 
     @property
     def conninfo(self) -> str:
@@ -62,9 +65,22 @@ class Database:
         return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
-        """Give a session whose one transaction is committed at the end, or rolled back when an error passes."""
+    def transaction(self, project_id: UUID | None) -> Iterator[Session]:
+        """Give a session whose one transaction is committed at the end, or rolled back when an error passes.
+
+        Args:
+            project_id: whose rows it sees and adds; None: that is found out in it, and then said (`projects.enter`).
+        """
         with self._sessions() as session, session.begin():
+            if project_id is not None:
+                projects.enter(session, project_id)
+            yield session
+
+    @contextmanager
+    def across_projects(self) -> Iterator[Session]:
+        """Give a session as `transaction` does, which sees every project: for what the server does by itself."""
+        with self._sessions() as session, session.begin():
+            projects.leave(session)
             yield session
 
     def close(self) -> None:
@@ -73,9 +89,12 @@ class Database:
 
 
 def one_transaction(request: Request) -> Iterator[Session]:
-    """Give the request its session; commit before the answer leaves (see the top of this file)."""
+    """Give the request its session; commit before the answer leaves (see the top of this file).
+
+    It acts in no project until the caller has said who it is (`api.auth`).
+    """
     database: Database = request.app.state.database
-    with database.transaction() as session:
+    with database.transaction(None) as session:
         yield session
 
 

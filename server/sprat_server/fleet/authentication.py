@@ -15,6 +15,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from sprat_server.db.projects import ACROSS, enter
 from sprat_server.fleet.models import Device, SpentAssertion
 from sprat_server.fleet.service import lock_device
 from sprat_server.fleet.tokens import DEVICE_PREFIX, hash_token, make_token
@@ -65,7 +66,9 @@ def issue_token(session: Session, assertion: str, *, lives_s: float) -> tuple[De
         Unauthenticated: the assertion is not one of a device here, its device was revoked, or it was used before.
         ClockApart: it is of another time.
     """
-    claims = _verified(_device_of(session, assertion), assertion)
+    claimed = _device_of(session, assertion)
+    claims = _verified(claimed, assertion)
+    enter(session, claimed.project_id)
     device = lock_device(session, UUID(claims["sub"]))  # after the proof: nobody else makes rollouts wait
     if device.revoked_at is not None:
         raise revoked(device.id)
@@ -78,20 +81,21 @@ def issue_token(session: Session, assertion: str, *, lives_s: float) -> tuple[De
 
 
 def authenticate_device(session: Session, shown: str) -> Device:
-    """Return the device that shows this bearer token.
+    """Return the device that shows this bearer token; the session acts in its project from then on.
 
     Raises:
         Unauthenticated: the token is unknown or expired, or its device was revoked.
     """
     if not shown.startswith(DEVICE_PREFIX):
         raise Unauthenticated(f"this is not a device's token, which reads {DEVICE_PREFIX}<secret>")
-    device = session.scalar(select(Device).where(Device.token_hash == hash_token(shown)))
+    device = session.scalar(select(Device).where(Device.token_hash == hash_token(shown)), execution_options=ACROSS)
     if device is None:
         raise Unauthenticated("the device token is not valid here, or a newer one took its place; ask for a token")
     if device.revoked_at is not None:
         raise revoked(device.id)
     if device.token_expires_at is None or device.token_expires_at <= datetime.now(UTC):
         raise Recognised("the device token has expired; ask for another", code="device.token-expired")
+    enter(session, device.project_id)
     return device
 
 
@@ -107,7 +111,9 @@ def forget_spent_assertions(session: Session) -> None:
 
 def _device_of(session: Session, assertion: str) -> Device:
     try:
-        device = session.scalar(select(Device).where(Device.id == UUID(claimed_device(assertion))))
+        device = session.scalar(
+            select(Device).where(Device.id == UUID(claimed_device(assertion))), execution_options=ACROSS
+        )
     except ValueError:
         device = None
     if device is None:

@@ -14,6 +14,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from sprat_server.db.projects import ACROSS, enter
 from sprat_server.fleet.authentication import revoked
 from sprat_server.fleet.models import Device, EnrolmentRequest, EnrolmentToken, Replacement, RetiredKey
 from sprat_server.fleet.service import forget_slots
@@ -86,7 +87,8 @@ def known_device(session: Session, request: EnrolRequest) -> Device | None:
         Unauthenticated: that device was revoked.
         Conflict: the key belongs to a device of another name, or was a device's before it was replaced.
     """
-    if session.get(RetiredKey, request.public_key) is not None:
+    retired = select(RetiredKey.device_id).where(RetiredKey.public_key == request.public_key)
+    if session.scalar(retired) is not None:
         raise Conflict(
             "another took the place of the device with this key; let the agent make a new key in a fresh folder",
             code="enrolment.key-retired",
@@ -108,13 +110,16 @@ def known_device(session: Session, request: EnrolRequest) -> Device | None:
 
 
 def join_by_token(session: Session, request: EnrolRequest, shown: str) -> Device:
-    """Let a device join with a token; one that is there already with this key and name does not count again.
+    """Let a device join the token's project; one that is there already with this key and name does not count again.
+
+    The session acts in that project from then on.
 
     Raises:
         Unauthenticated: the enrolment token is unknown, expired or used up.
         Conflict: another device has this name or this key, or the token replaces a device of another name.
     """
     token = _live_token(session, shown)
+    enter(session, token.project_id)
     if (device := known_device(session, request)) is not None:
         return device
     if token.used >= token.uses:
@@ -220,7 +225,8 @@ def forget_expired_requests(session: Session) -> None:
 
 def _live_token(session: Session, shown: str) -> EnrolmentToken:
     token = session.scalar(
-        select(EnrolmentToken).where(EnrolmentToken.token_hash == hash_token(shown)).with_for_update()
+        select(EnrolmentToken).where(EnrolmentToken.token_hash == hash_token(shown)).with_for_update(),
+        execution_options=ACROSS,
     )
     if token is None:
         raise Unauthenticated("the enrolment token is not valid here; ask an operator for one", code="enrolment.token")

@@ -66,7 +66,7 @@ def create(session: Session, name: str, expression: Expression, by: Actor) -> Sa
         with session.begin_nested():
             session.add(group)
     except IntegrityError as clash:
-        if "uq_saved_group_name" not in str(clash.orig):
+        if "uq_saved_group_project_id_name" not in str(clash.orig):
             raise
         raise Conflict(
             f"a group {name!r} exists; `sprat group edit {name}` changes its filter", code="group.name-taken"

@@ -6,6 +6,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from sprat_server.access import audit
+from sprat_server.db.projects import DEFAULT_PROJECT, enter
 from sprat_server.fleet import enrolment as fleet
 from sprat_server.fleet.models import Device
 from sprat_server.flows import rollout_reports, rollout_steps, targeting
@@ -40,6 +41,8 @@ def enrol(session: Session, settings: Settings, request: EnrolRequest, shown: st
 def ask(session: Session, settings: Settings, request: EnrolRequest, address: str) -> EnrolAnswer | EnrolPending:
     """Let a device without a token in if it was accepted, else have it wait; its signature was checked.
 
+    The queue is that of the project `default`: who has no token says nothing of a project, and must learn of none.
+
     Raises:
         Unauthenticated: no device may wait here, or this one was revoked.
         AccessDenied: it was rejected.
@@ -47,6 +50,7 @@ def ask(session: Session, settings: Settings, request: EnrolRequest, address: st
         TryLater: too many wait.
     """
     targeting.share(session)
+    enter(session, DEFAULT_PROJECT)
     if (device := fleet.known_device(session, request)) is not None:
         targeting.look_again(session, device.id)
         return _answer(session, settings, device)

@@ -11,7 +11,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import func, select
 
-from sprat_server.access import audit
+from sprat_server.access import audit, projects
 from sprat_server.db.session import Database
 from sprat_server.flows import rollout as flow
 from sprat_server.flows import rollout_reports
@@ -22,7 +22,7 @@ from sprat_server.rollouts.waves import RolloutState
 from sprat_server.settings import Settings
 from sprat_shared.errors import SpratError
 
-_UPKEEP_LOCK: Final = 0x5350_5241_5445  # an arbitrary number that only this lock uses
+_UPKEEP_LOCK: Final = 0x5350_5241_5446  # an arbitrary number that only this lock uses
 
 _log = structlog.get_logger(__name__)
 
@@ -36,36 +36,41 @@ def look_after(database: Database, settings: Settings, now: datetime | None = No
         now: the time that counts; None: the present.
     """
     at = now or datetime.now(UTC)
-    with database.transaction() as holder:
+    with database.across_projects() as holder:
         if not holder.scalar(select(func.pg_try_advisory_xact_lock(_UPKEEP_LOCK))):
             return False
-        with database.transaction() as session:
-            due, windowed = rollouts.due_to_start(session, at), rollouts.windowed(session)
-        for rollout_id in due:
-            _start(database, settings, rollout_id, at)
-        for rollout_id in windowed:
-            with database.transaction() as session:
-                steps.advance(session, steps.lock(session, rollout_id), now=at)
-        with database.transaction() as session:
-            asked = rollout_reports.retry(session, at)
-        with database.transaction() as session:
-            moved = rollout_reports.on_silence(session, at)
+        for project_id in projects.ids(holder):
+            _look_after(database, settings, project_id, at)
+    return True
+
+
+def _look_after(database: Database, settings: Settings, project_id: UUID, at: datetime) -> None:
+    with database.transaction(project_id) as session:
+        due, windowed = rollouts.due_to_start(session, at), rollouts.windowed(session)
+    for rollout_id in due:
+        _start(database, settings, project_id, rollout_id, at)
+    for rollout_id in windowed:
+        with database.transaction(project_id) as session:
+            steps.advance(session, steps.lock(session, rollout_id), now=at)
+    with database.transaction(project_id) as session:
+        asked = rollout_reports.retry(session, at)
+    with database.transaction(project_id) as session:
+        moved = rollout_reports.on_silence(session, at)
     if asked:
         _log.info("rollouts.asked-again", devices=asked)
     if moved:
         _log.warning("rollouts.silence", rollouts=[str(one) for one in moved])
-    return True
 
 
-def _start(database: Database, settings: Settings, rollout_id: UUID, at: datetime) -> None:
+def _start(database: Database, settings: Settings, project_id: UUID, rollout_id: UUID, at: datetime) -> None:
     """Start a rollout whose time has come; where it cannot, say why, and try again at the next look."""
     subject = f"rollout:{rollout_id}"
     try:
-        with database.transaction() as session:
+        with database.transaction(project_id) as session:
             rollout = flow.start(session, rollout_id, settings, at)
             audit.record(session, SYSTEM, "rollout.start", subject, {"state": "draft"}, {"state": rollout.state})
     except SpratError as bad:
-        with database.transaction() as session:
+        with database.transaction(project_id) as session:
             rollout = steps.lock(session, rollout_id)
             if rollout.state == RolloutState.DRAFT and rollout.reason != str(bad):
                 rollout.reason = str(bad)

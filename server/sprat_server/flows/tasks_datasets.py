@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sprat_server.jobs.tasks import JobContext, task
@@ -44,7 +45,7 @@ def validate_dataset(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]
 def _keep(
     session: Session, samples: LabelledSamples, *, name: str, digest: str, length: int, counts: Mapping[str, int]
 ) -> None:
-    if (held := session.get(Dataset, digest)) is not None:
+    if (held := session.scalar(select(Dataset).where(Dataset.digest == digest))) is not None:
         if held.name != name:
             raise Conflict(f"these bytes are the dataset {held.name!r} already; use that name, or leave {name!r} out")
         return

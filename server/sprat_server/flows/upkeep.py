@@ -1,19 +1,22 @@
 """What must be done although nobody asks: metadata signed again, direct updates asked for, what expired forgotten."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
+from uuid import UUID
 
 import structlog
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from sprat_server.access import projects
 from sprat_server.db.session import Database
 from sprat_server.fleet import drift_records
 from sprat_server.fleet.authentication import forget_spent_assertions
 from sprat_server.fleet.enrolment import forget_expired_requests
-from sprat_server.flows import direct, drift, live, rollout_upkeep, targeting
+from sprat_server.flows import direct, drift, founding, live, rollout_upkeep, targeting
 from sprat_server.publish import director_root, drafts, repository
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
@@ -37,9 +40,9 @@ def prepare(database: Database, settings: Settings) -> None:
     Raises:
         KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
     """
-    with database.transaction() as session:
-        open_repository(session, settings)
-        director_root.ensure(session, settings)
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            founding.found(session, settings, project_id)
     _sign_due(database, settings)
 
 
@@ -95,10 +98,11 @@ async def keep_groups(database: Database) -> None:
 
 def refill_groups(database: Database) -> None:
     """Have the devices in the groups that depend on time or on rollouts for which their filters hold now."""
-    with database.transaction() as session:
-        moved = targeting.refill_moving(session)
-    for name, change in moved.items():
-        _log.info("groups.moved", group=name, joined=change.joined, left=change.left)
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            moved = targeting.refill_moving(session)
+        for name, change in moved.items():
+            _log.info("groups.moved", group=name, joined=change.joined, left=change.left)
 
 
 async def keep_watching(database: Database, settings: Settings) -> None:
@@ -113,28 +117,31 @@ async def keep_watching(database: Database, settings: Settings) -> None:
 
 def look_at_drift(database: Database, settings: Settings) -> None:
     """Do about the drift of each watched model what its policy says; what fails for one leaves the others."""
-    with database.transaction() as session:
-        watched = drift_records.watched(session)
-    for model_id in watched:
-        try:
-            with database.transaction() as session:
-                drift.look(session, settings, model_id)
-        except SpratError as error:
-            _log.error("drift.not-looked-at", model=str(model_id), code=error.code, error=str(error))
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            watched = drift_records.watched(session)
+        for model_id in watched:
+            try:
+                with database.transaction(project_id) as session:
+                    drift.look(session, settings, model_id)
+            except SpratError as error:
+                _log.error("drift.not-looked-at", model=str(model_id), code=error.code, error=str(error))
 
 
 def forget_expired(database: Database) -> None:
     """Drop the rows that nothing can ask for any more."""
-    with database.transaction() as session:
+    with database.across_projects() as session:
         forget_spent_assertions(session)
         forget_expired_requests(session)
 
 
 def ask_for_direct(database: Database) -> list[str]:
     """Have workers build the direct updates that are due; return the models for which a job was queued."""
-    with database.transaction() as session:
-        models = registry.all_models(session)
-        asked = [model.name for model in models if direct.enqueue(session, model) is not None]
+    asked: list[str] = []
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            models = registry.all_models(session)
+            asked += [model.name for model in models if direct.enqueue(session, model) is not None]
     if asked:
         _log.info("direct-updates.asked-for", models=asked)
     return asked
@@ -166,21 +173,28 @@ def sign_due(session: Session, settings: Settings, now: datetime | None = None) 
     return sorted(role for role in after if after[role] != before.get(role))
 
 
-def drop_retired_keys(database: Database, settings: Settings) -> None:
-    """Delete the files of keys that a rotation retired; in a transaction of its own, so what it sees is committed.
+def drop_retired_keys(database: Database, settings: Settings, project_id: UUID) -> None:
+    """Delete the files of a project's keys that a rotation retired; in a transaction of its own: what it sees holds.
 
     Raises:
         KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
     """
-    with database.transaction() as session:
+    with database.transaction(project_id) as session:
         for path in open_repository(session, settings).drop_retired_keys():
             _log.warning("publish.key-deleted", file=str(path), why="signed metadata name another one now")
 
 
 def _sign_due(database: Database, settings: Settings) -> None:
-    with database.transaction() as session:
-        signed = sign_due(session, settings)
-        signed += ["director's root"] * director_root.sign_again(session, settings)
-    if signed:
-        _log.info("publish.signed-again", roles=signed)
-    drop_retired_keys(database, settings)
+    for project_id in _projects(database):
+        with database.transaction(project_id) as session:
+            signed = sign_due(session, settings)
+            signed += ["director's root"] * director_root.sign_again(session, settings)
+        if signed:
+            _log.info("publish.signed-again", roles=signed, project=str(project_id))
+        drop_retired_keys(database, settings, project_id)
+
+
+def _projects(database: Database) -> Sequence[UUID]:
+    """Return every project; what is done for all is done for each in a transaction of its own, which sees no other."""
+    with database.across_projects() as session:
+        return projects.ids(session)

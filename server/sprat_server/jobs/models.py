@@ -4,10 +4,11 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Index, func
+from sqlalchemy import CheckConstraint, Index, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sprat_server.db.base import Base
+from sprat_server.db.projects import ProjectOwned, in_project
 from sprat_shared.ids import new_id
 
 QUEUED: Final = "queued"
@@ -18,11 +19,13 @@ CANCELLED: Final = "cancelled"
 ENDED: Final = frozenset({SUCCEEDED, FAILED, CANCELLED})
 
 
-class Job(Base):
+class Job(ProjectOwned, Base):
     """One piece of work for a worker. The database refuses a state that contradicts its times, result or error."""
 
     __tablename__ = "job"
     __table_args__ = (
+        in_project(),
+        UniqueConstraint("project_id", "id"),
         CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state_is_known"),
         CheckConstraint(
             "(ended_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="ended_jobs_have_an_end"

@@ -82,7 +82,7 @@ class Runner:
         Returns:
             The jobs that were found.
         """
-        with self._database.transaction() as session:
+        with self._database.across_projects() as session:
             silent_s = self._settings.worker_lost_after_s
             found = list(session.scalars(_ABANDONED, {"task": TASK_NAME, "silent_s": silent_s}))
             for job_id in found:
@@ -95,19 +95,19 @@ class Runner:
         """Renew the heartbeat of what runs here: the queue's own stops when its worker is told to stop."""
         queue_ids = [queue_id for _, queue_id in list(self._running.values())]
         if queue_ids:
-            with self._database.transaction() as session:
+            with self._database.across_projects() as session:
                 session.execute(_ALIVE, {"queue_ids": queue_ids})
 
     def give_back(self) -> None:
         """Queue again what still runs here, at once: this process is about to end."""
         for job_id, (attempt, _) in list(self._running.items()):
-            with self._database.transaction() as session:
+            with self._database.across_projects() as session:
                 job = _owned(session, job_id, attempt)
                 if job is not None:
                     self._again(session, job, setback=None)
 
     def _begin(self, job_id: UUID, queue_id: int) -> tuple[JobContext, str, Mapping[str, Any]] | None:
-        with self._database.transaction() as session:
+        with self._database.across_projects() as session:
             job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
             if job is None or job.state in ENDED or job.queue_id != queue_id:
                 return None
@@ -119,6 +119,7 @@ class Runner:
             job.progress_step, job.progress_fraction, job.progress_message = "", 0.0, ""
             ctx = JobContext(
                 job_id=job_id,
+                project_id=job.project_id,
                 attempt=job.attempt,
                 database=self._database,
                 blobs=self._blobs,
@@ -158,7 +159,7 @@ class Runner:
         result: Mapping[str, Any] | None = None,
         error: Mapping[str, str] | None = None,
     ) -> None:
-        with self._database.transaction() as session:
+        with self._database.across_projects() as session:
             job = _owned(session, ctx.job_id, ctx.attempt)
             if job is not None:
                 _end(job, state, result=result, error=error)
@@ -166,7 +167,7 @@ class Runner:
         _log.info("job.ended", outcome=state, by="runner" if job is not None else "task or another attempt")
 
     def _requeue(self, ctx: JobContext, *, setback: str | None) -> None:
-        with self._database.transaction() as session:
+        with self._database.across_projects() as session:
             job = _owned(session, ctx.job_id, ctx.attempt)
             if job is not None:
                 self._again(session, job, setback=setback)

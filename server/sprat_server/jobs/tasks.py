@@ -57,6 +57,7 @@ class JobContext:
 
     Args:
         job_id: the job.
+        project_id: the project in which it was asked for, and in which its sessions act.
         attempt: which attempt this is, from 1; the database lets only the latest commit.
         database: where sessions come from.
         blobs: the blob store.
@@ -65,9 +66,17 @@ class JobContext:
     """
 
     def __init__(
-        self, *, job_id: UUID, attempt: int, database: Database, blobs: Blobs, settings: Settings, stopping: Event
+        self,
+        *,
+        job_id: UUID,
+        project_id: UUID,
+        attempt: int,
+        database: Database,
+        blobs: Blobs,
+        settings: Settings,
+        stopping: Event,
     ) -> None:
-        self.job_id, self.attempt = job_id, attempt
+        self.job_id, self.project_id, self.attempt = job_id, project_id, attempt
         self.blobs, self.settings = blobs, settings
         self._database, self._stopping = database, stopping
 
@@ -78,7 +87,7 @@ class JobContext:
         Raises:
             JobLost: at the end, when another attempt has begun; nothing is committed.
         """
-        with self._database.transaction() as session:
+        with self._database.transaction(self.project_id) as session:
             yield session
             self._own(session)
 
@@ -96,7 +105,7 @@ class JobContext:
             JobInterrupted: the worker is told to stop.
         """
         try:
-            with self._database.transaction() as session:
+            with self._database.transaction(self.project_id) as session:
                 job = self._own(session)
                 job.progress_step, job.progress_message = step, message
                 job.progress_fraction = min(max(float(fraction), 0.0), 1.0)
@@ -114,7 +123,7 @@ class JobContext:
             JobInterrupted: the worker is told to stop.
         """
         try:
-            with self._database.transaction() as session:
+            with self._database.transaction(self.project_id) as session:
                 job = self._own(session)
         except OperationalError as e:
             _log.warning("job.not-checked", job=str(self.job_id), error=str(e.orig))

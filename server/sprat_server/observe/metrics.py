@@ -41,13 +41,13 @@ JOBS: Final = Gauge("sprat_jobs", "Jobs, by state; read when asked.", ["state"],
 METADATA_EXPIRES_S: Final = Gauge(
     "sprat_metadata_expires_seconds",
     "Seconds until the newest metadata of a role expire; read when asked.",
-    ["role"],
+    ["project", "role"],
     registry=REGISTRY,
 )
 METADATA_WAITING: Final = Gauge(
     "sprat_metadata_waiting",
     "Versions of a role that wait for signatures; read when asked.",
-    ["role"],
+    ["project", "role"],
     registry=REGISTRY,
 )
 

@@ -1,10 +1,11 @@
 """The director repository: what each device should run, signed for it alone, at the poll that needs it.
 
-Its root is one for all devices, its key may be taken offline. Timestamp, snapshot and targets are each device's own,
-signed by one online key and kept in `director_metadata` until something changes: an assignment, the cheapest path, the
-profile, the policy, the online key, or half of a life is over. What is signed names, for each assigned model, the full
-update of the release with the length and hash that the image repository signs for the same path, and the path of
-updates (`sprat_shared.trust.assignments`). Its timestamp says when it was signed (`sprat_shared.trust.signed_time`).
+Its root is one for all devices of a project, its key may be taken offline. Timestamp, snapshot and targets are each
+device's own, signed by one online key and kept in `director_metadata` until something changes: an assignment, the
+cheapest path, the profile, the policy, the online key, or half of a life is over. What is signed names, for each
+assigned model, the full update of the release with the length and hash that the image repository signs for the same
+path, and the path of updates (`sprat_shared.trust.assignments`). Its timestamp says when it was signed
+(`sprat_shared.trust.signed_time`).
 
 One writer for each device (advisory lock, held until the transaction ends): replicas that are asked at the same time
 sign one version, and what is signed later was read later.
@@ -24,6 +25,7 @@ from tuf.api.metadata import Metadata, MetaFile, Signed, Snapshot, TargetFile, T
 from tuf.api.serialization.json import JSONSerializer
 
 from sprat_server.publish import director_root
+from sprat_server.publish.keys import keys_folder
 from sprat_server.publish.lives import expiry, renewal
 from sprat_server.publish.models import DirectorMetadata, SignedMetadata
 from sprat_server.settings import Settings
@@ -139,7 +141,7 @@ def sign_for_bundle(
     now = (now or datetime.now(UTC)).replace(microsecond=0)
     session.execute(select(func.pg_advisory_xact_lock(_LOCK_CLASS, func.hashtext(str(device_id)))))
     root, kept = director_root.newest(session), _newest(session, device_id)
-    signer = director_root.online_signer(settings.keys_dir, root.body)
+    signer = director_root.online_signer(keys_folder(session, settings), root.body)
     versions = {role: kept[role].version + (role != "targets") for role in ROLES}
     wanted = until - now
     snapshot = Snapshot(
@@ -202,7 +204,7 @@ class _State:
             self.stale.add("timestamp")
         if not self.stale:
             return  # another replica was asked at the same time, and did it
-        signer = director_root.online_signer(settings.keys_dir, self.root.body)
+        signer = director_root.online_signer(keys_folder(session, settings), self.root.body)
         versions = {
             role: (self.kept[role].version if role in self.kept else 0) + (role in self.stale) for role in ROLES
         }

@@ -1,4 +1,4 @@
-"""The director's root: one for all devices, signed by a key that may be offline, naming the one online key.
+"""The director's root: one for all devices of a project, signed by a key that may be offline; it names the online key.
 
 The online key's file is named after its key id, so a rotation that is cut off leaves the key that devices trust where
 it was: the new one counts from the commit of the root that names it.
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from tuf.api.metadata import Metadata, Root
 from tuf.api.serialization.json import JSONSerializer
 
-from sprat_server.publish.keys import KeysUnusable, read_key, write_key
+from sprat_server.publish.keys import KeysUnusable, keys_folder, read_key, write_key
 from sprat_server.publish.lives import expiry, renewal
 from sprat_server.publish.models import SignedMetadata
 from sprat_server.settings import Settings
@@ -98,15 +98,15 @@ def ensure(session: Session, settings: Settings) -> None:
         KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
     """
     session.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
-    row = _newest(session)
+    folder, row = keys_folder(session, settings), _newest(session)
     if row is not None:
-        online_signer(settings.keys_dir, row.body)
+        online_signer(folder, row.body)
         return
-    root_key = read_key(root_key_path(settings.keys_dir))
+    root_key = read_key(root_key_path(folder))
     if root_key is None:
         root_key = CryptoSigner.generate_ed25519()
-        write_key(root_key_path(settings.keys_dir), root_key)
-    online = _make_online_key(settings.keys_dir)
+        write_key(root_key_path(folder), root_key)
+    online = _make_online_key(folder)
     root = Root(consistent_snapshot=True)
     root.version = 0  # _sign makes it 1
     root.add_key(root_key.public_key, "root")
@@ -116,7 +116,7 @@ def ensure(session: Session, settings: Settings) -> None:
     _log.warning(
         "the director's keys were made; whoever holds them can say which signed release a device runs: back them up, "
         "and keep the root key where only you can read it",
-        files=[root_key_path(settings.keys_dir).name, online_key_path(settings.keys_dir, online.public_key.keyid).name],
+        files=[root_key_path(folder).name, online_key_path(folder, online.public_key.keyid).name],
     )
 
 
@@ -130,13 +130,13 @@ def sign_again(session: Session, settings: Settings, now: datetime | None = None
     row = newest(session)
     if now < renewal(row.created_at, row.expires_at):
         return False
-    root = Metadata[Root].from_bytes(row.body).signed
-    if _find_root_key(settings.keys_dir, root) is None:
+    folder, root = keys_folder(session, settings), Metadata[Root].from_bytes(row.body).signed
+    if _find_root_key(folder, root) is None:
         _log.warning("director.root-key-offline", expires_at=row.expires_at.isoformat(), advice="bring its key back")
         return False
     session.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
     if newest(session).version == row.version:
-        _sign(session, root, [_root_key(settings.keys_dir, root)[1]], now)
+        _sign(session, root, [_root_key(folder, root)[1]], now)
     return True
 
 
@@ -152,14 +152,14 @@ def rotate_online_key(session: Session, settings: Settings, now: datetime | None
     session.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
     row = newest(session)
     old = online_keyid(row.body)
-    root = Metadata[Root].from_bytes(row.body).signed
-    _, root_key = _root_key(settings.keys_dir, root)
-    online = _make_online_key(settings.keys_dir)
+    folder, root = keys_folder(session, settings), Metadata[Root].from_bytes(row.body).signed
+    _, root_key = _root_key(folder, root)
+    online = _make_online_key(folder)
     for role in ONLINE_ROLES:
         root.revoke_key(old, role)
         root.add_key(online.public_key, role)
     _sign(session, root, [root_key], now or datetime.now(UTC))
-    return online_key_path(settings.keys_dir, old), online_key_path(settings.keys_dir, online.public_key.keyid)
+    return online_key_path(folder, old), online_key_path(folder, online.public_key.keyid)
 
 
 def rotate_root_key(session: Session, settings: Settings, now: datetime | None = None) -> tuple[Path, Path]:
@@ -171,10 +171,10 @@ def rotate_root_key(session: Session, settings: Settings, now: datetime | None =
         KeysUnusable: there is no root yet; the root key is not here, or not the one that devices trust.
     """
     session.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
-    root = Metadata[Root].from_bytes(newest(session).body).signed
-    path, old = _root_key(settings.keys_dir, root)
+    folder, root = keys_folder(session, settings), Metadata[Root].from_bytes(newest(session).body).signed
+    path, old = _root_key(folder, root)
     new = CryptoSigner.generate_ed25519()
-    new_path = root_key_path(settings.keys_dir, new.public_key.keyid)
+    new_path = root_key_path(folder, new.public_key.keyid)
     write_key(new_path, new)
     root.revoke_key(old.public_key.keyid, "root")
     root.add_key(new.public_key, "root")

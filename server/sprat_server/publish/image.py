@@ -32,7 +32,7 @@ from tuf.repository import Repository
 
 from sprat_server.publish import drafts, rotation
 from sprat_server.publish.drafts import Draft, Need
-from sprat_server.publish.keys import KeyRing, KeysUnusable, holder_of, key_path
+from sprat_server.publish.keys import KeyRing, KeysUnusable, holder_of, key_path, keys_folder
 from sprat_server.publish.lives import expiry, renewal
 from sprat_server.publish.models import SignedMetadata
 from sprat_server.publish.repository import newest, newest_metadata, newest_versions, was_named
@@ -367,16 +367,17 @@ def open_repository(session: Session, settings: Settings, now: datetime | None =
         KeysUnusable: a key is missing, unreadable, or not the one that devices trust.
     """
     session.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))  # before the keys are read: another may make some
-    ring = KeyRing(settings.keys_dir)
+    folder = keys_folder(session, settings)
+    ring = KeyRing(folder)
     repository = ImageRepository(session, ring, settings.signs_alone, now or datetime.now(UTC))
     if newest(session, "root") is None:
         repository.initialise()
     else:
-        _check_keys(settings, ring, repository)
+        _check_keys(settings, folder, ring, repository)
     return repository
 
 
-def _check_keys(settings: Settings, ring: KeyRing, repository: ImageRepository) -> None:
+def _check_keys(settings: Settings, folder: Path, ring: KeyRing, repository: ImageRepository) -> None:
     """Refuse to go on without the keys that the server must have at any hour."""
     root, targets = repository.root(), repository.targets()
     needed = {role: list(root.roles[role].keyids) for role in ONLINE}
@@ -387,7 +388,7 @@ def _check_keys(settings: Settings, ring: KeyRing, repository: ImageRepository) 
             break
     for purpose, keyids in needed.items():
         if not any(keyid in ring for keyid in keyids):
-            path = key_path(settings.keys_dir, purpose)
+            path = key_path(folder, purpose)
             state = "is not the key that devices trust" if path.exists() else "is missing"
             raise KeysUnusable(
                 f"signing key {path} {state} (key id {keyids[0][:16]}); copy the keys from the machine on which the "

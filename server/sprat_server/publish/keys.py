@@ -14,7 +14,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, Key
+from sqlalchemy.orm import Session
 
+from sprat_server.db.projects import DEFAULT_PROJECT, project_of
+from sprat_server.settings import Settings
 from sprat_shared.errors import SpratError
 
 # `auto` signs the delegated roles of the models that the server signs for by itself.
@@ -34,6 +37,12 @@ class KeysUnusable(SpratError):
 
     code = "publish.keys-unusable"
     exit_code = 78  # EX_CONFIG: a person has to put it right
+
+
+def keys_folder(session: Session, settings: Settings) -> Path:
+    """Return the folder of the keys of the session's project. Each has its own: they vouch for nothing of another."""
+    project = project_of(session)
+    return settings.keys_dir if project == DEFAULT_PROJECT else settings.keys_dir / "projects" / str(project)
 
 
 def key_path(folder: Path, purpose: str) -> Path:

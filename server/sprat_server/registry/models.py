@@ -4,25 +4,39 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    PrimaryKeyConstraint,
+    UniqueConstraint,
+    func,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sprat_server.db.base import Base
+from sprat_server.db.projects import ProjectOwned, in_project, within
 from sprat_shared.ids import new_id
 from sprat_shared.trust.targets import LocalStatistics
 
 _DIGEST = "~ '^sha256:[0-9a-f]{64}$'"
 
 
-class Model(Base):
+class Model(ProjectOwned, Base):
     """A named lineage of weights."""
 
     __tablename__ = "model"
-    __table_args__ = (CheckConstraint("name ~ '^[a-z0-9-]{1,63}$'", name="name_is_plain"),)
+    __table_args__ = (
+        in_project(),
+        UniqueConstraint("project_id", "id"),
+        UniqueConstraint("project_id", "name"),
+        CheckConstraint("name ~ '^[a-z0-9-]{1,63}$'", name="name_is_plain"),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
     recipe: Mapped[dict[str, Any] | None] = mapped_column(
         JSONB(none_as_null=True)
     )  # {factory, config}; NULL: from ONNX
@@ -46,11 +60,12 @@ class Graph(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
-class Release(Base):
+class Release(ProjectOwned, Base):
     """One immutable, numbered state of a model: graph and exact weights."""
 
     __tablename__ = "release"
     __table_args__ = (
+        within("model"),
         UniqueConstraint("model_id", "number"),
         UniqueConstraint("model_id", "release_id"),
         ForeignKeyConstraint(["model_id", "base_number"], ["release.model_id", "release.number"], name="base_exists"),
@@ -70,7 +85,7 @@ class Release(Base):
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
-    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
+    model_id: Mapped[UUID]
     number: Mapped[int]
     release_id: Mapped[str]  # sha256 of graph digest and weights digest
     graph_digest: Mapped[str] = mapped_column(ForeignKey("graph.digest"))
@@ -103,24 +118,26 @@ class Release(Base):
         return [self.tensor_table[index][0] for index in self.local_tensors or ()]
 
 
-class Publication(Base):
+class Publication(ProjectOwned, Base):
     """The fact that signed metadata name a release: devices can have it since then. A release without it is pending."""
 
     __tablename__ = "publication"
     __table_args__ = (
+        within("model"),
         ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
     )
 
-    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"), primary_key=True)
+    model_id: Mapped[UUID] = mapped_column(primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     published_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
-class UpdateFile(Base):
+class UpdateFile(ProjectOwned, Base):
     """One file that gives a release from its base, or from nothing (full)."""
 
     __tablename__ = "update_file"
     __table_args__ = (
+        within("model"),
         ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
         ForeignKeyConstraint(["model_id", "base_number"], ["release.model_id", "release.number"], name="base_exists"),
         UniqueConstraint("model_id", "number", "base_number", postgresql_nulls_not_distinct=True),
@@ -132,7 +149,7 @@ class UpdateFile(Base):
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
-    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
+    model_id: Mapped[UUID]
     number: Mapped[int]
     base_number: Mapped[int | None]  # NULL: full
     blob: Mapped[str]
@@ -141,11 +158,12 @@ class UpdateFile(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
-class DirectBuild(Base):
+class DirectBuild(ProjectOwned, Base):
     """What one update from an older release straight to a newer one takes: found out once, published if it pays."""
 
     __tablename__ = "direct_build"
     __table_args__ = (
+        within("model"),
         ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
         ForeignKeyConstraint(["model_id", "base_number"], ["release.model_id", "release.number"], name="base_exists"),
         CheckConstraint("base_number < number", name="leads_to_a_newer_release"),
@@ -154,7 +172,7 @@ class DirectBuild(Base):
         CheckConstraint("(bytes IS NULL) = (blob IS NULL)", name="what_is_kept_has_a_length"),
     )
 
-    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"), primary_key=True)
+    model_id: Mapped[UUID] = mapped_column(primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     base_number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     blob: Mapped[str | None]  # NULL: there is none that takes fewer bytes than the ways there were
@@ -162,11 +180,13 @@ class DirectBuild(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
-class Dataset(Base):
+class Dataset(ProjectOwned, Base):
     """Labelled samples, immutable, named by the digest of the file."""
 
     __tablename__ = "dataset"
     __table_args__ = (
+        in_project(),
+        PrimaryKeyConstraint("project_id", "digest"),
         CheckConstraint(f"digest {_DIGEST}", name="digest_is_sha256"),
         CheckConstraint("bytes > 0", name="is_not_empty"),
         CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="name_is_short"),
@@ -176,7 +196,7 @@ class Dataset(Base):
         CheckConstraint("classes >= 2", name="there_is_something_to_tell_apart"),
     )
 
-    digest: Mapped[str] = mapped_column(primary_key=True)  # also the name of its blob
+    digest: Mapped[str]  # also the name of its blob
     name: Mapped[str]
     bytes: Mapped[int]
     format: Mapped[str]
@@ -189,3 +209,16 @@ class Dataset(Base):
     test: Mapped[int]
     given_split: Mapped[bool]  # false: 70/15/15 by the seeded rule of registry.samples
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class OwnedBlob(ProjectOwned, Base):
+    """A blob that a project may read: it uploaded the bytes, or a fact of it names them (triggers of the migration)."""
+
+    __tablename__ = "owned_blob"
+    __table_args__ = (
+        in_project(),
+        PrimaryKeyConstraint("project_id", "digest"),
+        CheckConstraint(f"digest {_DIGEST}", name="digest_is_sha256"),
+    )
+
+    digest: Mapped[str]

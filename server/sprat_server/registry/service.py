@@ -6,9 +6,21 @@ from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import and_, func, or_, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from sprat_server.registry.models import Dataset, DirectBuild, Graph, Model, Publication, Release, UpdateFile
+from sprat_server.db.blobs import Blobs, BlobUnknown
+from sprat_server.db.projects import project_of
+from sprat_server.registry.models import (
+    Dataset,
+    DirectBuild,
+    Graph,
+    Model,
+    OwnedBlob,
+    Publication,
+    Release,
+    UpdateFile,
+)
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.ids import check_model_name, parse_digest
 from sprat_shared.trust.targets import WIRE_VERSION, LocalStatistics, update_path
@@ -336,13 +348,32 @@ def check_retrainable(model: Model) -> None:
         )
 
 
+def own_blob(session: Session, digest: str) -> None:
+    """Let the session's project read a blob: it uploaded the bytes."""
+    row = insert(OwnedBlob).values(project_id=project_of(session), digest=digest)
+    session.execute(row.on_conflict_do_nothing())
+
+
+def owned_length(session: Session, blobs: Blobs, digest: str) -> int:
+    """Return the bytes of a blob that the session's project may read.
+
+    Raises:
+        BlobUnknown: there is none of this digest, or it is of another project: that cannot be told apart.
+        InvalidInput: the digest cannot be read.
+    """
+    parse_digest(digest)
+    if session.scalar(select(OwnedBlob.digest).where(OwnedBlob.digest == digest)) is None:
+        raise BlobUnknown(digest)
+    return blobs.length(digest)
+
+
 def get_dataset(session: Session, digest: str) -> Dataset:
     """Return the dataset of this digest.
 
     Raises:
         NotFound: there is none.
     """
-    dataset = session.get(Dataset, digest)
+    dataset = session.scalar(select(Dataset).where(Dataset.digest == digest))
     if dataset is None:
         raise NotFound(f"there is no dataset {digest[:80]!r}; `sprat dataset list` shows them", code="dataset.unknown")
     return dataset

@@ -4,18 +4,21 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, CheckConstraint, Double, ForeignKey, ForeignKeyConstraint, Index, func
+from sqlalchemy import JSON, CheckConstraint, Double, ForeignKeyConstraint, Index, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sprat_server.db.base import Base
+from sprat_server.db.projects import ProjectOwned, within
 from sprat_shared.ids import new_id
 
 
-class Rollout(Base):
+class Rollout(ProjectOwned, Base):
     """The plan to bring devices to one release of a model."""
 
     __tablename__ = "rollout"
     __table_args__ = (
+        within("model"),
+        UniqueConstraint("project_id", "id"),
         ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
         Index("uq_rollout_one_at_a_time", "model_id", unique=True, postgresql_where="state IN ('running', 'paused')"),
         CheckConstraint(
@@ -28,13 +31,13 @@ class Rollout(Base):
             "state NOT IN ('halted', 'aborted', 'superseded', 'undone') OR reason IS NOT NULL",
             name="stopping_has_a_reason",
         ),
-        Index("uq_rollout_name", "name", unique=True, postgresql_where="state <> 'aborted'"),
+        Index("uq_rollout_name", "project_id", "name", unique=True, postgresql_where="state <> 'aborted'"),
         CheckConstraint("name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'", name="name_is_plain"),
         CheckConstraint("rule IN ('first_failure', 'evidence')", name="rule_is_known"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
-    model_id: Mapped[UUID] = mapped_column(ForeignKey("model.id"))
+    model_id: Mapped[UUID]
     number: Mapped[int]
     state: Mapped[str] = mapped_column(default="draft")
     whole_fleet: Mapped[bool]  # the cohort is every device at the start; else the devices named at creation
@@ -52,23 +55,25 @@ class Rollout(Base):
     ended_at: Mapped[datetime | None]
 
 
-class Approval(Base):
+class Approval(ProjectOwned, Base):
     """A second person's word that a rollout may start."""
 
     __tablename__ = "rollout_approval"
+    __table_args__ = (within("rollout", ondelete="CASCADE"),)
 
-    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
+    rollout_id: Mapped[UUID] = mapped_column(primary_key=True)
     actor_id: Mapped[str] = mapped_column(primary_key=True)  # each counts once
     actor: Mapped[str]
     reason: Mapped[str]
     at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
-class Wave(Base):
+class Wave(ProjectOwned, Base):
     """A slice of the cohort that gets the release together."""
 
     __tablename__ = "rollout_wave"
     __table_args__ = (
+        within("rollout", ondelete="CASCADE"),
         CheckConstraint("ordinal >= 1", name="ordinal_counts_from_one"),
         CheckConstraint("reach ~ '^([1-9][0-9]*%?|where:.+|[^=]+=.+)$'", name="reach_is_amount_or_filter"),
         CheckConstraint("state IN ('waiting', 'open', 'succeeded', 'halted')", name="state_is_known"),
@@ -77,7 +82,7 @@ class Wave(Base):
         Index("uq_rollout_wave_one_open", "rollout_id", unique=True, postgresql_where="state = 'open'"),
     )
 
-    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
+    rollout_id: Mapped[UUID] = mapped_column(primary_key=True)
     ordinal: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     reach: Mapped[str]  # how much of the cohort is reached with this wave, or which devices: `reaches`
     state: Mapped[str] = mapped_column(default="waiting")
@@ -85,11 +90,13 @@ class Wave(Base):
     ended_at: Mapped[datetime | None]
 
 
-class RolloutDevice(Base):
+class RolloutDevice(ProjectOwned, Base):
     """One device's part in a rollout."""
 
     __tablename__ = "rollout_device"
     __table_args__ = (
+        within("rollout", ondelete="CASCADE"),
+        within("device"),
         ForeignKeyConstraint(
             ["rollout_id", "ordinal"], ["rollout_wave.rollout_id", "rollout_wave.ordinal"], name="wave_exists"
         ),
@@ -131,8 +138,8 @@ class RolloutDevice(Base):
         CheckConstraint("returned_by > prefetched_by", name="a_return_is_newer_than_a_prefetch"),
     )
 
-    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
-    device_id: Mapped[UUID] = mapped_column(ForeignKey("device.id"), primary_key=True)
+    rollout_id: Mapped[UUID] = mapped_column(primary_key=True)
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
     ordinal: Mapped[int | None]  # its wave; NULL before the start, and for devices that no wave reaches
     state: Mapped[str] = mapped_column(default="waiting")
     previous: Mapped[int | None]  # the release it had, and goes back to
@@ -145,7 +152,7 @@ class RolloutDevice(Base):
     prefetched_by: Mapped[int | None]  # counter of the assignment that asked for it
 
 
-class RolloutEvent(Base):
+class RolloutEvent(ProjectOwned, Base):
     """What a gate heard, in commit order: whom the release was offered to, each device's one word, what was forgiven.
 
     Texts of JSON, not jsonb: what is read back is what was written, to the last bit.
@@ -153,6 +160,7 @@ class RolloutEvent(Base):
 
     __tablename__ = "rollout_event"
     __table_args__ = (
+        within("rollout", ondelete="CASCADE"),
         ForeignKeyConstraint(
             ["rollout_id", "device_id"],
             ["rollout_device.rollout_id", "rollout_device.device_id"],
@@ -174,11 +182,12 @@ class RolloutEvent(Base):
     at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
-class RolloutGate(Base):
+class RolloutGate(ProjectOwned, Base):
     """Where the gate of a rollout is: a row for each scope, and one without a scope for what belongs to none."""
 
     __tablename__ = "rollout_gate"
+    __table_args__ = (within("rollout", ondelete="CASCADE"),)
 
-    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
+    rollout_id: Mapped[UUID] = mapped_column(primary_key=True)
     scope: Mapped[str] = mapped_column(primary_key=True)
     state: Mapped[dict[str, Any]] = mapped_column(JSON)

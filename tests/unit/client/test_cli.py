@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from sprat_client.cli.app import app
-from sprat_client.cli.invocation import Invocation, _refuse_plain_http, config_path, read_config, write_config
+from sprat_client.cli.invocation import Invocation, _refuse_plain_http, config_path, read_profile, write_profile
 from sprat_client.cli.output import aligned, size
 from sprat_client.cli.quantities import parse_bytes, parse_points
 from sprat_shared.errors import InvalidInput
@@ -108,23 +108,37 @@ def test_an_unknown_command_exits_2() -> None:
 
 def test_what_login_writes_is_for_its_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPRAT_CONFIG", str(tmp_path / "deep" / "config.json"))
-    path = write_config("http://127.0.0.1:8470", "secret")
+    path = write_profile(None, {"server": "http://127.0.0.1:8470", "token": "secret"})
     assert path == config_path()
     assert path.stat().st_mode & 0o777 == 0o600
-    assert read_config() == {"server": "http://127.0.0.1:8470", "token": "secret"}
+    assert read_profile(None) == {"server": "http://127.0.0.1:8470", "token": "secret"}
     assert [one.name for one in path.parent.iterdir()] == ["config.json"]
+
+
+def test_a_profile_is_kept_beside_others_and_an_unknown_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPRAT_CONFIG", str(tmp_path / "config.json"))
+    config_path().write_text('{"server": "http://127.0.0.1:1", "token": "before there were profiles"}')
+    config_path().chmod(0o600)
+    there = {"server": "http://127.0.0.1:2", "token": "other", "project": "line-3"}
+    write_profile("line", there)
+    assert read_profile(None)["token"] == "before there were profiles"
+    assert read_profile("line") == there
+    with pytest.raises(InvalidInput, match=r"no profile 'lane' \(there are: default, line\)"):
+        read_profile("lane")
 
 
 def test_a_config_that_others_may_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPRAT_CONFIG", str(tmp_path / "config.json"))
-    write_config("http://127.0.0.1:8470", "secret").chmod(0o644)
+    write_profile(None, {"server": "http://127.0.0.1:8470", "token": "secret"}).chmod(0o644)
     with pytest.raises(InvalidInput, match="chmod 600"):
-        read_config()
+        read_profile(None)
 
 
 def test_a_saved_token_is_never_sent_to_another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPRAT_CONFIG", str(tmp_path / "config.json"))
-    write_config("http://127.0.0.1:1", "secret")
+    write_profile(None, {"server": "http://127.0.0.1:1", "token": "secret"})
     ended = sprat("model", "list", SPRAT_SERVER="http://127.0.0.1:2", SPRAT_CONFIG=str(tmp_path / "config.json"))
     assert ended.returncode == 77
     assert "there is no token for http://127.0.0.1:2" in ended.stderr
