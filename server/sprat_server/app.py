@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 from anyio import to_thread
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from sprat_server.access.limits import Lockout, RateLimit
 from sprat_server.access.oidc import OidcVerifier
@@ -64,7 +65,8 @@ def create_app(settings: Settings) -> FastAPI:
                 chore.cancel()
             await to_thread.run_sync(database.close)
 
-    app = FastAPI(
+    app = _App(
+        poll,
         title="sprat",
         version=version("sprat"),
         lifespan=lifespan,
@@ -90,6 +92,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(PollApp, poll=poll)
     app.add_middleware(ObservedRequests, failed=problems.bug)
     return app
+
+
+class _App(FastAPI):
+    """The application, with a door before it where polls that find nothing new are answered from memory."""
+
+    def __init__(self, poll: Poll, **how: Any) -> None:
+        super().__init__(**how)
+        self._poll = poll
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not await self._poll.answered_at_once(scope, send):
+            await super().__call__(scope, receive, send)
 
 
 def _oidc_verifier(settings: Settings) -> OidcVerifier | None:
