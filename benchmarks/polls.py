@@ -31,6 +31,7 @@ import uvicorn
 from fastapi import FastAPI
 from poll_bytes import hold, publish
 from polling.load import Rate, load
+from sqlalchemy import insert
 
 from sprat_server.app import check, create_app
 from sprat_server.db import migrate
@@ -38,6 +39,7 @@ from sprat_server.db.embedded import EmbeddedPostgres
 from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
 from sprat_server.fleet import service as fleet
+from sprat_server.fleet.models import Device
 from sprat_server.fleet.tokens import hash_token
 from sprat_server.flows import poll as poll_flow
 from sprat_server.flows import rollout as rollout_flow
@@ -109,31 +111,27 @@ def wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit("the server does not answer")
 
 
-def register(url: str, devices: int) -> dict[UUID, str]:
+def register(app: FastAPI, devices: int) -> dict[UUID, str]:
     """Add so many devices to the fleet, each with a bearer token for a day; return the tokens."""
     tokens = {new_id(): f"spratd_{n:022d}" for n in range(devices)}
     until = datetime.now(UTC) + timedelta(days=1)
-    with psycopg.connect(url) as connection, connection.cursor() as cursor:
-        columns = "id, name, device_group, public_key, token_hash, token_expires_at, agent, attributes"
-        columns += ", assignment_counter, report_sequence, project_id"
-        with cursor.copy(f"COPY device ({columns}) FROM STDIN") as copy:
-            for n, (device, token) in enumerate(tokens.items()):
-                key = n.to_bytes(32, "little")
-                copy.write_row(
-                    (
-                        device,
-                        f"d{n}",
-                        f"site-{n % 5}",
-                        key,
-                        hash_token(token),
-                        until,
-                        "0.1.0",
-                        "{}",
-                        0,
-                        0,
-                        DEFAULT_PROJECT,
-                    )
-                )
+    rows = [
+        {
+            "id": device,
+            "project_id": DEFAULT_PROJECT,
+            "name": f"d{n}",
+            "device_group": f"site-{n % 5}",
+            "public_key": n.to_bytes(32, "little"),
+            "token_hash": hash_token(token),
+            "token_expires_at": until,
+            "agent": "0.1.0",
+            "attributes": {},
+        }
+        for n, (device, token) in enumerate(tokens.items())
+    ]
+    for at in range(0, devices, WAVE):
+        with app.state.database.transaction(DEFAULT_PROJECT) as session:
+            session.execute(insert(Device), rows[at : at + WAVE])
     return tokens
 
 
@@ -200,7 +198,7 @@ def run(folder: Path, devices: int, asking: int, seconds: float) -> dict[str, An
         check(app)
         with app.state.database.transaction(DEFAULT_PROJECT) as session:
             model = publish(session, app, 1)
-        tokens = register(postgres.url, devices)
+        tokens = register(app, devices)
         ids = list(tokens)
         requests = polls_of(app, ids[:asking], tokens, model)
         server, generator = _cores()

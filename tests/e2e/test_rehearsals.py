@@ -27,19 +27,16 @@ def rehearse(house: House, trouble: str, *more: str, codes: tuple[int, ...] = (0
 
 def test_a_good_release_reaches_every_played_device(known: House) -> None:
     done = rehearse(known, "none", "--waves", "20,100%")
-    assert (done["state"], done["exposed"], done["committed"], done["serving"]) == (
-        "succeeded",
-        DEVICES,
-        DEVICES,
-        {"2": DEVICES},
-    )
+    assert (done["state"], done["exposed"]) == ("succeeded", DEVICES)
+    assert done["committed"] == done["serving"]["2"] == DEVICES - done["declined"]
+    assert done["declined"] < DEVICES / 10  # its own test refuses a harmless release now and then
 
 
 @pytest.mark.parametrize("trouble", ["worse", "silence"])
-def test_a_bad_release_is_halted_and_every_device_is_back(known: House, trouble: str) -> None:
-    done = rehearse(known, trouble, "--waves", "10,20,40,100%")
-    assert done["state"] == "halted"
-    assert 2 <= done["exposed"] < DEVICES
+def test_a_bad_release_is_stopped_and_every_device_is_back(known: House, trouble: str) -> None:
+    done = rehearse(known, trouble, "--waves", "20,40,100%", "--patience-s", "60")
+    assert done["state"] in {"halted", "held"}
+    assert 2 <= done["exposed"] <= 40
     assert done["serving"] == {"1": DEVICES - done["silent"]}
     assert (done["silent"] > 0) is (trouble == "silence")
     assert all(device["revoked_at"] for device in known.shell.all("device", "list") if "played" in device["name"])

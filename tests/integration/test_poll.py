@@ -24,6 +24,7 @@ from sprat_server.flows import rollout as rollout_flow
 from sprat_server.flows.poll import Poller
 from sprat_server.publish import director_root
 from sprat_server.registry import service as registry
+from sprat_server.rollouts.plan import RolloutPlan
 from sprat_server.settings import Settings
 from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag
 from sprat_shared.protocol.report import Outcome
@@ -41,7 +42,13 @@ def bring_to(app: FastAPI, release: int) -> None:
     """Start a rollout to the whole fleet, without HTTP."""
     with app.state.database.transaction(DEFAULT_PROJECT) as session:
         made_one = rollout_flow.create(
-            session, model="mnist", release=release, reaches=["100%"], devices=None, by="test"
+            session,
+            model="mnist",
+            release=release,
+            reaches=["100%"],
+            devices=None,
+            by="test",
+            plan=RolloutPlan(override_quarantine="a test"),
         )
         rollout_flow.start(session, made_one.id, app.state.settings)
 

@@ -7,8 +7,11 @@ from fastapi import FastAPI
 from fleet_calls import join, made, published
 from http_calls import Api, as_scope
 from rollout_calls import House
+from sqlalchemy import update
 
 from sprat_server.access.tokens import Scope
+from sprat_server.fleet.models import Device
+from sprat_shared.protocol.enrol import PLAYED
 from sprat_shared.protocol.holdout_report import HoldoutReport
 from sprat_shared.protocol.report import Outcome
 
@@ -294,3 +297,19 @@ def test_a_device_that_waits_for_its_retry_goes_back_with_the_others_when_the_ro
     house.upkeep(datetime.now(UTC) + timedelta(days=1))
     assert set(house.wishes().values()) == {1}
     assert house.look(rollout)["retrying"] == 0
+
+
+def test_a_rehearsal_on_played_devices_says_nothing_of_the_release_and_real_ones_have_none(house: House) -> None:
+    body = {"model": "mnist", "release": 2, "waves": ["100%"], "rehearsal": True}
+    everybody = house.releaser.post("/api/v1/rollouts", json=body)
+    assert everybody.json()["code"] == "rollout.rehearsal"
+    mixed = {**body, "devices": list(house.devices)[:1]}
+    assert "is real" in house.releaser.post("/api/v1/rollouts", json=mixed).json()["detail"]
+    with house.app.state.database.transaction() as session:
+        session.execute(update(Device).values(attributes=PLAYED))
+    rollout = house.begin(waves=["100%"], devices=list(house.devices), rehearsal=True)
+    house.fail(house.parts(rollout, "exposed")[0])
+    assert house.look(rollout)["state"] == "halted"
+    assert made(house.operator.get("/api/v1/models/mnist/releases/2"))["quarantine"] is None
+    report = made(house.operator.post("/api/v1/reports/savings", json={}))
+    assert (report["devices"], report["rows"]) == (0, [])

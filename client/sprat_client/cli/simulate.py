@@ -41,7 +41,9 @@ def fleet(
     ] = None,
     interval_s: Annotated[float, typer.Option(min=0.01, help="Seconds between two polls of a device.")] = 2.0,
     silence_s: Annotated[float, typer.Option(min=1, help="Seconds after which a silent device counts as lost.")] = 20.0,
-    patience_s: Annotated[float, typer.Option(min=1, help="Seconds without a change before it gives up.")] = 120.0,
+    patience_s: Annotated[
+        float, typer.Option(min=1, help="Seconds without a change before it counts as held.")
+    ] = 120.0,
     keep_devices: Annotated[
         bool, typer.Option("--keep-devices", help="Leave the played devices in the fleet.")
     ] = False,
@@ -50,8 +52,8 @@ def fleet(
     """Play devices of your server through a rollout: would it stop a bad release, and how soon?
 
     The devices join, poll, report and sign as real ones do, fetch nothing, and leave at the end. No other device is
-    touched. It ends with 1 where a release without trouble does not reach all, one with trouble does, or a device does
-    not go back to the release that it had.
+    touched. It ends with 1 where a release without trouble does not reach all, one with trouble is neither halted
+    nor held, or a device does not go back to the release that it had.
 
     Example: sprat simulate fleet digits@2 --devices 1000 --trouble worse
     """
@@ -79,9 +81,11 @@ def fleet(
 
 
 def _text(done: "Rehearsed") -> str:
+    declined = f", {done.declined} declined it by their own tests" if done.declined else ""
     lines = [
         f"rollout {done.rollout}: {done.state}" + ("" if done.reason is None else f", {done.reason}"),
-        f"{done.exposed} of {done.devices} devices were exposed, {done.committed} kept it then; {done.seconds:g} s",
+        f"{done.exposed} of {done.devices} devices were exposed, {done.committed} had it at the end{declined}",
+        f"it took {done.seconds:g} s",
     ]
     if done.back_seconds is not None:
         lines.append(f"all were back on the release that they had {done.back_seconds:g} s later")

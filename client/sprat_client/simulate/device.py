@@ -17,7 +17,7 @@ from sprat_client.agent.auth import DeviceAuth
 from sprat_client.agent.version import VERSION
 from sprat_client.simulate.behaviour import Reaction, Trouble, first, react
 from sprat_shared.errors import Conflict, InvalidInput, TryLater
-from sprat_shared.protocol.enrol import EnrolAnswer, EnrolRequest
+from sprat_shared.protocol.enrol import PLAYED, EnrolAnswer, EnrolRequest
 from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag, parse_tag
 from sprat_shared.protocol.report import SIGNATURE_HEADER, Outcome, Report, format_signature
 from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY, Assigned
@@ -46,6 +46,7 @@ class PlayedDevice:
         id: None before it has joined.
         active: what serves; None: nothing yet.
         previous: what it can go back to.
+        declined: the newest release that it refused or rolled back by its own judgement.
         polls: answered so far.
         acted: counters of the assignments that it acted on, in order: none twice.
     """
@@ -57,6 +58,7 @@ class PlayedDevice:
     id: UUID | None = None
     active: Held | None = None
     previous: Held | None = None
+    declined: int | None = None
     polls: int = 0
     acted: list[int] = field(default_factory=list)
     _key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate, repr=False)
@@ -78,7 +80,7 @@ class PlayedDevice:
             public_key=self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw),
             agent=VERSION,
             profile=self.profile,
-            attributes={"simulated": "true"},
+            attributes=PLAYED,
         )
         body = request.to_json()
         headers = {**_JSON, **self._signed(body), "Authorization": f"Bearer {token}"}
@@ -109,8 +111,12 @@ class PlayedDevice:
         return wished
 
     def has_settled_on(self, release: int) -> bool:
-        """Whether a release serves, and the server was told so; or nobody will hear anything any more."""
-        return self._gone or (self.active is not None and self.active.release == release and not self._unsent)
+        """Whether a release serves, or was declined, and the server was told; or nobody will ever hear anything."""
+        return self._gone or (self.is_where(release) and not self._unsent)
+
+    def is_where(self, release: int) -> bool:
+        """Whether a release serves, or was declined."""
+        return release == self.declined or (self.active is not None and self.active.release == release)
 
     @property
     def is_silent(self) -> bool:
@@ -160,6 +166,8 @@ class PlayedDevice:
             return
         if reaction.outcome is Outcome.COMMITTED:
             self.active, self.previous = wished, self.active
+        else:
+            self.declined = wished.release
         self._say(assigned, reaction)
 
     def _weights_of(self, assigned: Assigned) -> str:

@@ -1,6 +1,5 @@
 """A rollout rehearsed on a played fleet: everybody to the base, then the release, with what is wrong with it."""
 
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S: Final = 0.5
 _TOKEN_S: Final = 3600
+_HELD: Final = "held for a person, who ended it: "
 _TOLD: Final = 5  # of what is wrong
 _ENDS: Final = frozenset({"succeeded", "halted", "aborted"})
 
@@ -41,8 +41,8 @@ class Plan:
         seed: of everything that is left to chance.
         interval_s: between two polls of a device.
         silence_s: after which a device that says nothing counts as lost.
-        patience_s: without a change of the rollout, before the rehearsal gives up.
-        waves: cumulative counts or percents; None: twice as many each time, from ten.
+        patience_s: without a change of the rollout, before it counts as held.
+        waves: cumulative counts or percents; None: the server's default.
     """
 
     model: str
@@ -57,14 +57,6 @@ class Plan:
     patience_s: float = 120.0
     waves: tuple[str, ...] | None = None
 
-    @property
-    def reaches(self) -> tuple[str, ...]:
-        """The waves: those that were asked for, else twice as many devices each time, from ten."""
-        if self.waves is not None:
-            return self.waves
-        doubling = itertools.takewhile(lambda count: count < self.devices, (10 << n for n in itertools.count()))
-        return (*map(str, doubling), "100%")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsed:
@@ -72,7 +64,7 @@ class Rehearsed:
 
     Attributes:
         rollout: its id.
-        state: how it ended.
+        state: how it ended; `held`: it waited for a person, and was aborted.
         reason: why, in the server's words.
         devices: of the fleet.
         exposed: devices that were offered the release.
@@ -80,6 +72,7 @@ class Rehearsed:
         seconds: from its start to its end.
         back_seconds: from the end until the last device was back on the base; None where nobody had to go.
         polls: answered, in all.
+        declined: devices that would not have it, by their own test of holdout and trial.
         serving: how many devices serve which release at the end; those that fell silent are left out.
         silent: devices that fell silent.
     """
@@ -93,6 +86,7 @@ class Rehearsed:
     seconds: float
     back_seconds: float | None
     polls: int
+    declined: int
     serving: Mapping[str, int]
     silent: int
 
@@ -120,9 +114,9 @@ def rehearse(
 
     Raises:
         NotFound: the plan names no kind of trouble.
-        TryLater: nothing changed for as long as the plan's patience.
-        RehearsalFailed: a release without trouble did not reach all, one with trouble did, or a device is not where it
-            should be, or was told the same twice.
+        TryLater: a release without trouble is held: nothing changed for as long as the plan's patience.
+        RehearsalFailed: a release without trouble did not reach all that would have it, one with trouble was neither
+            halted nor held, or a device is not where it should be, or was told the same twice.
     """
     if plan.trouble not in TROUBLES:
         raise NotFound(f"trouble {plan.trouble!r} is not known; {', '.join(TROUBLES)} are", code="simulate.unknown")
@@ -155,7 +149,7 @@ def _on(fleet: PlayedFleet, client: SpratClient, plan: Plan, run: str, tell: Cal
     if base["state"] != "succeeded":
         raise RehearsalFailed(f"{plan.model}@{plan.base} did not reach the devices: {base['state']}, {base['reason']}")
     begun = time.monotonic()
-    ended = _roll(client, plan, plan.release, ids, waves=plan.reaches, rule="evidence", tell=tell)
+    ended = _roll(client, plan, plan.release, ids, waves=plan.waves, rule="evidence", tell=tell)
     seconds = time.monotonic() - begun
     wished = plan.release if ended["state"] == "succeeded" else plan.base
     back_seconds = _wait_until_all_settle(fleet, wished, plan.patience_s)
@@ -163,7 +157,7 @@ def _on(fleet: PlayedFleet, client: SpratClient, plan: Plan, run: str, tell: Cal
     exposed = [part for part in parts if part["state"] in {"exposed", "committed", "failed"}]
     done = Rehearsed(
         rollout=ended["id"],
-        state=ended["state"],
+        state="held" if (ended["reason"] or "").startswith(_HELD) else ended["state"],
         reason=ended["reason"],
         devices=len(ids),
         exposed=len(exposed),
@@ -171,6 +165,7 @@ def _on(fleet: PlayedFleet, client: SpratClient, plan: Plan, run: str, tell: Cal
         seconds=round(seconds, 1),
         back_seconds=None if wished == plan.release else round(back_seconds, 1),
         polls=sum(device.polls for device in fleet.devices),
+        declined=sum(device.declined == plan.release for device in fleet.devices),
         serving={str(number): count for number, count in sorted(fleet.serving().items(), key=str)},
         silent=sum(device.is_silent for device in fleet.devices),
     )
@@ -184,15 +179,13 @@ def _roll(
     number: int,
     ids: list[str],
     *,
-    waves: tuple[str, ...],
+    waves: tuple[str, ...] | None,
     rule: str,
     tell: Callable[[str], None],
 ) -> "RolloutView":
     """Make and start a rollout to the played devices; return it at its end."""
     gates = {"rule": rule, "silence_s": plan.silence_s}
-    made = client.rollouts.create(
-        plan.model, number, waves=waves, devices=ids, gates=gates, override_quarantine="a rehearsal with played devices"
-    )
+    made = client.rollouts.create(plan.model, number, waves=waves, devices=ids, gates=gates, rehearsal=True)
     rollout = client.rollouts.start(made["id"], reason="a rehearsal with played devices")
     changed, seen = time.monotonic(), ""
     while rollout["state"] not in _ENDS:
@@ -205,7 +198,10 @@ def _roll(
             changed, seen = time.monotonic(), now
             tell(now)
         elif time.monotonic() - changed > plan.patience_s:
-            raise TryLater(f"{now}: nothing has changed for {plan.patience_s:g} s; see sprat rollout why {made['id']}")
+            held = f"{now}: nothing has changed for {plan.patience_s:g} s"
+            if plan.trouble == "none":
+                raise TryLater(f"{held}; see sprat rollout why {made['id']}")
+            rollout = client.rollouts.abort(made["id"], reason=f"{_HELD}{held}")
     return rollout
 
 
@@ -230,19 +226,22 @@ def _check(fleet: PlayedFleet, client: SpratClient, plan: Plan, done: Rehearsed,
             f"{len(placed)} places in waves for {len(fleet.devices)} devices, {len(set(placed))} of them named"
         )
     wrong += [f"{name}: {bad}" for name, bad in fleet.failed.items()]
-    weights = {held.weights for device in fleet.devices if not device.is_silent and (held := device.active)}
-    if set(done.serving) != {str(wished)} or len(weights) != 1:
-        wrong.append(f"devices serve {dict(done.serving)} with {len(weights)} digests, where all should have {wished}")
+    heard = {str(device.id): device for device in fleet.devices if not device.is_silent}
+    astray = [device for device in heard.values() if not device.is_where(wished)]
+    wrong += [f"{device.name} serves {device.active}, where it should serve {wished}" for device in astray]
+    digests = {device.active for device in heard.values()}
+    if len(digests) != len({None if held is None else held.release for held in digests}):
+        wrong.append(f"one release has several digests: {digests}")
     wrong += [
         f"{device.name} acted on assignments {device.acted}"
         for device in fleet.devices
         if device.acted != sorted(set(device.acted))
     ]
-    heard = {str(device.id) for device in fleet.devices if not device.is_silent}
     for known in client.devices.list():
         said = [(one["active"], one["weights"]) for one in known["models"] if one["model"] == plan.model]
-        if known["id"] in heard and said != [(wished, min(weights, default=""))]:
-            wrong.append(f"the server takes {known['name']} to serve {said}")
+        device = heard.get(known["id"])
+        if device is not None and said != [(held.release, held.weights) for held in (device.active,) if held]:
+            wrong.append(f"the server takes {device.name} to serve {said}, which serves {device.active}")
     if wrong:
         more = f" and {len(wrong) - _TOLD} things more" if len(wrong) > _TOLD else ""
         said_all = "; ".join(wrong[:_TOLD]) + more

@@ -173,15 +173,16 @@ class Poll:
         inline_bytes = _inline(headers.get(INLINE_HEADER.lower().encode(), str(DEFAULT_INLINE_BYTES)))
         memory, token_hash = self.memory, hash_token(shown)
         nonce = check_nonce(headers[_NONCE]) if _NONCE in headers else None
-        poller = memory.who_is_current(token_hash, tag, datetime.now(UTC))
+        now = datetime.now(UTC)
+        poller = memory.who_is_current(token_hash, tag, now)
         if poller is not None and nonce is None:
-            self._seen(scope, poller)
+            self._seen(scope, poller, now)
             return Response(status_code=304)
         held = parse_tag(tag) if tag else []
         generation = memory.generation
         with self._lockout.watching(address_of(scope), pardoned=Recognised):
             read = await to_thread.run_sync(self._read, shown, held, inline_bytes, nonce)
-        self._seen(scope, read.poller)
+        self._seen(scope, read.poller, now)
         if read.body is None:
             memory.remember(token_hash, Remembered(read.poller, tag, read.due_at), generation)
             return Response(status_code=304)
@@ -196,9 +197,9 @@ class Poll:
         body = None if reading.draft is None else reading.draft.pack(self._blobs)
         return _Read(poller, reading.due_at, body)
 
-    def _seen(self, scope: Scope, poller: Poller) -> None:
+    def _seen(self, scope: Scope, poller: Poller, now: datetime) -> None:
         scope.setdefault("state", {})["actor"] = poller.actor
-        self.memory.seen[poller.device] = datetime.now(UTC)
+        self.memory.seen[poller.device] = now
 
     async def _listen(self) -> None:
         while True:

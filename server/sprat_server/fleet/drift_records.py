@@ -14,6 +14,7 @@ from sprat_server.fleet.drift_policy import DriftPolicy
 from sprat_server.fleet.models import Device, DeviceDrift, DeviceSlots, DriftEvent, DriftPolicyRow
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import NotFound
+from sprat_shared.protocol.enrol import PLAYED
 from sprat_shared.protocol.holdout_report import HoldoutReport
 
 
@@ -51,6 +52,7 @@ def words(session: Session, model_id: UUID, since: datetime) -> list[Word]:
         .join(Device, Device.id == DeviceDrift.device_id)
         .outerjoin(DeviceSlots, serves)
         .where(DeviceDrift.model_id == model_id, Device.revoked_at.is_(None), or_(fresh, moved))
+        .where(~Device.attributes.contains(PLAYED))
     )
     return [
         Word(

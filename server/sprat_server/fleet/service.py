@@ -10,7 +10,8 @@ from sqlalchemy import Select, and_, bindparam, delete, exists, func, insert, se
 from sqlalchemy.orm import Session
 
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
-from sprat_shared.errors import Conflict, NotFound
+from sprat_shared.errors import Conflict, InvalidInput, NotFound
+from sprat_shared.protocol.enrol import PLAYED
 
 _MOST_PARAMETERS: Final = 10_000  # of one statement; PostgreSQL takes 65,535
 Reason = Literal["rollout", "return", "enrolment", "prefetch"]
@@ -56,6 +57,21 @@ def require_live(session: Session, device_ids: Sequence[UUID]) -> None:
                 get_device(session, device_id)  # says so
             elif revoked_at[device_id] is not None:
                 raise Conflict(f"device {device_id} was revoked; leave it out", code="device.revoked")
+
+
+def require_played(session: Session, device_ids: Sequence[UUID] | None) -> None:
+    """Return if all these devices are only played; None stands for the whole fleet, which never is.
+
+    Raises:
+        InvalidInput: one is real.
+    """
+    real = select(Device.name).where(~Device.attributes.contains(PLAYED)).limit(1)
+    for at in range(0, len(device_ids or ()), _MOST_PARAMETERS):
+        some = (device_ids or ())[at : at + _MOST_PARAMETERS]
+        if (name := session.scalar(real.where(Device.id.in_(some)))) is not None:
+            raise InvalidInput(f"a rehearsal is for played devices, and {name} is real", code="rollout.rehearsal")
+    if device_ids is None:
+        raise InvalidInput("a rehearsal names the played devices that it is for", code="rollout.rehearsal")
 
 
 def revoke(session: Session, device_id: UUID) -> Device:

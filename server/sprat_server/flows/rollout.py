@@ -60,7 +60,8 @@ def create(
 
     Raises:
         NotFound: the model, the release or a device does not exist.
-        InvalidInput: the waves make no plan, or the cohort is empty or names a device twice.
+        InvalidInput: the waves make no plan, the cohort is empty or names a device twice, or a rehearsal is for a
+            device that is real.
         Conflict: a device was revoked, the release waits for signatures or is in quarantine, or the name is taken.
     """
     lineage = registry.get_model(session, model)
@@ -69,8 +70,10 @@ def create(
     plan = plan or RolloutPlan()
     if reaches is None and plan.growth is None:
         plan = replace(plan, growth=Growth())
-    quarantine.require_free(session, model, lineage.id, release, plan.override_quarantine)
+    quarantine.require_free(session, model, lineage.id, release, plan)
     check_devices(session, devices)
+    if plan.rehearsal:
+        fleet.require_played(session, devices)
     cohort = cohorts.meant(session, devices, plan)
     layout = cohorts.lay_out(session, reaches or (), plan, cohort, b"")
     draft = rollouts.Draft(
@@ -280,6 +283,5 @@ def _to_move(session: Session, rollout_id: UUID, action: str) -> tuple[Rollout, 
     rollout = steps.lock(session, rollout_id)
     rollouts.require(rollout, action)
     approvals.require(session, rollout)
-    override = rollouts.plan_of(rollout).override_quarantine
-    quarantine.require_free(session, model.name, model.id, rollout.number, override)
+    quarantine.require_free(session, model.name, model.id, rollout.number, rollouts.plan_of(rollout))
     return rollout, model

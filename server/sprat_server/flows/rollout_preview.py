@@ -120,7 +120,7 @@ def _obstacles(session: Session, model: Model, wanted: NewRollout, plan: Rollout
     except Conflict as bad:
         said.append(str(bad))
     try:
-        quarantine.require_free(session, model.name, model.id, wanted.release, plan.override_quarantine)
+        quarantine.require_free(session, model.name, model.id, wanted.release, plan)
     except Conflict as bad:
         said.append(str(bad))
     if not plan.supersede:

@@ -16,6 +16,7 @@ from sprat_server.flows import targeting
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model, Release, UpdateFile
 from sprat_shared.errors import InvalidInput
+from sprat_shared.protocol.enrol import PLAYED
 
 _HAD_ALL = ("committed", "refused", "rolled_back", "ready")  # outcomes that are reached with the whole update
 
@@ -90,7 +91,8 @@ def _said() -> Any:
             Assignment,
             and_(Assignment.device_id == DeviceReport.device_id, Assignment.counter == DeviceReport.assignment),
         )
-        .where(Assignment.number.is_not(None))
+        .join(Device, Device.id == DeviceReport.device_id)
+        .where(Assignment.number.is_not(None), ~Device.attributes.contains(PLAYED))
         .subquery("said")
     )
 

@@ -29,6 +29,7 @@ class RolloutPlan:
         retries: which failures are tried again first.
         supersede: a running rollout of the model ends when this one starts, and its devices take part in this one.
         override_quarantine: why it may bring out a release that was halted; None: it may not.
+        rehearsal: its devices are only played: it may bring out any release, and its end says nothing of it.
     """
 
     where: str | None = None
@@ -41,6 +42,7 @@ class RolloutPlan:
     retries: Retries = field(default_factory=Retries)
     supersede: bool = False
     override_quarantine: str | None = None
+    rehearsal: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -75,6 +77,7 @@ class RolloutPlan:
             "retries": self.retries.as_json(),
             "supersede": self.supersede,
             "override_quarantine": self.override_quarantine,
+            "rehearsal": self.rehearsal,
         }
 
     @property
@@ -97,6 +100,7 @@ class RolloutPlan:
             retries=Retries.of(value.get("retries", {})),
             supersede=value.get("supersede", False),
             override_quarantine=value.get("override_quarantine"),
+            rehearsal=value.get("rehearsal", False),
         )
 
 

@@ -88,6 +88,9 @@ class NewRollout(BaseModel):
     override_quarantine: Annotated[
         str | None, Field(min_length=1, max_length=1000, description="Why a release that was halted may go out again")
     ] = None
+    rehearsal: Annotated[
+        bool, Field(description="Its devices are only played (sprat simulate fleet): no release is quarantined by it")
+    ] = False
 
     @model_validator(mode="after")
     def _one_plan_of_waves(self) -> Self:
@@ -122,6 +125,7 @@ class NewRollout(BaseModel):
             retries=Retries() if self.retries is None else Retries.of(self.retries),
             supersede=self.supersede,
             override_quarantine=self.override_quarantine,
+            rehearsal=self.rehearsal,
         )
 
     @property

@@ -7,12 +7,15 @@ import base64
 import binascii
 import hashlib
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 from sprat_shared.errors import InvalidInput
 from sprat_shared.protocol.fields import Fields, canonical_json
 
 PUBLIC_KEY_BYTES = 32  # ed25519, RFC 8032
+PLAYED: Final = {"simulated": "true"}
+"""Attribute of a device that is only played (`sprat simulate fleet`): what it says is no evidence of anything."""
 
 
 def _decode(text: str, where: str) -> bytes:
