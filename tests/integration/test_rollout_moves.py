@@ -10,6 +10,7 @@ from rollout_calls import House
 from sqlalchemy import update
 
 from sprat_server.access.tokens import Scope
+from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import Device
 from sprat_shared.protocol.enrol import PLAYED
 from sprat_shared.protocol.holdout_report import HoldoutReport
@@ -305,7 +306,7 @@ def test_a_rehearsal_on_played_devices_says_nothing_of_the_release_and_real_ones
     assert everybody.json()["code"] == "rollout.rehearsal"
     mixed = {**body, "devices": list(house.devices)[:1]}
     assert "is real" in house.releaser.post("/api/v1/rollouts", json=mixed).json()["detail"]
-    with house.app.state.database.transaction() as session:
+    with house.app.state.database.transaction(DEFAULT_PROJECT) as session:
         session.execute(update(Device).values(attributes=PLAYED))
     rollout = house.begin(waves=["100%"], devices=list(house.devices), rehearsal=True)
     house.fail(house.parts(rollout, "exposed")[0])
