@@ -142,15 +142,14 @@ def test_kills_during_refresh_never_take_trust_back(tmp_path: Path, seed: int) -
         server.assign(MODEL, 1)
         files: dict[str, int] = {}
         epochs = grew = partly = 0
+        window_s = 0.4
         try:
             with publishing(server):
                 for _ in range(KILLS):
                     before = written_at(device / "journal.json")
                     pid = killed.start()
                     wait_for_a_refresh(device / "journal.json", before)
-                    time.sleep(
-                        draw.uniform(0.0, draw.choice([0.0, 0.4, 0.4, 0.4]))
-                    )  # right after the marks, or anywhere
+                    time.sleep(draw.uniform(0.0, draw.choice([0.0, 1.0, 1.0, 1.0]) * window_s))  # at once, or anywhere
                     kill(pid)
                     ledger.note("kills", {state_of(device): 1})
                     found, marks = files_of(device), marks_of(device)
@@ -160,6 +159,7 @@ def test_kills_during_refresh_never_take_trust_back(tmp_path: Path, seed: int) -
                         assert new_keys or version >= files.get(role, 0), f"{role} went back from {files}"
                         assert version <= marks.get(role, 0), f"{role} {version} is trusted and not marked: {marks}"
                     grew += found != files
+                    window_s *= 1.25 if found == files else 0.95  # a loaded machine takes longer for a refresh
                     partly += bool(found) and found != marks
                     files = found
             pid = killed.start()
