@@ -219,6 +219,25 @@ def test_the_client_follows_and_goes_on_where_a_stream_was_cut(
     assert app.state.event_hub is not None
 
 
+def test_what_happens_between_two_streams_of_a_follower_is_not_missed(
+    url: str, app: FastAPI, viewer: Api, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route, "_LONGEST_S", 0.1)
+    assert viewer.token is not None
+    tell(database, "before")
+    seen: list[int] = []
+    with SpratClient(url, viewer.token) as client:
+        reader = threading.Thread(target=lambda: seen.append(next(client.events.follow())["seq"]))
+        reader.start()
+        for wished in (1, 0):  # it began, and it was cut before it told anything
+            end = time.monotonic() + 10
+            while app.state.event_hub._streams != wished and time.monotonic() < end:
+                time.sleep(0.005)
+        tell(database, "between")
+        reader.join(20)
+    assert seen == [2]
+
+
 def test_releases_devices_and_moves_of_rollouts_are_events(
     app: FastAPI, operator: Api, releaser: Api, settings: Settings
 ) -> None:

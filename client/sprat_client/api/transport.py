@@ -130,7 +130,8 @@ class Transport:
                         if event.get("event") == "error":
                             raise SpratError(f"the server ends the stream: {event['data']}", code="events.ended")
                         last_id = event.get("id", last_id)
-                        yield event["data"]
+                        if "data" in event:
+                            yield event["data"]
             except httpx.TransportError as error:
                 if last_id is None:
                     raise unreachable(self._client.base_url, error) from error
@@ -246,11 +247,11 @@ class Transport:
 
 
 def _events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
-    """Read Server-Sent Events: fields until an empty line; comments and what has no data are left out."""
+    """Read Server-Sent Events: fields until an empty line; comments are left out. What has no data only says an id."""
     event: dict[str, str] = {}
     for line in lines:
         if not line:
-            if "data" in event:
+            if event:
                 yield event
             event = {}
         elif not line.startswith(":"):

@@ -124,7 +124,7 @@ async def _stream(request: Request, kinds: list[str], last: str | None) -> Respo
 async def _lines(request: Request, waker: asyncio.Event, seq: int, kinds: list[str]) -> AsyncIterator[bytes]:
     """Yield events as they come. No connection to the database is held between looks."""
     ends_s = time.monotonic() + _LONGEST_S
-    yield b": sprat events\nretry: 3000\n\n"
+    yield f": sprat events\nid: {seq}\nretry: 3000\n\n".encode()  # so that a stream cut before an event has no gap
     hub: EventHub = request.app.state.event_hub
     while not hub.ended and time.monotonic() < ends_s and not await request.is_disconnected():
         waker.clear()
