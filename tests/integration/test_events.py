@@ -1,5 +1,6 @@
 """Events over HTTP: as pages, and as a stream that goes on where it was cut and holds no connection to the database."""
 
+import asyncio
 import json
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 from fleet_calls import join, made, published
 from http_calls import Api, as_scope, served
+from starlette.requests import ClientDisconnect
 
 from sprat_client.api import SpratClient
 from sprat_server.access.tokens import Scope
@@ -189,6 +191,37 @@ def test_streams_end_when_the_server_stops(
         assert httpx.get(f"{url}/stop", trust_env=False).status_code == 200
         list(lines)
         assert time.monotonic() - begun < 5
+
+
+def test_a_follower_who_is_gone_before_the_first_line_is_not_counted_for_ever(app: FastAPI, viewer: Api) -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(_message: object) -> None:
+        raise OSError("the line is cut")
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": URL,
+        "raw_path": URL.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"accept", b"text/event-stream"), (b"authorization", f"Bearer {viewer.token}".encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 1),
+    }
+
+    async def streams_afterwards() -> int:
+        with pytest.raises((OSError, ClientDisconnect)):
+            await app(scope, receive, send)
+        streams: int = app.state.event_hub._streams
+        return streams
+
+    assert asyncio.run(streams_afterwards()) == 0
 
 
 @pytest.mark.parametrize("last", ["x", "-1", "1.5"])

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.types import Receive, Scope, Send
 
 from sprat_server.api.auth import bearer, identify_operator
 from sprat_server.api.event_hub import EventHub
@@ -108,17 +110,21 @@ async def _stream(request: Request, kinds: list[str], last: str | None) -> Respo
     hub: EventHub = request.app.state.event_hub
     project_id, newest = await to_thread.run_sync(_standing, request)
     begins = newest if last is None else int(last)
-    following = hub.following(project_id)
-    waker = await following.__aenter__()  # refused before the answer begins, ended with it
+    async with AsyncExitStack() as stack:
+        waker = await stack.enter_async_context(hub.following(project_id))  # refused before the answer begins
+        return _Stream(_lines(request, waker, begins, kinds), stack.pop_all())
 
-    async def lines() -> AsyncIterator[bytes]:
-        try:
-            async for piece in _lines(request, waker, begins, kinds):
-                yield piece
-        finally:
-            await following.__aexit__(None, None, None)
 
-    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+class _Stream(StreamingResponse):
+    """An answer that lets go of what it holds when it ends, even where its first line was never asked for."""
+
+    def __init__(self, lines: AsyncIterator[bytes], held: AsyncExitStack) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
 
 
 async def _lines(request: Request, waker: asyncio.Event, seq: int, kinds: list[str]) -> AsyncIterator[bytes]:
