@@ -14,6 +14,7 @@ from sprat_server.access.limits import Lockout, RateLimit
 from sprat_server.access.oidc import OidcVerifier
 from sprat_server.api import blobs as blob_routes
 from sprat_server.api import problems, routers
+from sprat_server.api.event_hub import EventHub
 from sprat_server.api.limits import BodyLimit, CredentialsFirst
 from sprat_server.api.poll import Poll, PollApp
 from sprat_server.db.blobs import Blobs
@@ -44,6 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
     blobs = Blobs.open(settings.blobs)
     lockout = Lockout(settings.auth_failures_per_minute)
     poll = Poll(database, blobs, settings, lockout)
+    hub = EventHub(database, most_streams=settings.event_streams)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,10 +57,11 @@ def create_app(settings: Settings) -> FastAPI:
             upkeep.keep_rolling(database, settings),
             upkeep.keep_groups(database),
             upkeep.keep_watching(database, settings),
+            upkeep.keep_delivering(database),
         ]
         kept = [asyncio.create_task(chore) for chore in chores]
         try:
-            async with poll.running():
+            async with poll.running(), hub.running():
                 yield
         finally:
             for chore in kept:
@@ -79,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.lockout = lockout
     app.state.queue_rate = RateLimit(_ASKS_A_MINUTE * settings.enrolment_queue_per_address)
     app.state.poll = poll
+    app.state.event_hub = hub
     app.state.oidc = _oidc_verifier(settings)
     problems.install(app)
     for router in routers.OPERATORS:

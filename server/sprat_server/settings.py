@@ -83,6 +83,10 @@ class Settings(BaseSettings):
     auto_sign: str | None = Field(default=None, pattern=r"^(?:none|\*|[a-z0-9-]{1,63}\*)$")
     """Models whose releases the server signs by itself: `*`, or a prefix of names as in `lab-*`, or `none`.
     Unset: all with the private PostgreSQL of `up`, none with another database."""
+    webhook_private: bool = False
+    """Webhooks may go to addresses of private networks, and over plain HTTP."""
+    event_streams: int = Field(default=200, ge=1)
+    """So many callers may follow events at once, over one process."""
     poll_interval_s: float = Field(default=60.0, gt=0)
     """How often a device asks; told to it at enrolment."""
     device_token_s: float = Field(default=3600.0, gt=0, le=86400.0)

@@ -1,8 +1,9 @@
 """The worker: takes jobs from the queue in PostgreSQL, one at a time, until it is told to stop.
 
 The parts: procrastinate fetches and listens; `jobs.runner` carries out; a loop beside it takes up what dead workers
-left. On SIGTERM or SIGINT the task is asked to stop at its next check and its job is queued again; what does not stop
-within the grace is queued again anyway, and the process ends.
+left; a second queue sends events to webhooks, some at a time, whatever the first one computes. On SIGTERM or SIGINT the
+task is asked to stop at its next check and its job is queued again; what does not stop within the grace is queued again
+anyway, and the process ends.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from procrastinate.exceptions import ConnectorException
 from sqlalchemy.exc import SQLAlchemyError
 
 from sprat_server import flows
+from sprat_server.access import delivery, webhooks
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.migrate import require_newest
 from sprat_server.db.session import Database
@@ -33,6 +35,8 @@ from sprat_shared.errors import InvalidInput
 
 ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that libraries read when they are loaded: one thread each, for they share the machine."""
+
+_DELIVERIES_AT_ONCE: Final = 4  # they wait for others' servers, beside the one job that computes
 
 _log = structlog.get_logger(__name__)
 
@@ -94,7 +98,24 @@ async def _work(runner: Runner, database: Database, settings: Settings) -> None:
         assert context.job.id is not None  # noqa: S101 - it came out of the database
         runner.run(UUID(job_id), context.job.id)
 
+    @app.task(name=webhooks.TASK_NAME, queue=webhooks.QUEUE)
+    def deliver(webhook_id: str, seq: int) -> None:
+        delivery.deliver(database, UUID(webhook_id), seq, private=settings.webhook_private)
+
     async with app.open_async():
+        delivering = asyncio.create_task(
+            app.run_worker_async(
+                name="webhooks",
+                queues=[webhooks.QUEUE],
+                concurrency=_DELIVERIES_AT_ONCE,
+                install_signal_handlers=False,
+                fetch_job_polling_interval=settings.worker_heartbeat_s,
+                shutdown_graceful_timeout=settings.worker_stop_grace_s,
+                delete_jobs="always",  # what became of each is in our own table
+                update_heartbeat_interval=settings.worker_heartbeat_s,
+                stalled_worker_timeout=settings.worker_lost_after_s,
+            )
+        )
         work = asyncio.create_task(
             app.run_worker_async(
                 queues=[QUEUE],
@@ -105,6 +126,7 @@ async def _work(runner: Runner, database: Database, settings: Settings) -> None:
                 stalled_worker_timeout=settings.worker_lost_after_s,
             )
         )
+        delivering.add_done_callback(lambda _ended: work.cancel())  # a worker that sends nothing is restarted
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stop, work, runner, settings.worker_stop_grace_s)
@@ -115,9 +137,10 @@ async def _work(runner: Runner, database: Database, settings: Settings) -> None:
             if not runner.stopping.is_set():
                 raise
         finally:
-            reaper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reaper
+            for beside in (reaper, delivering):
+                beside.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await beside
 
 
 def _stop(work: asyncio.Task[None], runner: Runner, grace_s: float) -> None:

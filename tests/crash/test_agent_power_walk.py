@@ -176,6 +176,7 @@ def surplus(folder: Path) -> set[str]:
         "events.jsonl",
         "journal.json",
         "run.lock",
+        "said.json",
         "store/rebuild.lock",
         f"models/{MODEL}/slots.json",
     }
@@ -185,7 +186,7 @@ def surplus(folder: Path) -> set[str]:
         needed |= {str(path.relative_to(folder)) for path in at.rglob("*")}
         needed |= {str(store.path(sha256).relative_to(folder)) for sha256 in manifest.files}
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert {name for name in needed if (folder / name).is_file()} >= needed - {"store/rebuild.lock"} - {
+    assert {name for name in needed if (folder / name).is_file()} >= needed - {"said.json", "store/rebuild.lock"} - {
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir()
     }
     return {name for name in files - needed if not name.startswith(("trust/", "outbox/"))} | {

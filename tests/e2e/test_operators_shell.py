@@ -74,7 +74,8 @@ def test_login_keeps_server_and_token_for_the_next_command(house: House) -> None
     env = environment(SPRAT_CONFIG=str(config))
     login = [program("sprat"), "login", "--server", house.server.url, "--json"]
     asked = subprocess.run(login, env=env, input=house.server.admin_token, capture_output=True, text=True, check=True)
-    assert json.loads(asked.stdout) == {"server": house.server.url, "config": str(config)}
+    said = {"server": house.server.url, "profile": "default", "project": None, "config": str(config)}
+    assert json.loads(asked.stdout) == said
     assert config.stat().st_mode & 0o777 == 0o600
     assert subprocess.run([program("sprat"), "job", "list"], env=env, capture_output=True, check=False).returncode == 0
 

@@ -35,6 +35,17 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("POST", "/api/v1/tokens"): ADMIN,
     ("DELETE", "/api/v1/tokens/{token_id}"): ADMIN,
     ("GET", "/api/v1/audit"): VIEWER,
+    # who hears of it
+    ("GET", "/api/v1/events"): VIEWER,
+    ("GET", "/api/v1/webhooks"): VIEWER,
+    ("POST", "/api/v1/webhooks"): ADMIN,
+    ("GET", "/api/v1/webhooks/{webhook}"): VIEWER,
+    ("DELETE", "/api/v1/webhooks/{webhook}"): ADMIN,
+    ("POST", "/api/v1/webhooks/{webhook}/rotate"): ADMIN,
+    ("POST", "/api/v1/webhooks/{webhook}/enable"): OPERATOR,
+    ("POST", "/api/v1/webhooks/{webhook}/test"): OPERATOR,
+    ("GET", "/api/v1/webhooks/{webhook}/deliveries"): VIEWER,
+    ("POST", "/api/v1/webhooks/{webhook}/deliveries/{event_id}/replay"): OPERATOR,
     ("GET", "/api/v1/audit/chain"): VIEWER,
     # what is released, and how it is made
     ("POST", "/api/v1/blobs"): OPERATOR,

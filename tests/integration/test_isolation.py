@@ -37,6 +37,7 @@ NAMES = (
     "secret-dataset",
     "secret-asker",
     "secret-token",
+    "secret-hook",
     "tell nobody",
 )
 """What stands in the default project and must never be read in another's answers."""
@@ -66,6 +67,7 @@ def worlds(app: FastAPI, admin: Api, server_admin: Api) -> Worlds:
     assert enrol(app, None, "secret-asker").status_code == 202
     everyone = 'name != "nobody"'
     made(admin.post("/api/v1/groups", json={"name": "secret-model", "where": everyone}))
+    made(admin.post("/api/v1/webhooks", json={"name": "secret-hook", "url": "https://hooks.example.com/x"}))
     rollout = made(admin.post("/api/v1/rollouts", json={"model": "secret-model", "release": 2, "waves": ["100%"]}))
     made(admin.post(f"/api/v1/rollouts/{rollout['id']}/start", json=REASON))
     own.tell(Outcome.COMMITTED, "secret-model")
@@ -85,6 +87,8 @@ def worlds(app: FastAPI, admin: Api, server_admin: Api) -> Worlds:
         "device_id": str(own.id),
         "token_id": token["id"],
         "job_id": str(job.id),
+        "webhook": "secret-hook",
+        "event_id": made(admin.get("/api/v1/events"))["items"][0]["id"],
         "request_id": str(asked),
         "name": "secret-model",
         "number": "2",
@@ -154,6 +158,13 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("PUT", "/api/v1/groups/{name}"): [{"json": {"where": 'labels.site = "lab"'}}],
     ("DELETE", "/api/v1/groups/{name}"): [{}],
     ("GET", "/api/v1/groups/{name}/devices"): [{}],
+    ("GET", "/api/v1/webhooks/{webhook}"): [{}],
+    ("DELETE", "/api/v1/webhooks/{webhook}"): [{}],
+    ("POST", "/api/v1/webhooks/{webhook}/rotate"): [{}],
+    ("POST", "/api/v1/webhooks/{webhook}/enable"): [{}],
+    ("POST", "/api/v1/webhooks/{webhook}/test"): [{}],
+    ("GET", "/api/v1/webhooks/{webhook}/deliveries"): [{}],
+    ("POST", "/api/v1/webhooks/{webhook}/deliveries/{event_id}/replay"): [{}],
     ("GET", "/api/v1/datasets/{digest}"): [{}],
     ("GET", "/api/v1/jobs/{job_id}"): [{}],
     ("POST", "/api/v1/jobs/{job_id}/cancel"): [{}],
@@ -204,6 +215,8 @@ LISTS: dict[tuple[str, str], int | None] = {  # how many items; None: it is no l
     ("GET", "/api/v1/tokens"): 1,
     ("GET", "/api/v1/audit"): 2,  # the first two of this project; its chain counts from one
     ("GET", "/api/v1/audit/chain"): None,
+    ("GET", "/api/v1/events"): 2,  # a release, a device; numbered from one
+    ("GET", "/api/v1/webhooks"): 0,
     ("GET", "/api/v1/models"): 1,
     ("GET", "/api/v1/groups"): 0,
     ("GET", "/api/v1/datasets"): 0,
@@ -221,6 +234,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("GET", "/metrics"): "of the whole server",
     ("POST", "/api/v1/groups"): "makes one of the own project, which has the own devices: below",
     ("POST", "/api/v1/reports/savings"): "sums the own reports: below",
+    ("POST", "/api/v1/webhooks"): "makes one of the own project",
     ("POST", "/api/v1/projects"): "of the whole server",
     ("PATCH", "/api/v1/projects/{project}"): "of the whole server",
     ("POST", "/api/v1/tokens"): "makes a token of the own project",
@@ -308,7 +322,8 @@ def test_lists_and_sums_hold_nothing_of_another_project(worlds: Worlds) -> None:
             assert not [name for name in (*NAMES, *worlds.ids.values()) if len(name) > 7 and name in answer.text], path
         if items is not None:
             assert len(answer.json()["items"]) == items, (path, answer.text)
-    assert [one["seq"] for one in worlds.stranger.get("/api/v1/audit").json()["items"]] == [2, 1]
+    for path in ("/api/v1/audit", "/api/v1/events"):
+        assert [one["seq"] for one in worlds.stranger.get(path).json()["items"]] == [2, 1]
 
 
 def test_groups_and_sums_count_nothing_of_another_project(worlds: Worlds) -> None:

@@ -193,7 +193,7 @@ def test_a_lost_token_is_replaced_beside_a_running_server(shared_up: Up) -> None
     done = run("db", "token", "--name", "me", "--scope", "admin", "--data-dir", shared_up.data_dir, "--json")
     token = json.loads(done.stdout)["token"]
     assert shared_up.get("/api/v1/tokens", token).status_code == 200
-    newest = shared_up.get("/api/v1/audit", token).json()["items"][0]
+    newest = shared_up.get("/api/v1/audit?of_server=true", token).json()["items"][0]
     assert (newest["actor"], newest["action"], newest["after"]) == (
         "system:sprat",
         "token.create",
@@ -265,9 +265,11 @@ def test_the_parts_alone_serve_a_database_that_was_upgraded(empty_database_url: 
     ) as serving:
         assert serving.stdout is not None
         url = json.loads(serving.stdout.readline())["url"]
-        answer = httpx.get(f"{url}/api/v1/tokens", headers={"Authorization": f"Bearer {token}"})
-        assert [item["name"] for item in answer.json()["items"]] == ["me"]
-        serving.terminate()
+        try:
+            answer = httpx.get(f"{url}/api/v1/tokens?of_server=true", headers={"Authorization": f"Bearer {token}"})
+            assert [item["name"] for item in answer.json()["items"]] == ["me"]
+        finally:
+            serving.terminate()
         assert serving.wait(60) == 0
 
 

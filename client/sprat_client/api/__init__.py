@@ -6,6 +6,7 @@ Every failure is a `sprat_shared.errors.SpratError` with the server's public cod
 
 from sprat_client.api.access_views import AuditView, EnrolmentTokenView, ProjectView, TokenView
 from sprat_client.api.client import SpratClient
+from sprat_client.api.events import DeliveryView, EventView, WebhookView
 from sprat_client.api.reports import SavingsView
 from sprat_client.api.targeting import GroupView, PreviewView
 from sprat_client.api.views import (
@@ -35,9 +36,11 @@ __all__ = [
     "BlobRef",
     "CustodyView",
     "DatasetView",
+    "DeliveryView",
     "DeviceView",
     "DraftView",
     "EnrolmentTokenView",
+    "EventView",
     "GroupView",
     "JobView",
     "KeyView",
@@ -58,4 +61,5 @@ __all__ = [
     "UpdateView",
     "WaveView",
     "WayView",
+    "WebhookView",
 ]

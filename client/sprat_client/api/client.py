@@ -10,6 +10,7 @@ from sprat_client.api.access import Audit, EnrolmentTokens, Projects, Tokens
 from sprat_client.api.bundles import Bundles
 from sprat_client.api.custody import Keys
 from sprat_client.api.drift import Drift
+from sprat_client.api.events import Events, Webhooks
 from sprat_client.api.fleet import Devices
 from sprat_client.api.jobs import Jobs
 from sprat_client.api.registry import Datasets, Models
@@ -53,6 +54,8 @@ class SpratClient:
         self.tokens = Tokens(self._transport)
         self.audit = Audit(self._transport)
         self.keys = Keys(self._transport)
+        self.events = Events(self._transport)
+        self.webhooks = Webhooks(self._transport)
         self.projects = Projects(self._transport)
         self.bundles = Bundles(self._transport)
 

@@ -16,6 +16,7 @@ from sprat_shared.errors import DigestMismatch, InvalidInput, SpratError, TryLat
 API: Final = "/api/v1"
 _CHUNK_BYTES: Final = 1 << 20
 _PAGE_ITEMS: Final = 100
+_RECONNECT_S: Final = 1.0
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -104,6 +105,37 @@ class Transport:
                 return
             if left is not None:
                 left -= len(items)
+
+    def stream(self, path: str, *, last_id: str | None, **query: Any) -> Iterator[str]:
+        """Iterate the data of Server-Sent Events, without end; a cut stream is asked for again after the last id.
+
+        Args:
+            path: below `/api/v1`.
+            last_id: go on after this one; None: from now on.
+            query: as with `get`.
+
+        Raises:
+            SpratError: the server refuses, or ends the stream with a reason.
+        """
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({} if last_id is None else {"Last-Event-ID": last_id})
+            try:
+                with self._client.stream(
+                    "GET", API + path, params=_said(query), headers=headers, timeout=httpx.Timeout(30.0, read=60.0)
+                ) as response:
+                    if response.status_code >= HTTPStatus.BAD_REQUEST:
+                        response.read()
+                        raise error_of(response)
+                    for event in _events(response.iter_lines()):
+                        if event.get("event") == "error":
+                            raise SpratError(f"the server ends the stream: {event['data']}", code="events.ended")
+                        last_id = event.get("id", last_id)
+                        if "data" in event:
+                            yield event["data"]
+            except httpx.TransportError as error:
+                if last_id is None:
+                    raise unreachable(self._client.base_url, error) from error
+            time.sleep(_RECONNECT_S)
 
     def upload(self, path: str, source: Path, progress: Progress | None = None) -> Any:
         """Send a file's bytes to `/api/v1` + `path`, read in pieces of 1 MiB.
@@ -212,6 +244,19 @@ class Transport:
             raise SpratError(
                 f"{response.url} answered {response.status_code} with something that is not JSON; is it a sprat-server?"
             ) from None
+
+
+def _events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
+    """Read Server-Sent Events: fields until an empty line; comments are left out. What has no data only says an id."""
+    event: dict[str, str] = {}
+    for line in lines:
+        if not line:
+            if event:
+                yield event
+            event = {}
+        elif not line.startswith(":"):
+            name, _, value = line.partition(":")
+            event[name] = value.removeprefix(" ")
 
 
 def _said(query: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from sprat_client.cli import (
     rollout_moves,
     rollouts,
     simulate,
+    webhooks,
 )
 from sprat_client.cli.invocation import Invocation
 from sprat_shared import errors
@@ -77,6 +78,8 @@ app.add_typer(access.app, name="token")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 app.add_typer(simulate.app, name="simulate")
+app.add_typer(webhooks.app, name="webhook")
+app.command("events")(webhooks.events)
 app.command("doctor")(doctor.doctor)
 app.command("login")(access.login)
 if importlib.util.find_spec("sprat_client.cli.delta") is not None:

@@ -13,6 +13,7 @@ from sprat_server.api import (
     datasets,
     devices,
     drift,
+    events,
     groups,
     health,
     jobs,
@@ -22,6 +23,7 @@ from sprat_server.api import (
     projects,
     rollouts,
     savings,
+    webhooks,
 )
 
 OPERATORS: Final[Sequence[APIRouter]] = (
@@ -32,6 +34,7 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     devices.router,
     drift.router,
     groups.router,
+    events.router,
     jobs.router,
     keys.router,
     models.router,
@@ -39,6 +42,7 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     projects.router,
     rollouts.router,
     savings.router,
+    webhooks.router,
 )
 """Below /api/v1."""
 

@@ -115,7 +115,7 @@ class _Parts:
         postgres: EmbeddedPostgres | None = None,
         worker: bool = False,
     ) -> None:
-        self._settings, self._listener, self._say = settings, listener, say
+        self._settings, self._app, self._listener, self._say = settings, app, listener, say
         self._postgres, self._with_worker = postgres, worker
         self._server = _Server(
             uvicorn.Config(
@@ -162,6 +162,7 @@ class _Parts:
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
+            self._app.state.event_hub.end()
             self._server.should_exit = True
             await asyncio.gather(serving, return_exceptions=True)
             await asyncio.to_thread(self._end_worker)

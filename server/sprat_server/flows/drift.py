@@ -20,6 +20,7 @@ from sprat_server.fleet.models import DriftEvent, DriftPolicyRow
 from sprat_server.flows import rollout
 from sprat_server.jobs import service as jobs
 from sprat_server.jobs.models import ENDED, SUCCEEDED
+from sprat_server.observe import outbox
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Dataset, Model
@@ -110,8 +111,7 @@ def _keep(
     session.add(event)
     session.flush()
     said = {"why": decision.why, "accuracy": finding.accuracy, "devices": finding.devices, "drift": finding.drift}
-    _log.warning(f"drift.{decision.action.value}", model=model.name, **said)
-    audit.record(session, SYSTEM, f"drift.{decision.action.value}", f"model:{model.name}", after=said)
+    _say(session, model, f"drift.{decision.action.value}", said)
     return event
 
 
@@ -152,8 +152,13 @@ def _go_on(  # noqa: PLR0917 - what was begun, and by what rules it goes on
             event.outcome = f"release {event.release} is not rolled out: {why}"
     session.flush()
     said = {"outcome": event.outcome, "release": event.release, "job": str(job.id)}
-    _log.warning("drift.retrained", model=model.name, **said)
-    audit.record(session, SYSTEM, "drift.retrained", f"model:{model.name}", after=said)
+    _say(session, model, "drift.retrained", said)
+
+
+def _say(session: Session, model: Model, kind: str, said: dict[str, Any]) -> None:
+    _log.warning(kind, model=model.name, **said)
+    audit.record(session, SYSTEM, kind, f"model:{model.name}", after=said)
+    outbox.tell(session, kind, f"model:{model.name}", {"model": model.name} | said)
 
 
 def _roll_out(

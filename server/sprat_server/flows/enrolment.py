@@ -10,6 +10,7 @@ from sprat_server.db.projects import DEFAULT_PROJECT, enter
 from sprat_server.fleet import enrolment as fleet
 from sprat_server.fleet.models import Device
 from sprat_server.flows import rollout_reports, rollout_steps, targeting
+from sprat_server.observe import outbox
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import director_root
 from sprat_server.publish.repository import root_bytes
@@ -89,6 +90,7 @@ def accept(session: Session, request_id: UUID, *, group: str, by: Actor) -> Devi
 
 
 def _welcome(session: Session, device: Device) -> None:
+    outbox.tell(session, "device.joined", f"device:{device.id}", {"name": device.name, "group": device.device_group})
     if device.assignment_counter == 0:
         rollout_reports.on_device_joined(session, device.id)
     targeting.look_again(session, device.id)

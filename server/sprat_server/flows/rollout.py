@@ -89,7 +89,9 @@ def create(
         digest=digest,
         start_at=start_at,
     )
-    return rollouts.create(session, draft)
+    rollout = rollouts.create(session, draft)
+    steps.tell(session, rollout, "created")
+    return rollout
 
 
 def check_devices(session: Session, devices: Sequence[UUID] | None) -> None:
@@ -112,6 +114,7 @@ def approve(session: Session, rollout_id: UUID, by: Actor, reason: str) -> Rollo
     rollout = steps.lock(session, rollout_id)
     rollouts.require(rollout, "approve")
     approvals.approve(session, rollout, by, reason)
+    steps.tell(session, rollout, "approved", by=str(by))
     return rollout
 
 
@@ -141,6 +144,7 @@ def prefetch(session: Session, rollout_id: UUID, settings: Settings) -> Rollout:
         part.previous = before[device_id]
         session.add(part)
     session.flush()
+    steps.tell(session, rollout, "prefetch", devices=len(counters))
     direct.enqueue(session, model)
     return rollout
 
@@ -178,6 +182,7 @@ def start(session: Session, rollout_id: UUID, settings: Settings, now: datetime 
     has_it = {d: wishes.get(d) == rollout.number == held.get(d) for d in cohort}
     rollouts.place(session, rollout, layout.places, has_it, layout.controls)
     gating.begin(session, rollout, layout.places)
+    steps.tell(session, rollout, "started", devices=len(cohort))
     steps.advance(session, rollout, now=now)
     direct.enqueue(session, model)
     return rollout
@@ -189,6 +194,7 @@ def pause(session: Session, rollout_id: UUID, reason: str) -> Rollout:
     rollouts.require(rollout, "pause")
     rollout.state, rollout.reason = RolloutState.PAUSED, reason
     session.flush()
+    steps.tell(session, rollout, "paused")
     return rollout
 
 
@@ -224,6 +230,7 @@ def resume(session: Session, rollout_id: UUID, settings: Settings, *, acknowledg
             gating.acknowledge(session, rollout)
         rollout.state = RolloutState.RUNNING
         session.flush()
+    steps.tell(session, rollout, "resumed")
     steps.advance(session, rollout)
     direct.enqueue(session, steps.model_of(session, rollout))
     return rollout
@@ -252,6 +259,7 @@ def promote(session: Session, rollout_id: UUID) -> Rollout:
             "`sprat rollout get` says which",
             code="rollout.held-back",
         )
+    steps.tell(session, rollout, "promoted")
     steps.advance(session, rollout, room=room)
     return rollout
 

@@ -12,6 +12,7 @@ from sprat_server.fleet.models import Device, DeviceReport
 from sprat_server.fleet.service import Holders
 from sprat_server.flows import direct, gating, targeting
 from sprat_server.flows import rollout_steps as steps
+from sprat_server.observe import outbox
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
@@ -67,6 +68,8 @@ def _take_word(
     match report:
         case TrustReport():
             _log.warning("device.distrusts", **said, code=report.error_code, detail=report.error_detail)
+            data = {"name": device.name, "code": report.error_code, "detail": report.error_detail}
+            outbox.tell(session, "device.distrusts", f"device:{device.id}", data)
         case HoldoutReport():
             _log.info("device.holdout", **said, model=report.model, samples=report.samples)
         case FactsReport():
@@ -112,6 +115,7 @@ def on_device_left(session: Session, device_id: UUID) -> Device:
     parts = rollouts.live_parts(session, device_id)
     moving = [rollouts.lock(session, part.rollout_id) for part in parts]
     device = fleet.revoke(session, device_id)
+    outbox.tell(session, "device.left", f"device:{device.id}", {"name": device.name, "group": device.device_group})
     targeting.look_again(session, device_id)
     for part, rollout in zip(parts, moving, strict=True):
         session.refresh(part)

@@ -57,6 +57,7 @@ def supersede(session: Session, by: Rollout, cohort: set[UUID]) -> set[UUID]:
     rollouts.end(session, other, RolloutState.SUPERSEDED, reason)
     after = {"state": other.state, "reason": reason}
     audit.record(session, SYSTEM, "rollout.supersede", f"rollout:{other.id}", before, after)
+    steps.tell(session, other, "superseded", by=str(by.id))
     _log.info("rollout superseded", rollout=str(other.id), by=str(by.id), taken_over=len(taken))
     return taken & set(fleet.live_devices(session))
 
@@ -96,6 +97,7 @@ def undo(session: Session, rollout_id: UUID, settings: Settings, reason: str) ->
     returned = steps.take_back(session, rollout, back)
     steps.assign(session, rollout, dict.fromkeys(joined, stands), "return")
     direct.enqueue(session, model)
+    steps.tell(session, rollout, "undone", returned=returned)
     _log.warning("rollout undone", rollout=str(rollout.id), reason=reason, returned=returned, joined=len(joined))
     return rollout
 

@@ -9,7 +9,7 @@ two rollouts of different models cannot cross on the same devices, and no device
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from sprat_server.access import audit
 from sprat_server.fleet import service as fleet
 from sprat_server.flows import gating
+from sprat_server.observe import outbox
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
@@ -120,6 +121,12 @@ def advance(session: Session, rollout: Rollout, cause: str = "", *, room: int = 
                 return
 
 
+def tell(session: Session, rollout: Rollout, kind: str, **more: Any) -> None:
+    """Write an event about a rollout, with what there is to know of it."""
+    data = {"model": model_of(session, rollout).name, "release": rollout.number, "reason": rollout.reason} | more
+    outbox.tell(session, f"rollout.{kind}", f"rollout:{rollout.id}", data)
+
+
 def stop(
     session: Session, rollout: Rollout, state: RolloutState, reason: str, *, keep: Collection[DeviceState] = ()
 ) -> None:
@@ -135,6 +142,7 @@ def stop(
         part.retry_at = None
     returned = take_back(session, rollout, [part for part in parts if part.state not in keep])
     rollouts.end(session, rollout, state, reason)
+    tell(session, rollout, state.value, returned=returned)
     _log.warning("rollout stopped", rollout=str(rollout.id), state=state.value, reason=reason, returned=returned)
 
 
@@ -187,4 +195,5 @@ def _succeed(session: Session, rollout: Rollout, reached: set[UUID]) -> None:
     waiting = [part for part in rollouts.exposed_devices(session, rollout) if part.exposed_by is None]
     take_back(session, rollout, waiting)  # they fetched it ahead, and no wave reaches them
     rollouts.end(session, rollout, RolloutState.SUCCEEDED)
+    tell(session, rollout, "succeeded")
     _log.info("rollout succeeded", rollout=str(rollout.id))

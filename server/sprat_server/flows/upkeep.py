@@ -11,12 +11,13 @@ from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from sprat_server.access import projects
+from sprat_server.access import projects, webhooks
 from sprat_server.db.session import Database
 from sprat_server.fleet import drift_records
 from sprat_server.fleet.authentication import forget_spent_assertions
 from sprat_server.fleet.enrolment import forget_expired_requests
 from sprat_server.flows import direct, drift, founding, live, rollout_upkeep, targeting
+from sprat_server.observe import outbox
 from sprat_server.publish import director_root, drafts, repository
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
@@ -128,11 +129,29 @@ def look_at_drift(database: Database, settings: Settings) -> None:
                 _log.error("drift.not-looked-at", model=str(model_id), code=error.code, error=str(error))
 
 
+async def keep_delivering(database: Database) -> None:
+    """Queue deliveries again that a worker took and never made, for ever; replicas may all do this."""
+    while True:
+        await asyncio.sleep(_LISTEN_EVERY_S)
+        try:
+            await to_thread.run_sync(_queue_overdue, database)
+        except SQLAlchemyError as error:
+            _log.error("webhooks.not-queued", error=str(error))
+
+
+def _queue_overdue(database: Database) -> None:
+    with database.across_projects() as session:
+        overdue = webhooks.queue_overdue(session)
+    if overdue:
+        _log.warning("webhooks.overdue", deliveries=overdue)
+
+
 def forget_expired(database: Database) -> None:
     """Drop the rows that nothing can ask for any more."""
     with database.across_projects() as session:
         forget_spent_assertions(session)
         forget_expired_requests(session)
+        outbox.forget_old(session)
 
 
 def ask_for_direct(database: Database) -> list[str]:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
 from sprat_server.jobs.models import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job
-from sprat_server.jobs.service import TASK_NAME, defer
+from sprat_server.jobs.service import TASK_NAME, defer, tell_ended
 from sprat_server.jobs.tasks import JobCancelled, JobContext, JobInterrupted, JobLost, task_of
 from sprat_server.settings import Settings
 from sprat_shared.errors import SpratError, TryLater
@@ -112,7 +112,7 @@ class Runner:
             if job is None or job.state in ENDED or job.queue_id != queue_id:
                 return None
             if job.cancel_requested:
-                _end(job, CANCELLED)
+                _end(session, job, CANCELLED)
                 return None
             job.attempt += 1
             job.state, job.started_at = RUNNING, datetime.now(UTC)
@@ -162,7 +162,7 @@ class Runner:
         with self._database.across_projects() as session:
             job = _owned(session, ctx.job_id, ctx.attempt)
             if job is not None:
-                _end(job, state, result=result, error=error)
+                _end(session, job, state, result=result, error=error)
         # None: the task ended it itself (JobContext.complete), or another attempt has begun
         _log.info("job.ended", outcome=state, by="runner" if job is not None else "task or another attempt")
 
@@ -175,13 +175,13 @@ class Runner:
     def _again(self, session: Session, job: Job, *, setback: str | None) -> None:
         session.execute(_END_QUEUED, {"queue_id": job.queue_id})
         if job.cancel_requested:
-            _end(job, CANCELLED)
+            _end(session, job, CANCELLED)
             return
         if setback is not None:
             job.setbacks += 1
             if job.setbacks >= self._settings.job_max_setbacks:
                 message = f"given up after {job.setbacks} setbacks; the last: {setback}"
-                _end(job, FAILED, error={"code": "job.given-up", "message": message})
+                _end(session, job, FAILED, error={"code": "job.given-up", "message": message})
                 return
         job.state = QUEUED
         job.queue_id = defer(session, job.id)
@@ -194,10 +194,16 @@ def _owned(session: Session, job_id: UUID, attempt: int) -> Job | None:
 
 
 def _end(
-    job: Job, state: str, *, result: Mapping[str, Any] | None = None, error: Mapping[str, str] | None = None
+    session: Session,
+    job: Job,
+    state: str,
+    *,
+    result: Mapping[str, Any] | None = None,
+    error: Mapping[str, str] | None = None,
 ) -> None:
     job.state, job.ended_at = state, datetime.now(UTC)
     job.result = None if result is None else dict(result)
     job.error = None if error is None else dict(error)
     if state == SUCCEEDED:
         job.progress_fraction = 1.0
+    tell_ended(session, job)

@@ -10,6 +10,7 @@ from sqlalchemy import and_, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from sprat_server.jobs.models import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, Job
+from sprat_server.observe import outbox
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import Conflict, NotFound
 from sprat_shared.ids import new_id
@@ -117,8 +118,15 @@ def cancel(session: Session, job_id: UUID) -> Job:
         session.execute(_CANCEL, {"queue_id": job.queue_id})
         job.state = CANCELLED
         job.ended_at = datetime.now(UTC)
+        tell_ended(session, job)
     session.flush()
     return job
+
+
+def tell_ended(session: Session, job: Job) -> None:
+    """Write the event that a job has ended; its state, result and error say how."""
+    data = {"job_kind": job.kind, "requested_by": job.requested_by, "result": job.result, "error": job.error}
+    outbox.tell(session, f"job.{job.state}", f"job:{job.id}", data, project_id=job.project_id)
 
 
 def counts(session: Session) -> dict[str, int]:

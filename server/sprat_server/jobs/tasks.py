@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
 from sprat_server.jobs.models import RUNNING, SUCCEEDED, Job
+from sprat_server.jobs.service import tell_ended
 from sprat_server.settings import Settings
 from sprat_shared.errors import SpratError
 
@@ -136,6 +137,7 @@ class JobContext:
         job.state, job.result, job.ended_at = SUCCEEDED, dict(result), datetime.now(UTC)
         job.progress_fraction = 1.0
         session.flush()
+        tell_ended(session, job)
 
     def _own(self, session: Session) -> Job:
         job = session.scalar(

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from sprat_server.db.blobs import Blobs, BlobUnknown
 from sprat_server.db.projects import project_of
+from sprat_server.observe import outbox
 from sprat_server.registry.models import (
     Dataset,
     DirectBuild,
@@ -180,12 +181,11 @@ def mark_published(session: Session, name: str, paths: Iterable[str]) -> None:
     if model is None:
         return
     named = set(paths)
-    session.add_all(
-        Publication(model_id=model.id, number=number)
-        for number in pending_releases(session, model)
-        if update_path(name, number, None) in named
-    )
+    published = [one for one in pending_releases(session, model) if update_path(name, one, None) in named]
+    session.add_all(Publication(model_id=model.id, number=number) for number in published)
     session.flush()
+    for number in published:
+        outbox.tell(session, "release.published", f"release:{name}@{number}", {"model": name, "release": number})
 
 
 def ensure_graph(session: Session, *, digest: str, length: int, probe: str | None) -> Graph:

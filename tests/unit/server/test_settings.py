@@ -90,6 +90,7 @@ COUNTS = {
     "db_pool_size",
     "enrolment_queue",
     "enrolment_queue_per_address",
+    "event_streams",
     "job_max_setbacks",
 }
 
