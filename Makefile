@@ -90,7 +90,7 @@ bench: $(READY) ## Run every benchmark (hours the first time, then from its cach
 	done
 
 .PHONY: docs
-docs: $(READY) ## Write docs/cli.md and docs/errors.md out of the code
+docs: $(READY) ## Write docs/cli.md, errors.md and openapi.json out of the code
 	$(BIN)/python docs/generate.py
 
 .PHONY: clean

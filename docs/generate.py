@@ -1,4 +1,4 @@
-"""Write the pages of the docs that come out of the code: `docs/errors.md` and `docs/cli.md`.
+"""Write the pages of the docs that come out of the code: `docs/errors.md`, `docs/cli.md` and `docs/openapi.json`.
 
 python docs/generate.py           write them
 python docs/generate.py --check   exit 1 and say which are out of date
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from commands_page import commands_page
 from errors_page import errors_page
+from openapi_page import openapi_page
 
 DOCS = Path(__file__).resolve().parent
-PAGES = {"errors.md": errors_page, "cli.md": commands_page}
+PAGES = {"errors.md": errors_page, "cli.md": commands_page, "openapi.json": openapi_page}
 
 
 def main() -> int:
