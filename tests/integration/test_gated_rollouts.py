@@ -1,6 +1,7 @@
 """Rollouts that a gate decides: who gets the release as evidence grows, what halts them, and why."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import cycle
@@ -327,3 +328,21 @@ def test_a_policy_to_try_that_is_wrong_is_refused(pair: Fleet) -> None:
     for policy in ("{", "[]", '{"alpha": "x"}', "1" * 4000, "NaN", '{"alpha": NaN}', "[" * 8000):
         answer = pair.viewer.get(f"/api/v1/rollouts/{pair.rollout}/why", params={"policy": policy})
         assert (answer.status_code, answer.json()["code"]) == (422, "gates.bad-policy"), policy[:20]
+
+
+def test_metrics_say_where_the_gates_of_live_rollouts_are(fleet: Fleet, server_viewer: Api) -> None:
+    fleet.begin(["10", "100%"])
+    fleet.report(lambda: 0.02, most=6)
+    said = dict(re.findall(r"^sprat_rollout_(\S+) (\S+)$", server_viewer.get("/metrics").text, flags=re.MULTILINE))
+    of = f'{{metric="METRIC",model="mnist",project="default",rollout="{fleet.rollout}"}}'
+    why = fleet.why()
+    assert float(said["e_value" + of.replace("METRIC", "all")]) == pytest.approx(why["e_value"])
+    lines = {line["metric"]: line["e_value"] for line in why["gates"] if line["scope"] == "all"}
+    assert float(said["e_value" + of.replace("METRIC", "accuracy")]) == pytest.approx(lines["accuracy"])
+    counts = {
+        what: float(said[f'devices{{model="mnist",project="default",rollout="{fleet.rollout}",what="{what}"}}'])
+        for what in ("exposed", "reported", "failed", "room")
+    }
+    assert counts == {"exposed": 10.0, "reported": 6.0, "failed": 0.0, "room": 0.0}
+    made(fleet.releaser.post(f"/api/v1/rollouts/{fleet.rollout}/abort", json={"reason": "seen enough"}))
+    assert "sprat_rollout_e_value{" not in server_viewer.get("/metrics").text, "what has ended is not counted for ever"

@@ -8,12 +8,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sprat_server.api.auth import ServerViewer, Viewer
 from sprat_server.db.projects import Project, enter, leave
 from sprat_server.db.session import Database, SessionDep
-from sprat_server.flows import custody_views
+from sprat_server.flows import custody_views, gating
 from sprat_server.jobs import models as job_models
 from sprat_server.jobs import service as jobs
 from sprat_server.observe import metrics
 
 router = APIRouter(tags=["health"])
+_OF_ROLLOUTS = (metrics.ROLLOUT_E_VALUE, metrics.ROLLOUT_HALTS_AT, metrics.ROLLOUT_DEVICES)
 
 
 @router.get("/healthz")
@@ -37,13 +38,21 @@ def read_metrics(session: SessionDep, _viewer: ServerViewer) -> Response:
     for state in (job_models.QUEUED, job_models.RUNNING, *sorted(job_models.ENDED)):
         metrics.JOBS.labels(state).set(counts.get(state, 0))
     metrics.METADATA_EXPIRES_S.clear()
-    metrics.METADATA_WAITING.clear()
+    for gauge in (metrics.METADATA_WAITING, *_OF_ROLLOUTS):
+        gauge.clear()
     for project_id, name in known.items():
         enter(session, project_id)
         shown = custody_views.custody(session)
         for role in shown.roles:
             metrics.METADATA_EXPIRES_S.labels(name, role.role).set((role.expires_at - shown.now).total_seconds())
             metrics.METADATA_WAITING.labels(name, role.role).set(role.waiting)
+        for one in gating.readings(session):
+            of_rollout = (name, one.model, str(one.rollout))
+            metrics.ROLLOUT_HALTS_AT.labels(*of_rollout).set(one.halts_at)
+            for metric, e_value in {"all": one.e_value, **one.games}.items():
+                metrics.ROLLOUT_E_VALUE.labels(*of_rollout, metric).set(e_value)
+            for what, count in {**one.counts, "room": one.room}.items():
+                metrics.ROLLOUT_DEVICES.labels(*of_rollout, what).set(count)
     return Response(metrics.text(), media_type=metrics.CONTENT_TYPE)
 
 

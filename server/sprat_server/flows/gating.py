@@ -1,7 +1,8 @@
 """What gates of rollouts hear of devices, and what they let rollouts do. Callers hold the rollout's lock."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -10,6 +11,7 @@ from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
 from sprat_server.fleet.models import Assignment, Device
+from sprat_server.registry.models import Model
 from sprat_server.rollouts import gating
 from sprat_server.rollouts.evidence import Acknowledged, Exposed, Left, Reported, Segment, log_ratio
 from sprat_server.rollouts.explain import Explanation, explain
@@ -18,6 +20,7 @@ from sprat_server.rollouts.gate_policy import GatePolicy
 from sprat_server.rollouts.gate_state import ALL
 from sprat_server.rollouts.gates import Decision, Gate
 from sprat_server.rollouts.models import Rollout, RolloutDevice
+from sprat_server.rollouts.service import LIVE
 from sprat_server.rollouts.waves import DeviceState, GateView
 from sprat_shared.protocol.report import Evidence, Report
 
@@ -99,6 +102,52 @@ def view(session: Session, rollout: Rollout) -> tuple[GateView | None, str]:
     verdict = _gate(rollout).decide(state, reach)
     room = verdict.reach - exposed if verdict.decision is Decision.OPEN else 0
     return GateView(halts=verdict.decision is Decision.HALT, room=room), "; ".join(verdict.reasons)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Where the gate of a live rollout is, for metrics.
+
+    Attributes:
+        rollout: its id.
+        model: name of its model.
+        e_value: evidence of harm, over all games; it halts at
+        halts_at: so much, where evidence decides.
+        games: the same by metric, of all devices.
+        counts: devices by how far they are: exposed, reported, failed, lost.
+        room: devices more that may be exposed now.
+    """
+
+    rollout: UUID
+    model: str
+    e_value: float
+    halts_at: float
+    games: Mapping[str, float]
+    counts: Mapping[str, int]
+    room: int
+
+
+def readings(session: Session) -> list[Reading]:
+    """Return where the gates of all live rollouts are, from what is stored: no evidence is judged anew."""
+    live = select(Rollout, Model.name).join(Model, Model.id == Rollout.model_id).where(Rollout.state.in_(LIVE))
+    found = []
+    for rollout, model in session.execute(live.order_by(Rollout.id)).all():
+        if not gating.there(session, rollout):
+            continue
+        state, gate = gating.load(session, rollout), _gate(rollout)
+        everybody, (seen, _) = state.scopes[ALL], view(session, rollout)
+        found.append(
+            Reading(
+                rollout=rollout.id,
+                model=model,
+                e_value=gate.e_value(state),
+                halts_at=gate.policy.halts_at,
+                games=everybody.e_values,
+                counts={name: getattr(everybody, name) for name in ("exposed", "reported", "failed", "lost")},
+                room=0 if seen is None else max(0, seen.room),
+            )
+        )
+    return found
 
 
 def why(session: Session, rollout: Rollout, policy: Any = None) -> Explanation:

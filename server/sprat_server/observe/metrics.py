@@ -50,6 +50,24 @@ METADATA_WAITING: Final = Gauge(
     ["project", "role"],
     registry=REGISTRY,
 )
+ROLLOUT_E_VALUE: Final = Gauge(
+    "sprat_rollout_e_value",
+    "Evidence of harm in a live rollout, by metric of its gate and over `all`; read when asked.",
+    ["project", "model", "rollout", "metric"],
+    registry=REGISTRY,
+)
+ROLLOUT_HALTS_AT: Final = Gauge(
+    "sprat_rollout_halts_at",
+    "The e-value over `all` at which a live rollout halts; read when asked.",
+    ["project", "model", "rollout"],
+    registry=REGISTRY,
+)
+ROLLOUT_DEVICES: Final = Gauge(
+    "sprat_rollout_devices",
+    "Devices of a live rollout: exposed, reported, failed, lost, and the room that the gate leaves; read when asked.",
+    ["project", "model", "rollout", "what"],
+    registry=REGISTRY,
+)
 
 
 def text() -> bytes:
