@@ -56,7 +56,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 app.add_typer(models.app, name="model")
 app.add_typer(policies.app, name="policy")

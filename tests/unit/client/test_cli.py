@@ -214,3 +214,14 @@ def test_the_other_programs_helps_have_an_example_too(words: tuple[str, ...]) ->
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "example:" in text.lower()
     assert words[0] in text.lower().partition("example:")[2]
+
+
+def test_the_shell_is_told_what_can_come_next() -> None:
+    def offered(words: str) -> list[str]:
+        asked = {"_SPRAT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        sprat = Path(sys.executable).with_name("sprat")
+        done = subprocess.run([sprat], env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert offered("sprat roll") == ["rollout"]
+    assert offered("sprat rollout pr") == ["prefetch", "promote"]
