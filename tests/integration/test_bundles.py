@@ -12,8 +12,8 @@ import pytest
 from fastapi import FastAPI
 from fleet_calls import TestDevice, held_after, join, made, published
 from http_calls import Api
+from poll_calls import bring_to
 from sqlalchemy import select
-from test_poll import bring_to
 
 from sprat_client.agent.bundle_file import BundleFile
 from sprat_server.db.projects import DEFAULT_PROJECT

@@ -7,9 +7,9 @@ import pytest
 from fastapi import FastAPI
 from fleet_calls import TestDevice, join, made, published
 from http_calls import Api
+from poll_calls import bring_to
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from test_poll import bring_to
 
 from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.fleet.models import DriftEvent

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
 from fleet_calls import TestDevice, device_of, enrol, join, made, published
 from http_calls import Api
-from test_poll import Asking, bring_to, while_running
+from poll_calls import Asking, bring_to, while_running
 
 from sprat_shared.protocol.report import Outcome
 from sprat_shared.trust.assignments import Assigned

@@ -9,8 +9,8 @@ import pytest
 from fastapi import FastAPI
 from fleet_calls import TestDevice, join, made, published
 from http_calls import Api
+from poll_calls import bring_to
 from sqlalchemy import text
-from test_poll import bring_to
 from typer.testing import CliRunner
 
 from sprat_client.api.transport import Transport

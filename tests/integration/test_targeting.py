@@ -12,9 +12,9 @@ from fleet_calls import TestDevice, join, made, published
 from http_calls import Api
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from poll_calls import bring_to
 from sqlalchemy import event, select, update
 from sqlalchemy.orm import Session
-from test_poll import bring_to
 
 from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database

@@ -53,6 +53,7 @@ class PlayedFleet:
         ]
         self.failed: dict[str, SpratError] = {}
         self._interval_s, self._threads = interval_s, threads
+        self._jitter = Random(seed)  # noqa: S311 - apart from the devices' draws, which the pace of polls must not move
         limits = httpx.Limits(max_connections=threads, max_keepalive_connections=threads)
         self._client = httpx.Client(base_url=server_url, timeout=30.0, limits=limits)
         self._due: list[tuple[float, int]] = []
@@ -101,8 +102,8 @@ class PlayedFleet:
 
     def start(self) -> None:
         """Begin to poll."""
-        now, draw = time.monotonic(), Random(0)  # noqa: S311 - spreads the first polls
-        self._due = [(now + draw.uniform(0, self._interval_s), at) for at in range(len(self.devices))]
+        now = time.monotonic()
+        self._due = [(now + self._jitter.uniform(0, self._interval_s), at) for at in range(len(self.devices))]
         heapq.heapify(self._due)
         self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self._threads)]
         for worker in self._workers:
@@ -123,12 +124,12 @@ class PlayedFleet:
             try:
                 device.turn(self._client)
             except TryLater:
-                wait_s = device.draw.uniform(0, min(_LONGEST_WAIT_S, 2 * self._interval_s))
+                wait_s = self._jitter.uniform(0, min(_LONGEST_WAIT_S, 2 * self._interval_s))
             except SpratError as bad:
                 self.failed[device.name] = bad
                 continue
             else:
-                wait_s = self._interval_s * device.draw.uniform(*_JITTER)
+                wait_s = self._interval_s * self._jitter.uniform(*_JITTER)
             if not device.is_silent:
                 with self._changed:
                     heapq.heappush(self._due, (time.monotonic() + wait_s, at))

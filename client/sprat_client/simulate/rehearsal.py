@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S: Final = 0.5
 _TOKEN_S: Final = 3600
-_HELD: Final = "held for a person, who ended it: "
 _TOLD: Final = 5  # of what is wrong
 _ENDS: Final = frozenset({"succeeded", "halted", "aborted"})
 
@@ -145,11 +144,11 @@ def _on(fleet: PlayedFleet, client: SpratClient, plan: Plan, run: str, tell: Cal
     tell(f"{len(ids)} devices joined as played-{run}-*")
     fleet.start()
     everybody = ("100%",)
-    base = _roll(client, plan, plan.base, ids, waves=everybody, rule="first_failure", tell=tell)
+    base, _ = _roll(client, plan, plan.base, ids, waves=everybody, rule="first_failure", tell=tell)
     if base["state"] != "succeeded":
         raise RehearsalFailed(f"{plan.model}@{plan.base} did not reach the devices: {base['state']}, {base['reason']}")
     begun = time.monotonic()
-    ended = _roll(client, plan, plan.release, ids, waves=plan.waves, rule="evidence", tell=tell)
+    ended, was_held = _roll(client, plan, plan.release, ids, waves=plan.waves, rule="evidence", tell=tell)
     seconds = time.monotonic() - begun
     wished = plan.release if ended["state"] == "succeeded" else plan.base
     back_seconds = _wait_until_all_settle(fleet, wished, plan.patience_s)
@@ -157,7 +156,7 @@ def _on(fleet: PlayedFleet, client: SpratClient, plan: Plan, run: str, tell: Cal
     exposed = [part for part in parts if part["state"] in {"exposed", "committed", "failed"}]
     done = Rehearsed(
         rollout=ended["id"],
-        state="held" if (ended["reason"] or "").startswith(_HELD) else ended["state"],
+        state="held" if was_held else ended["state"],
         reason=ended["reason"],
         devices=len(ids),
         exposed=len(exposed),
@@ -182,12 +181,12 @@ def _roll(
     waves: tuple[str, ...] | None,
     rule: str,
     tell: Callable[[str], None],
-) -> "RolloutView":
-    """Make and start a rollout to the played devices; return it at its end."""
+) -> "tuple[RolloutView, bool]":
+    """Make and start a rollout to the played devices; return it at its end, and whether it was held and aborted."""
     gates = {"rule": rule, "silence_s": plan.silence_s}
     made = client.rollouts.create(plan.model, number, waves=waves, devices=ids, gates=gates, rehearsal=True)
     rollout = client.rollouts.start(made["id"], reason="a rehearsal with played devices")
-    changed, seen = time.monotonic(), ""
+    changed, seen, was_held = time.monotonic(), "", False
     while rollout["state"] not in _ENDS:
         time.sleep(_LOOK_EVERY_S)
         rollout = client.rollouts.get(made["id"])
@@ -201,8 +200,8 @@ def _roll(
             held = f"{now}: nothing has changed for {plan.patience_s:g} s"
             if plan.trouble == "none":
                 raise TryLater(f"{held}; see sprat rollout why {made['id']}")
-            rollout = client.rollouts.abort(made["id"], reason=f"{_HELD}{held}")
-    return rollout
+            rollout, was_held = client.rollouts.abort(made["id"], reason=held), True
+    return rollout, was_held
 
 
 def _wait_until_all_settle(fleet: PlayedFleet, release: int, patience_s: float) -> float:

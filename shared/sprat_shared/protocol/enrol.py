@@ -25,13 +25,6 @@ def _decode(text: str, where: str) -> bytes:
         raise InvalidInput(f"{where}: not base64") from None
 
 
-def _uuid(text: str, where: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise InvalidInput(f"{where}: {text[:80]!r} is not a UUID") from None
-
-
 def _root(fields: Fields, name: str) -> bytes:
     return _decode(fields.text(name, max_length=1_000_000), f"enrolment answer: field {name!r}")
 
@@ -132,7 +125,7 @@ class EnrolAnswer:
         """
         fields = Fields.parse(body, "enrolment answer")
         return cls(
-            device=_uuid(fields.text("device"), "enrolment answer: field 'device'"),
+            device=fields.uuid("device"),
             image_root=_root(fields, "image_root"),
             director_root=_root(fields, "director_root"),
             poll_interval_s=fields.number("poll_interval_s"),

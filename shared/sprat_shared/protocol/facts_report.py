@@ -46,12 +46,8 @@ class FactsReport:
         fields = Fields.parse(body, "report")
         if fields.text("kind") != "facts":
             raise InvalidInput(f"report: kind {fields.text('kind')[:40]!r} is not 'facts'")
-        try:
-            device = UUID(fields.text("device"))
-        except ValueError:
-            raise InvalidInput("report: field 'device' is not a UUID") from None
         return cls(
-            device=device,
+            device=fields.uuid("device"),
             sequence=fields.integer("sequence", minimum=1),
             attributes=_attributes(fields.mapping("attributes")),
             agent=fields.text("agent", max_length=100),

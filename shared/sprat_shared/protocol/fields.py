@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from sprat_shared.errors import InvalidInput
 from sprat_shared.ids import check_model_name, parse_digest
@@ -74,6 +75,14 @@ class Fields:
         """Return a true/false field."""
         value: bool = self._get(name, bool, "true or false")
         return value
+
+    def uuid(self, name: str) -> UUID:
+        """Return a field that is the text of a UUID."""
+        text = self.text(name)
+        try:
+            return UUID(text)
+        except ValueError:
+            raise InvalidInput(f"{self._where}: field {name!r} is not a UUID: {text!r:.80}") from None
 
     def digest(self, name: str) -> str:
         """Return a digest field, `sha256:<64 hex>`."""

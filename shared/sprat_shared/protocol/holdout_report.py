@@ -58,12 +58,8 @@ class HoldoutReport:
         fields = Fields.parse(body, "report")
         if fields.text("kind") != "holdout":
             raise InvalidInput(f"report: kind {fields.text('kind')[:40]!r} is not 'holdout'")
-        try:
-            device = UUID(fields.text("device"))
-        except ValueError:
-            raise InvalidInput("report: field 'device' is not a UUID") from None
         report = cls(
-            device=device,
+            device=fields.uuid("device"),
             sequence=fields.integer("sequence", minimum=1),
             model=fields.model("model"),
             release=fields.integer("release", minimum=1),

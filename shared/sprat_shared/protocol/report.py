@@ -216,7 +216,7 @@ class Report:
         if not math.isfinite(seconds) or seconds < 0:
             raise InvalidInput("report: field 'seconds' must be finite and not negative")
         return cls(
-            device=_device(fields),
+            device=fields.uuid("device"),
             sequence=fields.integer("sequence", minimum=1),
             model=fields.model("model"),
             assignment=fields.integer("assignment", minimum=1),
@@ -269,7 +269,7 @@ class TrustReport:
         if fields.text("kind") != "trust":
             raise InvalidInput(f"report: kind {fields.text('kind')[:40]!r} is not 'trust'")
         return cls(
-            device=_device(fields),
+            device=fields.uuid("device"),
             sequence=fields.integer("sequence", minimum=1),
             error_code=fields.text("error_code", max_length=100),
             error_detail=fields.text("error_detail"),
@@ -296,13 +296,6 @@ def read_report(body: bytes) -> AnyReport:
     if kind not in kinds:
         raise InvalidInput(f"report: kind {kind[:40]!r} is not known; {', '.join(map(repr, kinds))} are")
     return kinds[kind].from_json(body)
-
-
-def _device(fields: Fields) -> UUID:
-    try:
-        return UUID(fields.text("device"))
-    except ValueError:
-        raise InvalidInput("report: field 'device' is not a UUID") from None
 
 
 def format_signature(raw: bytes) -> str:

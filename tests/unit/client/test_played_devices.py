@@ -1,11 +1,13 @@
 """How releases do on played devices: by chance, but by the same chance each time, and as bad as was asked for."""
 
+import time
 from random import Random
 from statistics import fmean, stdev
 
 import pytest
 
 from sprat_client.simulate.behaviour import SAMPLES, TROUBLES, Reaction, Trouble, first, react
+from sprat_client.simulate.fleet import PlayedFleet
 from sprat_shared.protocol.report import Evidence, Outcome
 
 DEVICES = 1500
@@ -50,6 +52,18 @@ def test_a_slow_release_takes_longer_than_the_one_before() -> None:
         one.evidence.new_latency_s / (one.evidence.old_latency_s or 1.0) for one in reactions(TROUBLES["slow"]) if one
     ]
     assert fmean(ratios) == pytest.approx(1.5, rel=0.05)
+
+
+def test_how_often_devices_poll_changes_nothing_of_what_they_draw() -> None:
+    quick, slow = (
+        PlayedFleet("http://127.0.0.1:9", ["a", "b"], seed=5, troubles={}, interval_s=interval_s)
+        for interval_s in (0.001, 60.0)
+    )
+    with quick, slow:
+        quick.start()
+        time.sleep(0.2)  # nobody answers: each tries again and again
+        drawn = [[device.draw.random() for device in fleet.devices] for fleet in (quick, slow)]
+    assert drawn[0] == drawn[1]
 
 
 def test_the_same_seed_plays_the_same() -> None:
