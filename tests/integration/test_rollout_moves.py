@@ -1,6 +1,7 @@
 """What people do to rollouts: abort and keep or revert, resume after a halt, undo, supersede, approve."""
 
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
@@ -314,3 +315,11 @@ def test_a_rehearsal_on_played_devices_says_nothing_of_the_release_and_real_ones
     assert made(house.operator.get("/api/v1/models/mnist/releases/2"))["quarantine"] is None
     report = made(house.operator.post("/api/v1/reports/savings", json={}))
     assert (report["devices"], report["rows"]) == (0, [])
+
+
+def test_a_rollout_to_everybody_passes_over_played_devices(house: House) -> None:
+    played = next(iter(house.devices))
+    with house.app.state.database.transaction(DEFAULT_PROJECT) as session:
+        session.execute(update(Device).where(Device.id == UUID(played)).values(attributes=PLAYED))
+    rollout = house.begin(waves=["100%"])
+    assert set(house.parts(rollout, "exposed")) == set(house.devices) - {played}

@@ -36,13 +36,14 @@ class Held:
 
 @dataclass(slots=True)
 class PlayedDevice:
-    """A device of one model. Not for several threads at a time.
+    """A device of one model; what is assigned of others it lets be. Not for several threads at a time.
 
     Attributes:
         name: what people call it.
+        model: its model's name.
         profile: the class of devices that it is of.
         draw: everything that is left to chance on it.
-        troubles: what is wrong with which release.
+        troubles: what is wrong with which release; others are taken unseen, for they are not what is rehearsed.
         id: None before it has joined.
         active: what serves; None: nothing yet.
         previous: what it can go back to.
@@ -52,6 +53,7 @@ class PlayedDevice:
     """
 
     name: str
+    model: str
     profile: str
     draw: Random
     troubles: Mapping[int, Trouble] = field(default_factory=dict)
@@ -147,7 +149,8 @@ class PlayedDevice:
             return []
         said = _signed(targets)["targets"]
         found = [Assigned.from_custom(path, target.get("custom")) for path, target in said.items()]
-        return sorted((one for one in found if not one.prefetch), key=lambda one: one.assignment)
+        own = (one for one in found if one.model == self.model and not one.prefetch)
+        return sorted(own, key=lambda one: one.assignment)
 
     def _act(self, assigned: Assigned) -> None:
         self.acted.append(assigned.assignment)
@@ -159,8 +162,8 @@ class PlayedDevice:
             self.active, self.previous = self.previous, self.active
             self._say(assigned, None)
             return
-        trouble = self.troubles.get(wished.release, Trouble())
-        reaction = first(self.draw) if self.active is None else react(trouble, self.profile, self.draw)
+        trouble = None if self.active is None else self.troubles.get(wished.release)
+        reaction = first(self.draw) if trouble is None else react(trouble, self.profile, self.draw)
         if reaction is None:
             self._gone = True
             return

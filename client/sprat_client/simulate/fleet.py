@@ -26,6 +26,7 @@ class PlayedFleet:
 
     Args:
         server_url: `http(s)://host:port`.
+        model: that they run.
         names: of the devices.
         seed: of everything that is left to chance.
         troubles: what is wrong with which release.
@@ -40,6 +41,7 @@ class PlayedFleet:
     def __init__(
         self,
         server_url: str,
+        model: str,
         names: Sequence[str],
         *,
         seed: int,
@@ -48,7 +50,7 @@ class PlayedFleet:
         threads: int = 8,
     ) -> None:
         self.devices = [
-            PlayedDevice(name, PROFILES[at % len(PROFILES)], Random(f"{seed} {at}"), troubles)  # noqa: S311 - played
+            PlayedDevice(name, model, PROFILES[at % len(PROFILES)], Random(f"{seed} {at}"), troubles)  # noqa: S311 - played
             for at, name in enumerate(names)
         ]
         self.failed: dict[str, SpratError] = {}

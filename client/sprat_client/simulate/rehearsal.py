@@ -122,7 +122,9 @@ def rehearse(
     run = new_id().hex[-8:]
     names = [f"played-{run}-{at:05d}" for at in range(plan.devices)]
     troubles = {plan.release: TROUBLES[plan.trouble]}
-    with PlayedFleet(server_url, names, seed=plan.seed, troubles=troubles, interval_s=plan.interval_s) as fleet:
+    with PlayedFleet(
+        server_url, plan.model, names, seed=plan.seed, troubles=troubles, interval_s=plan.interval_s
+    ) as fleet:
         try:
             return _on(fleet, client, plan, run, tell)
         finally:

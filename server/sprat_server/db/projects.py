@@ -5,9 +5,8 @@ A table of the operators takes the mixin `ProjectOwned`. A session acts in one p
 session itself, subqueries and joins too, and new rows are of that project. Nothing is left to the query.
 
 What works across projects says so: `Database.across_projects()` for a session, the option `ACROSS` for one
-statement. A session
-that knows no project yet refuses queries of such tables, and every session refuses SQL text and bare tables that name
-them, for those cannot be narrowed.
+statement. A session that knows no project yet refuses queries of such tables, and every session refuses SQL text and
+bare tables that name them, for those cannot be narrowed.
 """
 
 import re

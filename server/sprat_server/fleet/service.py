@@ -74,6 +74,12 @@ def require_played(session: Session, device_ids: Sequence[UUID] | None) -> None:
         raise InvalidInput("a rehearsal names the played devices that it is for", code="rollout.rehearsal")
 
 
+def played_devices(session: Session) -> set[UUID]:
+    """Return the ids of the devices that are only played and have not left: what they report is no evidence."""
+    played = select(Device.id).where(Device.revoked_at.is_(None), Device.attributes.contains(PLAYED))
+    return set(session.scalars(played))
+
+
 def revoke(session: Session, device_id: UUID) -> Device:
     """Refuse the device from now on; revoking it again changes nothing.
 

@@ -42,7 +42,7 @@ def cohort_of(session: Session, rollout: Rollout) -> set[UUID]:
 
 
 def meant(session: Session, devices: Collection[UUID] | None, plan: RolloutPlan) -> set[UUID]:
-    """Return the devices that were named (None: that the plan says, or all that are there).
+    """Return the devices that were named (None: that the plan says, or all that are there, but for played ones).
 
     Raises:
         BadFilter: the filter cannot be read, or names a model that does not exist.
@@ -51,10 +51,12 @@ def meant(session: Session, devices: Collection[UUID] | None, plan: RolloutPlan)
     if devices is not None:
         return set(devices)
     if plan.where is not None:
-        return targeting.matching(session, plan.where)
-    if plan.group is not None:
-        return targeting.members(session, plan.group)
-    return set(fleet.live_devices(session))
+        found = targeting.matching(session, plan.where)
+    elif plan.group is not None:
+        found = targeting.members(session, plan.group)
+    else:
+        found = set(fleet.live_devices(session))
+    return found - fleet.played_devices(session)
 
 
 def lay_out(

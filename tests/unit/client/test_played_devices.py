@@ -1,5 +1,6 @@
 """How releases do on played devices: by chance, but by the same chance each time, and as bad as was asked for."""
 
+import json
 import time
 from random import Random
 from statistics import fmean, stdev
@@ -7,10 +8,14 @@ from statistics import fmean, stdev
 import pytest
 
 from sprat_client.simulate.behaviour import SAMPLES, TROUBLES, Reaction, Trouble, first, react
+from sprat_client.simulate.device import PlayedDevice
 from sprat_client.simulate.fleet import PlayedFleet
+from sprat_shared.ids import new_id
 from sprat_shared.protocol.report import Evidence, Outcome
+from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY, Assigned
 
 DEVICES = 1500
+DEVICE = new_id()
 
 
 def reactions(trouble: Trouble, profile: str = "cam-a", seed: int = 1) -> list[Reaction | None]:
@@ -56,7 +61,7 @@ def test_a_slow_release_takes_longer_than_the_one_before() -> None:
 
 def test_how_often_devices_poll_changes_nothing_of_what_they_draw() -> None:
     quick, slow = (
-        PlayedFleet("http://127.0.0.1:9", ["a", "b"], seed=5, troubles={}, interval_s=interval_s)
+        PlayedFleet("http://127.0.0.1:9", "m", ["a", "b"], seed=5, troubles={}, interval_s=interval_s)
         for interval_s in (0.001, 60.0)
     )
     with quick, slow:
@@ -76,3 +81,11 @@ def test_what_a_played_device_says_is_evidence_that_the_protocol_takes(trouble: 
     for one in (first(Random(1)), *reactions(trouble)[:50]):
         if one is not None:
             assert Evidence.of(one.evidence.as_json()) == one.evidence
+
+
+def test_a_played_device_lets_be_what_is_assigned_of_other_models() -> None:
+    device = PlayedDevice("a", "mine", "cam-a", Random(1))
+    wishes = [Assigned(device=DEVICE, model=name, release=1, assignment=3, path=()) for name in ("mine", "other")]
+    said = {"signed": {"targets": {wish.full: {"custom": wish.to_custom()} for wish in wishes}}}
+    device._files[DIRECTOR_REPOSITORY, "targets"] = json.dumps(said).encode()
+    assert device._assigned() == wishes[:1]
