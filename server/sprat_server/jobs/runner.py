@@ -6,6 +6,7 @@ in the queue, so whatever a worker that was wrongly taken for dead still says ab
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Event
 from typing import Any, Final
@@ -21,6 +22,7 @@ from sprat_server.db.session import Database
 from sprat_server.jobs.models import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, SUCCEEDED, Job
 from sprat_server.jobs.service import TASK_NAME, defer, tell_ended
 from sprat_server.jobs.tasks import JobCancelled, JobContext, JobInterrupted, JobLost, task_of
+from sprat_server.observe import tracing
 from sprat_server.settings import Settings
 from sprat_shared.errors import SpratError, TryLater
 
@@ -43,6 +45,16 @@ _END_QUEUED: Final = text(
     "UPDATE procrastinate_jobs SET status = 'failed', abort_requested = false"
     " WHERE id = :queue_id AND status IN ('todo', 'doing')"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """An attempt that has begun, and the span of the request that asked for the job."""
+
+    ctx: JobContext
+    kind: str
+    args: Mapping[str, Any]
+    traceparent: str | None
 
 
 class Runner:
@@ -68,11 +80,20 @@ class Runner:
         begun = self._begin(job_id, queue_id)
         if begun is None:
             return
-        ctx, kind, args = begun
+        ctx, kind = begun.ctx, begun.kind
         self._running[job_id] = ctx.attempt, queue_id
+        about = {
+            "sprat.job": str(job_id),
+            "sprat.job.kind": kind,
+            "sprat.job.attempt": ctx.attempt,
+            "sprat.project": str(ctx.project_id),
+        }
         try:
-            with structlog.contextvars.bound_contextvars(job=str(job_id), kind=kind, attempt=ctx.attempt):
-                self._attempt(ctx, kind, args)
+            with (
+                tracing.span(f"job {kind}", kind="consumer", attributes=about, link=begun.traceparent),
+                structlog.contextvars.bound_contextvars(job=str(job_id), kind=kind, attempt=ctx.attempt),
+            ):
+                self._attempt(ctx, kind, begun.args)
         finally:
             self._running.pop(job_id, None)
 
@@ -106,7 +127,7 @@ class Runner:
                 if job is not None:
                     self._again(session, job, setback=None)
 
-    def _begin(self, job_id: UUID, queue_id: int) -> tuple[JobContext, str, Mapping[str, Any]] | None:
+    def _begin(self, job_id: UUID, queue_id: int) -> _Begun | None:
         with self._database.across_projects() as session:
             job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
             if job is None or job.state in ENDED or job.queue_id != queue_id:
@@ -126,7 +147,7 @@ class Runner:
                 settings=self._settings,
                 stopping=self.stopping,
             )
-            return ctx, job.kind, dict(job.args)
+            return _Begun(ctx, job.kind, dict(job.args), job.traceparent)
 
     def _attempt(self, ctx: JobContext, kind: str, args: Mapping[str, Any]) -> None:
         _log.info("job.begins")
@@ -138,8 +159,10 @@ class Runner:
         except JobInterrupted:
             self._requeue(ctx, setback=None)
         except JobLost as e:
+            tracing.fail(e.code)
             _log.warning("job.lost", error=str(e))
         except (OperationalError, TryLater) as e:
+            tracing.fail("setback")
             _log.warning("job.setback", exc_info=e)
             self._requeue(ctx, setback=str(getattr(e, "orig", e)))
         except SpratError as e:
@@ -164,6 +187,9 @@ class Runner:
             if job is not None:
                 _end(session, job, state, result=result, error=error)
         # None: the task ended it itself (JobContext.complete), or another attempt has begun
+        tracing.note({"sprat.job.outcome": state})
+        if error is not None:
+            tracing.fail(error["code"])
         _log.info("job.ended", outcome=state, by="runner" if job is not None else "task or another attempt")
 
     def _requeue(self, ctx: JobContext, *, setback: str | None) -> None:

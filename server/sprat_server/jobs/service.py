@@ -10,7 +10,7 @@ from sqlalchemy import and_, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from sprat_server.jobs.models import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, Job
-from sprat_server.observe import outbox
+from sprat_server.observe import outbox, tracing
 from sprat_server.observe.actors import Actor
 from sprat_shared.errors import Conflict, NotFound
 from sprat_shared.ids import new_id
@@ -54,7 +54,14 @@ def enqueue(session: Session, *, kind: str, args: Mapping[str, Any], by: Actor) 
         by: who asks.
     """
     job_id = new_id()
-    job = Job(id=job_id, kind=kind, args=dict(args), requested_by=str(by), queue_id=defer(session, job_id))
+    job = Job(
+        id=job_id,
+        kind=kind,
+        args=dict(args),
+        requested_by=str(by),
+        traceparent=tracing.traceparent(),
+        queue_id=defer(session, job_id),
+    )
     session.add(job)
     session.flush()
     session.refresh(job)

@@ -8,9 +8,11 @@ from typing import Any, Final, TextIO
 import structlog
 from structlog.typing import Processor
 
+from sprat_server.observe import tracing
+
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _TRACEBACKS: Final = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)  # locals may be secrets
-_NOISY: Final = ("alembic", "procrastinate", "httpx", "asyncio", "uvicorn", "securesystemslib", "tuf")
+_NOISY: Final = ("alembic", "procrastinate", "httpx", "asyncio", "uvicorn", "securesystemslib", "tuf", "urllib3")
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
@@ -40,6 +42,7 @@ def configure(*, log_format: str, log_level: str, **context: Any) -> None:
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        tracing.in_log,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -2,6 +2,7 @@
 
 import re
 import time
+from contextlib import AbstractContextManager, nullcontext
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sprat_server.observe import metrics
+from sprat_server.observe import metrics, tracing
 from sprat_shared.ids import new_id
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -51,7 +52,11 @@ class ObservedRequests:
             await send(message)
 
         client = scope.get("client")
-        with structlog.contextvars.bound_contextvars(request_id=request_id, address=client[0] if client else None):
+        address = client[0] if client else None
+        with (
+            _traced(scope, request_id),
+            structlog.contextvars.bound_contextvars(request_id=request_id, address=address),
+        ):
             try:
                 await self._app(scope, receive, observed_send)
             except Exception:
@@ -61,6 +66,16 @@ class ObservedRequests:
                 await self._failed(scope, receive, observed_send)
             finally:
                 _record(scope, seen["status"], seen["bytes"], time.perf_counter() - started_s)
+
+
+def _traced(scope: Scope, request_id: str) -> AbstractContextManager[None]:
+    if scope["path"] in _QUIET or not tracing.is_on():
+        return nullcontext()
+    wanted = {b"traceparent", b"tracestate"}
+    caller = {str(name, "latin-1"): str(value, "latin-1") for name, value in scope["headers"] if name in wanted}
+    method = scope["method"]
+    attributes = {"http.request.method": method, "url.path": scope["path"], "sprat.request_id": request_id}
+    return tracing.span(method, kind="server", attributes=attributes, caller=caller)  # _record gives it its name
 
 
 def _own_headers(request_id: str) -> list[tuple[bytes, bytes]]:
@@ -93,6 +108,17 @@ def _record(scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
     metrics.SENT_BYTES.labels(route).inc(sent_bytes)
     level = "debug" if scope["path"] in _QUIET or status == HTTPStatus.NOT_MODIFIED else "info"  # idle polls are many
     actor = scope.get("state", {}).get("actor")
+    tracing.rename(f"{method} {route}")
+    tracing.note(
+        {
+            "http.route": route,
+            "http.response.status_code": int(status),
+            "http.response.body.size": sent_bytes,
+            "sprat.actor.kind": None if actor is None else actor.kind,
+        }
+    )
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        tracing.fail(str(int(status)))
     _log.log(
         {"debug": 10, "info": 20}[level],
         "request",
