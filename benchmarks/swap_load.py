@@ -28,10 +28,10 @@ import tiny_onnx  # of the simulator
 from one_device import INPUTS, MODEL, OneDevice, one_device  # likewise
 from simulated_release import Release  # likewise
 
-from sprat_client.agent.bounds import percentile  # after the path
 from sprat_client.agent.http_endpoint import RELEASE_HEADER, SAFETENSORS  # likewise
 from sprat_client.runtime.onnxruntime_host import OnnxRuntime  # likewise
 from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors  # likewise
+from sprat_shared.evidence.bounds import percentile  # after the path
 
 _RELEASES: Final = 5
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sprat_client.agent.answers import top
-from sprat_client.agent.bounds import highest_share
 from sprat_client.runtime.ports import Array
+from sprat_shared.evidence.bounds import highest_share
 
 Answers = Callable[[Array], list[Array]]
 

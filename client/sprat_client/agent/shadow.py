@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from sprat_client.agent.bounds import highest_share, is_slower
 from sprat_client.agent.comparison import Comparison
 from sprat_client.agent.trial import GoOn, Healthy, Unhealthy, Verdict
+from sprat_shared.evidence.bounds import highest_share, is_slower
 
 _HOPELESS = 0.999  # confidence that ends the shadow before its time: it is looked at often
 

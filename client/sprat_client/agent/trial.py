@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from sprat_client.agent.bounds import is_slower
 from sprat_client.agent.comparison import Comparison
+from sprat_shared.evidence.bounds import is_slower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

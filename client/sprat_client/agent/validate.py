@@ -18,12 +18,12 @@ import numpy.typing as npt
 
 from sprat_client.agent.agreement import Agreement, compare_unlabelled
 from sprat_client.agent.answers import check_finite
-from sprat_client.agent.bounds import is_slower
 from sprat_client.agent.measure import Memory, Times, made_up, resident_bytes, time_in_turn
 from sprat_client.agent.samples import Holdout
 from sprat_client.agent.settings import ValidationSettings
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, PortSpec, fit_input
 from sprat_shared.errors import InvalidInput, UpdateRejected
+from sprat_shared.evidence.bounds import is_slower
 from sprat_shared.protocol.report import Evidence
 
 Mode = Literal["paired", "labelled", "unlabelled", "unvalidated"]

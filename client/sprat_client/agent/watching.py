@@ -4,7 +4,6 @@ import time
 from dataclasses import replace
 from typing import Final
 
-from sprat_client.agent.bounds import percentile
 from sprat_client.agent.comparison import LEAST_COMPARED, Comparison
 from sprat_client.agent.mirror import Mirror
 from sprat_client.agent.serve import Serving
@@ -13,6 +12,7 @@ from sprat_client.agent.shadow import ShadowLimits, judge_shadow
 from sprat_client.agent.trial import Limits, Verdict, Watch, judge
 from sprat_client.agent.validate import brief
 from sprat_client.runtime.ports import ModelHost
+from sprat_shared.evidence.bounds import percentile
 from sprat_shared.protocol.watched import Watched
 
 LOOK_AGAIN_S: Final = 0.05

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from sprat_client.agent.bounds import at_most, highest_share, is_slower, percentile
+from sprat_shared.evidence.bounds import at_most, highest_share, is_slower, percentile
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What counted samples prove, exactly, on server and device alike."""
