@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -174,6 +175,19 @@ def test_no_more_follow_than_a_process_allows(url: str, app: FastAPI, viewer: Ap
         time.sleep(0.02)
     with stream(url, viewer):
         pass
+
+
+def test_metrics_show_how_many_follow(url: str, viewer: Api, server_viewer: Api) -> None:
+    def following() -> float:
+        (value,) = re.findall(r"^sprat_event_streams ([0-9.]+)$", server_viewer.get("/metrics").text, re.MULTILINE)
+        return float(value)
+
+    with stream(url, viewer), stream(url, viewer):
+        assert following() == 2
+    end = time.monotonic() + 5
+    while following() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert following() == 0
 
 
 def test_streams_end_when_the_server_stops(

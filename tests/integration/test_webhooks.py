@@ -433,3 +433,47 @@ def test_old_events_are_forgotten_with_their_deliveries_and_numbers_go_on(
         assert session.scalars(select(Event.seq)).all() == [3]
         assert session.scalars(select(Delivery.event_seq)).all() == [3]
     assert (tell(database), len(receiver.got), hook["name"]) == (4, 3, "pager")
+
+
+def test_metrics_count_attempts_by_how_they_ended_and_show_what_waits(
+    admin: Api, server_viewer: Api, hook: dict[str, Any], receiver: Receiver, database: Database
+) -> None:
+    assert hook["name"] == "pager"
+
+    def metric(name: str, **labels: str) -> float:
+        wanted = {"project": "default", "webhook": "pager"} | labels
+        by = ",".join(f'{label}="{wanted[label]}"' for label in sorted(wanted))
+        series = f"{name}{{{by}}} "
+        lines = server_viewer.get("/metrics").text.splitlines()
+        (value,) = [line.removeprefix(series) for line in lines if line.startswith(series)]
+        return float(value)
+
+    receiver.answers = [500, 204] + [500] * webhooks.MOST_ATTEMPTS
+    tell(database)
+    with database.across_projects() as session:
+        session.execute(update(Delivery).values(created_at=datetime.now(UTC) - timedelta(hours=2)))
+    assert metric("sprat_webhook_waiting") == 1
+    assert 7200 <= metric("sprat_webhook_oldest_seconds") < 7300
+    for _ in range(2):
+        deliver(database)
+        make_due(database)
+    assert (metric("sprat_webhook_waiting"), metric("sprat_webhook_oldest_seconds")) == (0, 0)
+    tell(database)
+    for _ in range(webhooks.MOST_ATTEMPTS):
+        deliver(database)
+        make_due(database)
+    outcomes = ("delivered", "failed", "given_up")
+    counts = [metric("sprat_webhook_deliveries_total", outcome=outcome) for outcome in outcomes]
+    assert counts == [1, webhooks.MOST_ATTEMPTS, 1]
+    admin.delete(f"{URL}/pager")
+    assert "pager" not in server_viewer.get("/metrics").text
+
+
+def test_metrics_keep_webhooks_of_one_name_in_two_projects_apart(
+    server_admin: Api, server_viewer: Api, hook: dict[str, Any]
+) -> None:
+    made(server_admin.post("/api/v1/projects", json={"name": "line-3"}))
+    made(server_admin.post(URL, json={"name": hook["name"], "url": hook["url"]}, headers={"Sprat-Project": "line-3"}))
+    text_ = server_viewer.get("/metrics").text
+    for project in ("default", "line-3"):
+        assert f'sprat_webhook_waiting{{project="{project}",webhook="pager"}} 0.0' in text_

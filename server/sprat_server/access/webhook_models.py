@@ -28,6 +28,7 @@ class Webhook(ProjectOwned, Base):
         CheckConstraint("char_length(url) <= 2000", name="url_is_short"),
         CheckConstraint("octet_length(secret) = 32", name="secret_is_256_bits"),
         CheckConstraint("(old_secret IS NULL) = (old_secret_until IS NULL)", name="old_secrets_end"),
+        CheckConstraint("least(delivered, failed, given_up) >= 0", name="attempts_count"),
         CheckConstraint("(disabled_at IS NULL) = (disabled_because IS NULL)", name="disabled_has_a_reason"),
     )
 
@@ -41,6 +42,9 @@ class Webhook(ProjectOwned, Base):
     failing_since: Mapped[datetime | None]  # since when no delivery succeeded; NULL: the newest did
     disabled_at: Mapped[datetime | None]
     disabled_because: Mapped[str | None]
+    delivered: Mapped[int] = mapped_column(server_default="0")  # attempts that ended so, since it was made
+    failed: Mapped[int] = mapped_column(server_default="0")
+    given_up: Mapped[int] = mapped_column(server_default="0")
     created_by: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

@@ -11,11 +11,12 @@ import hmac
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -48,6 +49,16 @@ _DEFER: Final = text(
 _DROP_LOST: Final = text(  # what dead workers had taken: procrastinate forgets the worker and leaves the job
     "DELETE FROM procrastinate_jobs WHERE queue_name = :queue AND status = 'doing' AND worker_id IS NULL"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a webhook's attempts came to, and what waits for it."""
+
+    name: str
+    attempts: Mapping[str, int]  # by outcome: delivered, failed (to be tried again), given_up
+    waiting: int
+    oldest_s: float  # for how long the oldest that waits has; 0: none
 
 
 class WebhookUnknown(NotFound):
@@ -180,19 +191,35 @@ def note(
     row.attempts, row.status, row.error, row.tried_at = row.attempts + 1, status, error, now
     if error is None:
         row.state, row.next_at, webhook.failing_since = DELIVERED, None, None
+        webhook.delivered += 1
     else:
         webhook.failing_since = webhook.failing_since or now
         if row.attempts >= MOST_ATTEMPTS:
             row.state, row.next_at = FAILED, None
+            webhook.given_up += 1
         else:
             row.next_at = now + timedelta(seconds=pause_s(row.attempts, draw))
             defer(session, row, row.next_at)
+            webhook.failed += 1
         if now - webhook.failing_since > FAILING_ALLOWED:
             webhook.disabled_at = now
             webhook.disabled_because = (
                 f"no delivery succeeded since {webhook.failing_since:%Y-%m-%d %H:%M} UTC: {error}"
             )
     session.flush()
+
+
+def readings(session: Session, now: datetime | None = None) -> list[Reading]:
+    """Return what the webhooks of the session's project came to, by name."""
+    now = now or datetime.now(UTC)
+    waiting = select(Delivery.webhook_id, func.count(), func.min(Delivery.created_at)).where(Delivery.state == PENDING)
+    of_hook = {row[0]: (row[1], row[2]) for row in session.execute(waiting.group_by(Delivery.webhook_id))}
+    found = []
+    for hook in session.scalars(select(Webhook).order_by(Webhook.name)):
+        count, oldest = of_hook.get(hook.id, (0, now))
+        attempts = {"delivered": hook.delivered, "failed": hook.failed, "given_up": hook.given_up}
+        found.append(Reading(hook.name, attempts, count, max(0.0, (now - oldest).total_seconds())))
+    return found
 
 
 def pause_s(attempts: int, draw: float) -> float:

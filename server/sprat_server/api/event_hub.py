@@ -12,6 +12,7 @@ import structlog
 from psycopg.conninfo import make_conninfo
 
 from sprat_server.db.session import Database
+from sprat_server.observe import metrics
 from sprat_server.observe.outbox import CHANNEL
 from sprat_shared.errors import TryLater
 
@@ -67,11 +68,13 @@ class EventHub:
             )
         waker = asyncio.Event()
         self._streams += 1
+        metrics.EVENT_STREAMS.inc()
         self._followers[project_id].add(waker)
         try:
             yield waker
         finally:
             self._streams -= 1
+            metrics.EVENT_STREAMS.dec()
             self._followers[project_id].discard(waker)
             if not self._followers[project_id]:
                 del self._followers[project_id]

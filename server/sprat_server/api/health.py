@@ -5,6 +5,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from sprat_server.access import webhooks
 from sprat_server.api.auth import ServerViewer, Viewer
 from sprat_server.db.projects import Project, enter, leave
 from sprat_server.db.session import Database, SessionDep
@@ -38,8 +39,9 @@ def read_metrics(session: SessionDep, _viewer: ServerViewer) -> Response:
     for state in (job_models.QUEUED, job_models.RUNNING, *sorted(job_models.ENDED)):
         metrics.JOBS.labels(state).set(counts.get(state, 0))
     metrics.METADATA_EXPIRES_S.clear()
-    for gauge in (metrics.METADATA_WAITING, *_OF_ROLLOUTS):
+    for gauge in (metrics.METADATA_WAITING, metrics.WEBHOOK_WAITING, metrics.WEBHOOK_OLDEST_S, *_OF_ROLLOUTS):
         gauge.clear()
+    sent: dict[tuple[str, ...], int] = {}
     for project_id, name in known.items():
         enter(session, project_id)
         shown = custody_views.custody(session)
@@ -53,6 +55,11 @@ def read_metrics(session: SessionDep, _viewer: ServerViewer) -> Response:
                 metrics.ROLLOUT_E_VALUE.labels(*of_rollout, metric).set(e_value)
             for what, count in {**one.counts, "room": one.room}.items():
                 metrics.ROLLOUT_DEVICES.labels(*of_rollout, what).set(count)
+        for hook in webhooks.readings(session):
+            metrics.WEBHOOK_WAITING.labels(name, hook.name).set(hook.waiting)
+            metrics.WEBHOOK_OLDEST_S.labels(name, hook.name).set(hook.oldest_s)
+            sent |= {(name, hook.name, outcome): count for outcome, count in hook.attempts.items()}
+    metrics.WEBHOOK_DELIVERIES.read(sent)
     return Response(metrics.text(), media_type=metrics.CONTENT_TYPE)
 
 

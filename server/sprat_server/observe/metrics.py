@@ -1,5 +1,6 @@
 """What Prometheus reads at /metrics."""
 
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from prometheus_client import (
@@ -11,8 +12,10 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # no annotations there
 
@@ -67,6 +70,54 @@ ROLLOUT_DEVICES: Final = Gauge(
     "Devices of a live rollout: exposed, reported, failed, lost, and the room that the gate leaves; read when asked.",
     ["project", "model", "rollout", "what"],
     registry=REGISTRY,
+)
+WEBHOOK_WAITING: Final = Gauge(
+    "sprat_webhook_waiting",
+    "Events that wait to be sent to a webhook, or to be sent again; read when asked.",
+    ["project", "webhook"],
+    registry=REGISTRY,
+)
+WEBHOOK_OLDEST_S: Final = Gauge(
+    "sprat_webhook_oldest_seconds",
+    "For how long the oldest of them has waited; 0: none waits; read when asked.",
+    ["project", "webhook"],
+    registry=REGISTRY,
+)
+EVENT_STREAMS: Final = Gauge(
+    "sprat_event_streams", "Callers who follow events as a stream of this process.", registry=REGISTRY
+)
+
+
+class KeptCounter(Collector):
+    """A counter that the database keeps, for what other processes count: read when asked, the same in every replica.
+
+    Args:
+        name: without `_total`.
+        documentation: as of any metric.
+        labels: their names.
+    """
+
+    def __init__(self, name: str, documentation: str, labels: tuple[str, ...]) -> None:
+        self._name, self._documentation, self._labels = name, documentation, labels
+        self._counts: Mapping[tuple[str, ...], int] = {}
+        REGISTRY.register(self)
+
+    def read(self, counts: Mapping[tuple[str, ...], int]) -> None:
+        """Show these counts, by the values of the labels, from now on."""
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Give what was read last."""
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, count in self._counts.items():
+            family.add_metric(values, count)
+        yield family
+
+
+WEBHOOK_DELIVERIES: Final = KeptCounter(
+    "sprat_webhook_deliveries",
+    "Attempts to send an event to a webhook: delivered, failed, or given up with the last one; read when asked.",
+    ("project", "webhook", "outcome"),
 )
 
 
