@@ -130,7 +130,7 @@ def outside(original: Sequence[Sequence[float]], copy: Sequence[Sequence[float]]
 
 
 def samples_needed(bound: float, *, share: float = 0.0, looks: int = 1, alpha: float = ALPHA) -> int:
-    """Return the fewest inputs that prove a bound where at most this share of them disagrees.
+    """Return how many inputs prove a bound where at most this share of them disagrees; the fewest where none does.
 
     Args:
         bound: that is wished, 0 to 1.

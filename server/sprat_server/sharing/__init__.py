@@ -1,0 +1,1 @@
+"""Sharing layers between models without retraining: measured by similarity, decided and certified by agreement."""
