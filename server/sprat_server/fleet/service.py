@@ -3,17 +3,17 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Literal
 from uuid import UUID
 
 from sqlalchemy import Select, and_, bindparam, delete, exists, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from sprat_server.db.sets import among
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.protocol.enrol import PLAYED
 
-_MOST_PARAMETERS: Final = 10_000  # of one statement; PostgreSQL takes 65,535
 Reason = Literal["rollout", "return", "enrolment", "prefetch"]
 
 
@@ -48,15 +48,13 @@ def require_live(session: Session, device_ids: Sequence[UUID]) -> None:
         NotFound: there is no device of one of the ids.
         Conflict: one of them was revoked.
     """
-    for at in range(0, len(device_ids), _MOST_PARAMETERS):
-        some = device_ids[at : at + _MOST_PARAMETERS]
-        known = select(Device.id, Device.revoked_at).where(Device.id.in_(some))
-        revoked_at: dict[UUID, datetime | None] = dict(session.execute(known).all())
-        for device_id in some:
-            if device_id not in revoked_at:
-                get_device(session, device_id)  # says so
-            elif revoked_at[device_id] is not None:
-                raise Conflict(f"device {device_id} was revoked; leave it out", code="device.revoked")
+    known = select(Device.id, Device.revoked_at).where(among(Device.id, device_ids))
+    revoked_at: dict[UUID, datetime | None] = dict(session.execute(known).all())
+    for device_id in device_ids:
+        if device_id not in revoked_at:
+            get_device(session, device_id)  # says so
+        elif revoked_at[device_id] is not None:
+            raise Conflict(f"device {device_id} was revoked; leave it out", code="device.revoked")
 
 
 def require_played(session: Session, device_ids: Sequence[UUID] | None) -> None:
@@ -65,13 +63,11 @@ def require_played(session: Session, device_ids: Sequence[UUID] | None) -> None:
     Raises:
         InvalidInput: one is real.
     """
-    real = select(Device.name).where(~Device.attributes.contains(PLAYED)).limit(1)
-    for at in range(0, len(device_ids or ()), _MOST_PARAMETERS):
-        some = (device_ids or ())[at : at + _MOST_PARAMETERS]
-        if (name := session.scalar(real.where(Device.id.in_(some)))) is not None:
-            raise InvalidInput(f"a rehearsal is for played devices, and {name} is real", code="rollout.rehearsal")
     if device_ids is None:
         raise InvalidInput("a rehearsal names the played devices that it is for", code="rollout.rehearsal")
+    real = select(Device.name).where(~Device.attributes.contains(PLAYED), among(Device.id, device_ids)).limit(1)
+    if (name := session.scalar(real)) is not None:
+        raise InvalidInput(f"a rehearsal is for played devices, and {name} is real", code="rollout.rehearsal")
 
 
 def played_devices(session: Session) -> set[UUID]:
@@ -104,7 +100,7 @@ def assign(session: Session, model_id: UUID, wishes: Mapping[UUID, int | None], 
     Each device's counter rises by one. Rows are locked in the order of ids, so that two callers cannot block each
     other for ever. Revoked devices are left out.
     """
-    live = select(Device.id).where(Device.id.in_(wishes), Device.revoked_at.is_(None)).order_by(Device.id)
+    live = select(Device.id).where(among(Device.id, wishes), Device.revoked_at.is_(None)).order_by(Device.id)
     locked = session.scalars(live.with_for_update()).all()
     if not locked:
         return {}
@@ -112,7 +108,7 @@ def assign(session: Session, model_id: UUID, wishes: Mapping[UUID, int | None], 
     counters = dict(
         session.execute(
             update(Device)
-            .where(Device.id.in_(locked))
+            .where(among(Device.id, locked))
             .values(assignment_counter=Device.assignment_counter + 1)
             .returning(Device.id, Device.assignment_counter)
             .execution_options(synchronize_session=False)
@@ -139,7 +135,7 @@ def _forget_previous_of_the_unanswered(session: Session, model_id: UUID, device_
     """
     newest = (
         select(Assignment.device_id, func.max(Assignment.counter))
-        .where(Assignment.device_id.in_(device_ids), Assignment.model_id == model_id)
+        .where(among(Assignment.device_id, device_ids), Assignment.model_id == model_id)
         .group_by(Assignment.device_id)
     )
     session.execute(
@@ -166,7 +162,7 @@ def current_assignments(
         Assignment.device_id, Assignment.model_id
     )
     if device_ids is not None:
-        newest = newest.where(Assignment.device_id.in_(list(device_ids)))
+        newest = newest.where(among(Assignment.device_id, device_ids))
     if model_id is not None:
         newest = newest.where(Assignment.model_id == model_id)
     query = select(Assignment).where(tuple_(Assignment.device_id, Assignment.counter).in_(newest))
@@ -181,7 +177,7 @@ def running_assignments(session: Session, model_id: UUID) -> list[Assignment]:
 
 def running_wishes(session: Session, model_id: UUID, device_ids: Iterable[UUID]) -> dict[UUID, int | None]:
     """Return the release of a model that each device should run, whatever it was asked to fetch ahead since."""
-    newest = _newest_running(model_id).where(Assignment.device_id.in_(list(device_ids)))
+    newest = _newest_running(model_id).where(among(Assignment.device_id, device_ids))
     rows = select(Assignment.device_id, Assignment.number)
     return dict(session.execute(rows.where(tuple_(Assignment.device_id, Assignment.counter).in_(newest))).all())
 
@@ -200,7 +196,7 @@ def slots(
     """Return what devices hold, by (device, model)."""
     query = select(DeviceSlots)
     if device_ids is not None:
-        query = query.where(DeviceSlots.device_id.in_(list(device_ids)))
+        query = query.where(among(DeviceSlots.device_id, device_ids))
     if model_id is not None:
         query = query.where(DeviceSlots.model_id == model_id)
     return {(row.device_id, row.model_id): row for row in session.scalars(query)}
@@ -253,7 +249,7 @@ def holders(session: Session, model_id: UUID) -> list[Holders]:
 def mark_seen(session: Session, seen: Mapping[UUID, datetime]) -> None:
     """Write when devices were last seen; rows that another transaction holds are skipped until the next batch."""
     free = session.scalars(
-        select(Device.id).where(Device.id.in_(seen)).order_by(Device.id).with_for_update(skip_locked=True)
+        select(Device.id).where(among(Device.id, seen)).order_by(Device.id).with_for_update(skip_locked=True)
     ).all()
     if free:
         session.connection().execute(

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
+from sprat_server.db.sets import among
 from sprat_server.fleet.models import Assignment, Device
 from sprat_server.registry.models import Model
 from sprat_server.rollouts import gating
@@ -212,7 +213,7 @@ def _gate(rollout: Rollout) -> Gate:
 
 def _segments(session: Session, devices: Collection[UUID]) -> dict[UUID, tuple[Segment, ...]]:
     """Return of each device its profile, where it said one, and its group as its site."""
-    rows = session.execute(select(Device.id, Device.profile, Device.device_group).where(Device.id.in_(devices)))
+    rows = session.execute(select(Device.id, Device.profile, Device.device_group).where(among(Device.id, devices)))
     return {
         device: (*(() if profile is None else (f"profile={profile}",)), f"site={group}")
         for device, profile, group in rows

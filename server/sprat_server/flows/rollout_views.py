@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from sprat_server.db.sets import among
 from sprat_server.fleet.models import Device, DeviceDrift
 from sprat_server.flows import gating
 from sprat_server.flows import rollout_steps as steps
@@ -26,7 +27,7 @@ from sprat_shared.trust.windows import next_opening
 def view(session: Session, rollout: Rollout) -> RolloutView:
     """Return a rollout as it is shown."""
     waves, parts = rollouts.waves_of(session, rollout), rollouts.devices_of(session, rollout)
-    named = select(Device.id, Device.name).where(Device.id.in_([part.device_id for part in parts]))
+    named = select(Device.id, Device.name).where(among(Device.id, [part.device_id for part in parts]))
     names = dict(session.execute(named).all())
     model = steps.model_of(session, rollout).name
     waits = waits_for(session, rollout, parts, datetime.now(UTC))
@@ -90,7 +91,7 @@ def _does(session: Session, rollout: Rollout, devices: Collection[UUID], release
     """Return how devices do on their holdouts by their newest words since the start, with `release` where given."""
     words = select(func.count(), func.sum(DeviceDrift.samples), func.sum(DeviceDrift.correct)).where(
         DeviceDrift.model_id == rollout.model_id,
-        DeviceDrift.device_id.in_(list(devices)),
+        among(DeviceDrift.device_id, devices),
         DeviceDrift.said_at >= (rollout.started_at or rollout.created_at),
     )
     if release is not None:

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 
+from sprat_server.db.sets import among
 from sprat_server.fleet import groups, labels
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.filter_grammar import parse, pointing
@@ -44,14 +45,14 @@ def fits(session: Session, expression: Expression, now: datetime | None = None) 
     return condition(expression.root, _ids(session, expression.models), now or datetime.now(UTC))
 
 
-def matching(session: Session, text: str, among: Iterable[UUID] | None = None) -> set[UUID]:
+def matching(session: Session, text: str, devices: Iterable[UUID] | None = None) -> set[UUID]:
     """Return the live devices for which a filter holds, among some of them or (None) in the whole fleet.
 
     Raises:
         BadFilter: as `read`.
     """
     query = select(Device.id).where(Device.revoked_at.is_(None), fits(session, read(session, text)))
-    return set(session.scalars(query if among is None else query.where(Device.id.in_(list(among)))))
+    return set(session.scalars(query if devices is None else query.where(among(Device.id, devices))))
 
 
 def members(session: Session, name: str) -> set[UUID]:

@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from sprat_server.db.sets import among
 from sprat_server.rollouts.evidence import Acknowledged, Event, Evidence, Exposed, Left, Reported, Segment, event_of
 from sprat_server.rollouts.gate_state import ALL, GateState, Scope
 from sprat_server.rollouts.gates import Gate
@@ -88,7 +89,7 @@ def last(session: Session, rollout: Rollout) -> int:
 def segments_of(session: Session, rollout: Rollout, devices: Sequence[UUID]) -> dict[str, tuple[Segment, ...]]:
     """Return the segments of exposed devices, as they were when the release was offered to them."""
     exposures = select(RolloutEvent).where(
-        RolloutEvent.rollout_id == rollout.id, RolloutEvent.kind == "exposed", RolloutEvent.device_id.in_(devices)
+        RolloutEvent.rollout_id == rollout.id, RolloutEvent.kind == "exposed", among(RolloutEvent.device_id, devices)
     )
     events = [event_of(row.event) for row in session.scalars(exposures)]
     return {event.device: event.segments for event in events if isinstance(event, Exposed)}
@@ -131,7 +132,7 @@ def waiting(session: Session, rollout: Rollout) -> int:
 def devices_heard(session: Session, rollout: Rollout, devices: Collection[UUID], kind: str) -> set[UUID]:
     """Return those of the devices of which an event of this kind was heard: `exposed` or `ended`."""
     rows = select(RolloutEvent.device_id).where(
-        RolloutEvent.rollout_id == rollout.id, RolloutEvent.kind == kind, RolloutEvent.device_id.in_(devices)
+        RolloutEvent.rollout_id == rollout.id, RolloutEvent.kind == kind, among(RolloutEvent.device_id, devices)
     )
     return {device for device in session.scalars(rows) if device is not None}
 

@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
+from sprat_server.db.sets import among
 from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
 from sprat_server.rollouts.plan import RolloutPlan
 from sprat_server.rollouts.reaches import check_reaches, reaches_everyone
@@ -178,7 +179,7 @@ def devices_of(session: Session, rollout: Rollout, *, ordinal: int | None = None
 def parts(session: Session, rollout: Rollout, devices: Collection[UUID]) -> list[RolloutDevice]:
     """Return the parts of these devices."""
     query = select(RolloutDevice).where(RolloutDevice.rollout_id == rollout.id)
-    return list(session.scalars(query.where(RolloutDevice.device_id.in_(devices))))
+    return list(session.scalars(query.where(among(RolloutDevice.device_id, devices))))
 
 
 def running(session: Session) -> list[UUID]:
@@ -301,7 +302,7 @@ def not_taken(session: Session, model_id: UUID, device_ids: Collection[UUID]) ->
         select(part.device_id, part.state, part.previous, Rollout.number, Rollout.state)
         .ext(distinct_on(part.device_id))
         .join(Rollout, Rollout.id == part.rollout_id)
-        .where(Rollout.model_id == model_id, part.device_id.in_(list(device_ids)), part.exposed_by.is_not(None))
+        .where(Rollout.model_id == model_id, among(part.device_id, device_ids), part.exposed_by.is_not(None))
         .order_by(part.device_id, part.exposed_by.desc())
     )
     lost = {DeviceState.FAILED, DeviceState.EXCUSED}
@@ -336,7 +337,7 @@ def forget_prefetches(session: Session, model_id: UUID, device_ids: Collection[U
         drafts = drafts.where(Rollout.id != but)
     session.execute(
         update(RolloutDevice)
-        .where(RolloutDevice.device_id.in_(list(device_ids)), RolloutDevice.rollout_id.in_(drafts))
+        .where(among(RolloutDevice.device_id, device_ids), RolloutDevice.rollout_id.in_(drafts))
         .values(prefetch=None, prefetched_by=None, previous=None)
     )
 
