@@ -60,8 +60,13 @@ class Replica:
 
 
 @contextmanager
-def house(folder: Path) -> Iterator[tuple[list[Replica], Program, Balancer, str]]:
-    """Run everything; yields the replicas, the worker, the port before them, and an admin's token."""
+def house(folder: Path, **more: str) -> Iterator[tuple[list[Replica], Program, Balancer, str]]:
+    """Run everything; yields the replicas, the worker, the port before them, and an admin's token.
+
+    Args:
+        folder: for all that is kept.
+        more: settings of the server.
+    """
     with ExitStack() as stack:
         postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
         env = environment(
@@ -70,6 +75,7 @@ def house(folder: Path) -> Iterator[tuple[list[Replica], Program, Balancer, str]
             SPRAT_AUTO_SIGN="*",
             SPRAT_POLL_INTERVAL_S="1",
             SPRAT_LOG_LEVEL="warning",
+            **more,
         )
         for words in (["upgrade"], ["token", "--name", "bench", "--json"]):
             done = subprocess.run(
@@ -87,11 +93,11 @@ def house(folder: Path) -> Iterator[tuple[list[Replica], Program, Balancer, str]
         yield replicas, worker, balancer, token
 
 
-def register(shell: Shell, folder: Path) -> None:
-    """Register the model, as release 1."""
+def register(shell: Shell, folder: Path, model: str = MODEL) -> None:
+    """Register a model, as release 1."""
     weights = tiny_models.write_weights(folder / "one.safetensors", tiny_models.worn())
     graph = tiny_models.write_graph(folder / "one.onnx", tiny_models.worn())
-    shell.one("model", "register", MODEL, "--graph", str(graph), "--weights", str(weights))
+    shell.one("model", "register", model, "--graph", str(graph), "--weights", str(weights))
 
 
 def release(shell: Shell, folder: Path, step: int) -> int:
