@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from sprat_shared.apply import rebuild_tensor
 from sprat_shared.wire.planes import encode_planes
-from sprat_shared.wire.records import Dense, Lossless, LowRank, Record
+from sprat_shared.wire.records import Dense, Edit, Lossless, LowRank
 from sprat_shared.wire.safetensors import SafetensorsFile, write_safetensors
 from sprat_shared.wire.scales import STEPS, nearest_scale
 from sprat_shared.wire.tensors import ArrayTensors, TensorSource, digest_of, tensor_sha256, weights_digest
@@ -97,9 +97,9 @@ def model(rng: np.random.Generator) -> dict[str, Array]:
     return {name: 0.02 * rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
-def low_rank_records(base: TensorSource, rng: np.random.Generator) -> list[Record]:
+def low_rank_records(base: TensorSource, rng: np.random.Generator) -> list[Edit]:
     """Return factors on the grid that training gives, small integers, and dense records for what has one dimension."""
-    records: list[Record] = []
+    records: list[Edit] = []
     for index, spec in enumerate(base.table):
         if spec.matrix is None:
             records.append(Dense(index, 88, rng.integers(-3, 4, spec.size).astype(np.int32)))
@@ -110,7 +110,7 @@ def low_rank_records(base: TensorSource, rng: np.random.Generator) -> list[Recor
     return records
 
 
-def dense_records(base: TensorSource, rng: np.random.Generator) -> list[Record]:
+def dense_records(base: TensorSource, rng: np.random.Generator) -> list[Edit]:
     """Return one quantised dense record for each tensor."""
     scale = nearest_scale(1e-4)
     return [
@@ -119,9 +119,9 @@ def dense_records(base: TensorSource, rng: np.random.Generator) -> list[Record]:
     ]
 
 
-def lossless_records(base: TensorSource, rng: np.random.Generator) -> list[Record]:
+def lossless_records(base: TensorSource, rng: np.random.Generator) -> list[Edit]:
     """Return one lossless record for each tensor: every weight moved a little, as fine-tuning does."""
-    records: list[Record] = []
+    records: list[Edit] = []
     for index, spec in enumerate(base.table):
         old = base.read(index)
         new = old + np.float32(1e-4) * rng.standard_normal(spec.shape, dtype=np.float32)
@@ -129,14 +129,14 @@ def lossless_records(base: TensorSource, rng: np.random.Generator) -> list[Recor
     return records
 
 
-def write_update(base: TensorSource, records: Sequence[Record], path: Path) -> None:
+def write_update(base: TensorSource, records: Sequence[Edit], path: Path) -> None:
     """Write a file that stands alone; every tensor has one record."""
     sha256s = [tensor_sha256(rebuild_tensor(base.read(i), base.table[i], [record])) for i, record in enumerate(records)]
     result = weights_digest(base.table, sha256s)
     path.write_bytes(encode_update(base.table, records, base_digest=digest_of(base), result_digest=result))
 
 
-def write_factors(base: TensorSource, records: Sequence[Record], path: Path) -> None:
+def write_factors(base: TensorSource, records: Sequence[Edit], path: Path) -> None:
     """Write the same low-rank change as float32 factors, for PyTorch."""
     factors: dict[str, tuple[str, Array]] = {}
     for spec, record in zip(base.table, records, strict=True):
@@ -166,7 +166,7 @@ def best(runs: Sequence[dict[str, float]]) -> dict[str, float]:
     return {**times, "peak_bytes": max(run["peak_bytes"] for run in runs)}
 
 
-def cases(base: TensorSource, rng: np.random.Generator) -> dict[str, Callable[[], list[Record]]]:
+def cases(base: TensorSource, rng: np.random.Generator) -> dict[str, Callable[[], list[Edit]]]:
     """Return the updates by name."""
     return {
         "low rank": lambda: low_rank_records(base, rng),

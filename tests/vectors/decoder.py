@@ -6,7 +6,7 @@ section. numpy serves for float32 arithmetic only, zstandard for the frames.
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -26,7 +26,7 @@ WIDTHS = dict(zip(DTYPES, (4, 2, 2, 8, 8, 4, 2, 1, 8, 4, 2, 1, 1, 1, 1), strict=
 FLOATS = ("F32", "F16", "BF16")
 ORDERED_AS_FLOATS = ("F32", "F16", "BF16", "F64")
 OCTAVE = (0x3F800000, 0x3F8B95C2, 0x3F9837F0, 0x3FA5FED7, 0x3FB504F3, 0x3FC5672A, 0x3FD744FD, 0x3FEAC0C7)
-LOSSLESS, CODED = 2, 6
+LOSSLESS, CODED, HELD = 2, 6, 7
 SUMS = (0, 1, 3, 4, 5)
 RESULT, FULL, PATCH = 1, 2, 4
 WINDOW_BYTES = 8 << 20
@@ -282,7 +282,7 @@ class Rebuild:
         need(self.records <= 8, "more than 8 records for one tensor")
         need(not self.closed, "a record after a tensor's lossless one")
         need(
-            kind in (LOSSLESS, CODED) or self.tensor.dtype in FLOATS,
+            kind in (LOSSLESS, CODED, HELD) or self.tensor.dtype in FLOATS,
             "a record that adds for a tensor without floats",
         )
 
@@ -345,10 +345,48 @@ def with_zeros(release: Release) -> Release:
     return Release(tensors, release.aliases)
 
 
-def decode(data: bytes, base: Release | None, promised: bytes | None = None, local: Sequence[int] = ()) -> Release:
+def one_held(held: Sequence[bytes], prefix: bytes, tensor: Tensor) -> bytes:
+    """Section 4, held: the one tensor that the device has whose digest begins so."""
+    need(len(prefix) == 8, "a held record that is not 8 bytes")
+    need(tensor.size > 0, "a held record for a tensor without values")
+    found = {data for data in held if len(data) == tensor.nbytes and hashlib.sha256(data).digest().startswith(prefix)}
+    need(len(found) == 1, "a tensor that is not held")
+    return found.pop()
+
+
+def settle(
+    rebuilds: Collection[Rebuild],
+    added: Sequence[tuple[Rebuild, np.ndarray[Any, Any], int]],
+    frames: Sequence[tuple[Rebuild, bytes, int]],
+    held: Sequence[bytes],
+) -> None:
+    """Give each tensor the data that its records say: what is held, what is added, what is exact."""
+    for rebuild, frame, kind in frames:
+        if kind == HELD:
+            rebuild.tensor.data = one_held(held, frame, rebuild.tensor)
+    for rebuild, integers, scale in added:
+        rebuild.add(integers, scale)
+    for rebuild in rebuilds:
+        rebuild.settle()
+    for rebuild, frame, kind in frames:
+        tensor = rebuild.tensor
+        if kind == LOSSLESS:
+            tensor.data = unlossless(tensor, frame)
+        elif kind == CODED:
+            tensor.data = uncoded(tensor.dtype, tensor.data, WIDTHS[tensor.dtype], frame)
+
+
+def decode(
+    data: bytes,
+    base: Release | None,
+    promised: bytes | None = None,
+    local: Sequence[int] = (),
+    held: Sequence[bytes] = (),
+) -> Release:
     """The release that this update makes of its base.
 
-    `promised` and `local`: its weights digest and the indices of its local tensors, out of signed metadata.
+    `promised` and `local`: its weights digest and the indices of its local tensors, out of signed metadata. `held`: the
+    raw data of the tensors that the device has, of any model.
     """
     cursor = Cursor(data)
     header = read_header(cursor)
@@ -359,33 +397,30 @@ def decode(data: bytes, base: Release | None, promised: bytes | None = None, loc
     release = with_zeros(release)
     rebuilds: dict[int, Rebuild] = {}
     index, sums = 0, SumReader(stream)
-    frames: list[tuple[Rebuild, int, int]] = []
+    lengths: list[tuple[Rebuild, int, int]] = []
+    added: list[tuple[Rebuild, np.ndarray[Any, Any], int]] = []
     for _ in range(stream.one("COUNT")):
         index += stream.one("GAP")
         need(index < len(release.tensors), "no such tensor")
         kind = stream.one("KIND")
-        need(kind in (*SUMS, LOSSLESS, CODED), "an unknown kind")
+        need(kind in (*SUMS, LOSSLESS, CODED, HELD), "an unknown kind")
         tensor = release.tensors[index]
         need(not tensor.local, "a record of a local tensor")
         rebuild = rebuilds.setdefault(index, Rebuild(tensor))
         rebuild.begin(kind)
+        if kind == HELD:
+            need(rebuild.records == 1, "a held record after another of its tensor")
+            lengths.append((rebuild, stream.one("LENGTH"), kind))
+            continue
         if kind in (LOSSLESS, CODED):
             need(tensor.size > 0, "an exact record for a tensor without values")
             need(kind == LOSSLESS or tensor.dtype in EXPONENT_BITS, "a coded record for a tensor without floats")
             rebuild.closed = True
-            frames.append((rebuild, stream.one("LENGTH"), kind))
+            lengths.append((rebuild, stream.one("LENGTH"), kind))
             continue
-        integers = sums.take(kind, index, tensor.shape)
-        rebuild.add(integers, sums.scale)
+        added.append((rebuild, sums.take(kind, index, tensor.shape), sums.scale))
     stream.end()
-    for rebuild in rebuilds.values():
-        rebuild.settle()
-    for rebuild, length, kind in frames:
-        tensor, frame = rebuild.tensor, cursor.take(length)
-        if kind == LOSSLESS:
-            tensor.data = unlossless(tensor, frame)
-        else:
-            tensor.data = uncoded(tensor.dtype, tensor.data, WIDTHS[tensor.dtype], frame)
+    settle(rebuilds.values(), added, [(rebuild, cursor.take(length), kind) for rebuild, length, kind in lengths], held)
     need(cursor.at == len(data), "bytes after the last frame")
     for wanted in (header.result, promised):
         need(wanted is None or wanted == release.digest(), "the result is not what was promised")

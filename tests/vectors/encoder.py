@@ -176,6 +176,8 @@ Sum = LowRank | Dense | Rows | ThreeFactors | Subspace
 
 @dataclass
 class Lossless:
+    """What has a frame of its own: kinds 2, 6 and (the first 8 bytes of a digest) 7."""
+
     index: int
     frame: bytes
     kind: int = 2

@@ -5,14 +5,16 @@ The file is frozen: a change of it is a change of the format.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import exact
 from coded import EXPONENT_BITS, coded_frame
-from decoder import DTYPES, WIDTHS, Release, Tensor
+from decoder import DTYPES, WIDTHS, Release, Tensor, in_order
 from encoder import (
     Dense,
     Lossless,
@@ -58,13 +60,16 @@ def result_of(base: Release, records: list[Record]) -> Release:
     return Release(tensors, list(base.aliases))
 
 
-def vector(name: str, why: str, base: Release, records: list[Record], **how: Any) -> dict[str, Any]:
+def vector(
+    name: str, why: str, base: Release, records: list[Record], held: Sequence[bytes] = (), **how: Any
+) -> dict[str, Any]:
     result = how.pop("result", None) or result_of(base, records)
     update = encode(None if "table" in how else base, records, result=result.digest(), **how)
     return {
         "name": name,
         "why": why,
         "base": None if "table" in how else as_json(base),
+        **({"held": [data.hex() for data in held]} if held else {}),
         "update": update.hex(),
         "result": as_json(result),
         "weights": "sha256:" + result.digest().hex(),
@@ -128,6 +133,28 @@ def near_the_bound() -> dict[str, Any]:
     return vector(
         "factors of 100 to 127", "large products, mixed signs and all of one sign", base, [factors(rank, m, n, 1), high]
     )
+
+
+def shared_with_another_model() -> dict[str, Any]:
+    trunk = Tensor("trunk.w", "F32", (3, 2), words("F32", *pseudo(6, 0x3E000000, 0x40000000, 3)))
+    near = Tensor("near.w", "F32", (3, 2), words("F32", *pseudo(6, 0x3E000000, 0x40000000, 5)))
+    codes = Tensor("codes", "I8", (5,), bytes(pseudo(5, 0, 255, 7)))
+    other = words("F32", *pseudo(6, 0x3E000000, 0x40000000, 9))  # as long as the trunk, of another digest
+    base = Release([Tensor("head.w", "F32", (2,), words("F32", 0x3F800000, 0x80000000))], [])
+    added = in_order(Release([trunk, near, codes], []))
+    residual: list[Sum] = [LowRank(2, 120, 1, [1, -2, 3], [4, -5])]
+    records: list[Record] = [
+        Lossless(0, sha256(codes.data).digest()[:8], kind=7),
+        Lossless(2, sha256(near.data).digest()[:8], kind=7),
+        *residual,
+        Lossless(3, sha256(trunk.data).digest()[:8], kind=7),
+    ]
+    corrected = replace(near, data=exact.rebuild(near, residual))
+    result = in_order(Release([*base.tensors, trunk, corrected, codes], []))
+    return vector(
+        "held", "tensors of another model, one of them corrected", base, records,
+        held=[trunk.data, near.data, codes.data, other], patch=Patch(added=added), result=result,
+    )  # fmt: skip
 
 
 def halves(dtype: str, starts: tuple[int, ...]) -> dict[str, Any]:
@@ -365,7 +392,7 @@ def vectors() -> list[dict[str, Any]]:
         halves("F16", float16), halves("BF16", bfloat16), each_dtype(), coded(), then_lossless(), edge_shapes(), full(),
         *(lanes(log2_lanes) for log2_lanes in (0, 1, 4)),
         some_rows(), between_sides(), in_a_subspace(), every_sum(0), every_sum(3),
-        grown_head(), another_table(),
+        grown_head(), another_table(), shared_with_another_model(),
     ]  # fmt: skip
 
 

@@ -51,13 +51,28 @@ def release_of(source: ArrayTensors) -> Release:
     return Release(tensors, list(source.table.aliases.items()))
 
 
+class Held:
+    """Tensors that a device has, of any model, by their raw data (`apply.HeldTensors`)."""
+
+    def __init__(self, held: Collection[bytes]) -> None:
+        self._held = set(held)
+
+    def find(self, prefix: bytes, spec: TensorSpec) -> np.ndarray[Any, Any] | None:
+        found = [one for one in self._held if len(one) == spec.nbytes and hashlib.sha256(one).digest()[:8] == prefix]
+        return np.frombuffer(found[0], spec.storage).reshape(spec.shape) if len(found) == 1 else None
+
+
 def apply(
-    update: bytes, base: Release | None, expected: str | None = None, local: Collection[int] = ()
+    update: bytes,
+    base: Release | None,
+    expected: str | None = None,
+    local: Collection[int] = (),
+    held: Collection[bytes] = (),
 ) -> tuple[Release, str]:
     """What sprat makes of an update: the release and the digest it reports."""
     sink = Collected(base)
     source = None if base is None else source_of(base)
-    digest = apply_update(update, source, sink, expected=expected, local=local)
+    digest = apply_update(update, source, sink, expected=expected, local=local, held=Held(held))
     for index in local:
         sink.release.tensors[index].local = True
     return sink.release, digest

@@ -117,7 +117,7 @@ def rebuild(
             payload = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with its last view
         start = None if source is None else WithoutLocal(source, local)
         try:
-            apply_update(memoryview(payload), start, sink, expected=step.weights, local=step.local)
+            apply_update(memoryview(payload), start, sink, expected=step.weights, local=step.local, held=store)
         except DigestMismatch:
             if source is not None:
                 source.check_all()  # hashing the base each time would find what the result's digest finds as well

@@ -72,6 +72,21 @@ class TensorStore:
         except OSError:
             return False
 
+    def find(self, prefix: bytes, spec: TensorSpec) -> npt.NDArray[np.generic] | None:
+        """Return the tensor of this length whose digest begins so, mapped; None where there is none, or more than one.
+
+        Raises:
+            StoreCorrupted: its file has other bytes.
+        """
+        folder = self._root / prefix.hex()[:2]
+        names = self._disk.names(folder) if self._disk.exists(folder) else []
+        named = [name for name in names if name.startswith(prefix.hex())]
+        found = [bytes.fromhex(name) for name in named if self.holds(bytes.fromhex(name), spec.nbytes)]
+        if len(found) != 1:
+            return None
+        self.check(found[0], f"tensor {spec.name!r}")
+        return map_tensor(self.path(found[0]), spec)
+
     def put(self, sha256: bytes, data: Data) -> None:
         """Write one file. It is there, durably, after `settle`: many files wait for the disk once and not each."""
         path = self.path(sha256)

@@ -18,6 +18,7 @@ from sprat_shared.wire.records import (
     Dense,
     Drawn,
     Exact,
+    Held,
     Identity,
     Lossless,
     LowRank,
@@ -27,6 +28,7 @@ from sprat_shared.wire.records import (
     Subspace,
     ThreeFactors,
 )
+from sprat_shared.wire.records.held import PREFIX_BYTES
 from sprat_shared.wire.safetensors import SafetensorsFile, safetensors_header
 from sprat_shared.wire.scales import STEPS
 from sprat_shared.wire.tensors import Array, TensorTable, digest_of, raw_bytes
@@ -41,6 +43,7 @@ _NAMES: Final[Mapping[type[Record], str]] = {
     ThreeFactors: "three-factors",
     Subspace: "subspace",
     Coded: "coded",
+    Held: "held",
 }
 
 
@@ -211,7 +214,8 @@ def table_changes(base: TensorTable, new: TensorTable) -> str | None:
 def _rows(reader: UpdateReader, table: TensorTable) -> Iterator[dict[str, Any]]:
     read = reader.integer_bytes_read
     for record in reader.records():
-        frame, scale = (len(record.frame), None) if isinstance(record, Exact) else (0, record.scale)
+        scale = None if isinstance(record, Held | Exact) else record.scale
+        frame = len(record.frame) if isinstance(record, Exact) else PREFIX_BYTES * isinstance(record, Held)
         now = reader.integer_bytes_read
         yield {
             "index": record.index,
@@ -233,6 +237,8 @@ def _detail(record: Record) -> str | None:
         case ThreeFactors():
             core = " x ".join(map(str, record.core.shape))
             return f"core {core}, sides {_side(record.u)} and {_side(record.v)}"
+        case Held():
+            return f"sha256 {record.prefix.hex()}…"
         case Subspace():
             return f"{record.q.size} coefficients, seed {record.seed}"
         case _:

@@ -16,7 +16,19 @@ import numpy as np
 from sprat_shared.apply import apply_update, check_arithmetic, rebuild_tensor
 from sprat_shared.encode.exact import exact_bytes, exact_record
 from sprat_shared.wire.patch import PatchedTensors
-from sprat_shared.wire.records import Dense, Drawn, Exact, LowRank, Record, Rows, Subspace, ThreeFactors
+from sprat_shared.wire.records import (
+    Dense,
+    Drawn,
+    Edit,
+    Exact,
+    Held,
+    LowRank,
+    Record,
+    Rows,
+    Subspace,
+    Sum,
+    ThreeFactors,
+)
 from sprat_shared.wire.tensors import Array, TensorSource, TensorSpec, TensorTable, digest_of
 from sprat_shared.wire.update import MAX_TERMS, UpdateReader, encode_update
 
@@ -84,21 +96,23 @@ def direct_update(
     return data
 
 
-def _said_by(steps: Sequence[Step], table: TensorTable) -> dict[TensorSpec, list[Record]]:
+def _said_by(steps: Sequence[Step], table: TensorTable) -> dict[TensorSpec, list[Sum]]:
     """Return, for each tensor that all steps have under one name and shape, what they add to it, in order.
 
     What a lossless record changed is said by a new one. A tensor of which a step says something that cannot be said
     again in a file for `table` is left out.
     """
-    said: dict[TensorSpec, list[Record]] = defaultdict(list)
+    said: dict[TensorSpec, list[Sum]] = defaultdict(list)
     unsayable: set[TensorSpec] = set()
     for step in steps:
         reader = UpdateReader(memoryview(step.data), step.table)
         theirs = step.table if reader.table is None else reader.table
         unsayable |= set(step.table) ^ set(theirs)
-        additions: dict[TensorSpec, list[Record]] = defaultdict(list)
+        additions: dict[TensorSpec, list[Sum]] = defaultdict(list)
         for record in reader.records():
-            if not record.CLOSES:
+            if isinstance(record, Held):
+                unsayable.add(theirs[record.index])
+            elif not isinstance(record, Exact):
                 additions[theirs[record.index]].append(record)
         for spec, added in additions.items():
             said[spec] += [_undone(record) for record in reversed(added)] if step.undone else added
@@ -110,14 +124,14 @@ def _said_by(steps: Sequence[Step], table: TensorTable) -> dict[TensorSpec, list
     return {spec: records for spec, records in said.items() if spec not in unsayable}
 
 
-def _is_drawn(record: Record) -> bool:
+def _is_drawn(record: Sum) -> bool:
     """Return whether what a record gives hangs on the file's seed and on its tensor's index."""
     return isinstance(record, Subspace) or (
         isinstance(record, ThreeFactors) and (isinstance(record.u, Drawn) or isinstance(record.v, Drawn))
     )
 
 
-def _differ(records: Iterable[Record]) -> bool:
+def _differ(records: Iterable[Sum]) -> bool:
     """Return whether these records, which are drawn, cannot stand in one file."""
     seeds, vectors = set[int](), set[bytes]()
     for record in records:
@@ -130,7 +144,7 @@ def _differ(records: Iterable[Record]) -> bool:
     return len(seeds) > 1 or len(vectors) > 1
 
 
-def _undone(record: Record) -> Record:
+def _undone(record: Sum) -> Sum:
     """Return the record that takes this one back but for the rounding."""
     match record:
         case LowRank():
@@ -145,7 +159,7 @@ def _undone(record: Record) -> Record:
             raise AssertionError(f"{type(record).__name__} adds nothing that could be taken back")
 
 
-def _fewest_bytes(table: TensorTable, index: int, old: Array, new: Array, terms: Sequence[Record]) -> Sequence[Record]:
+def _fewest_bytes(table: TensorTable, index: int, old: Array, new: Array, terms: Sequence[Sum]) -> Sequence[Edit]:
     """Return the records that turn a tensor into another exactly, with the fewest bytes of the ways known.
 
     Args:

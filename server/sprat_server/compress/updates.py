@@ -3,7 +3,7 @@
 Nothing here loads torch: records are integers in numpy, made by `sprat_server.training` or by the post-hoc encoder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -14,7 +14,7 @@ from sprat_shared.encode import encode_delta
 from sprat_shared.errors import BaseMismatch
 from sprat_shared.ids import parse_digest
 from sprat_shared.wire.patch import held_under, under
-from sprat_shared.wire.records import Record
+from sprat_shared.wire.records import Edit, Held, Record
 from sprat_shared.wire.tensors import Array, ArrayTensors, TensorSource, TensorSpec, digest_of
 from sprat_shared.wire.update import BASE_BYTES, UpdateReader, encode_update, read_header
 
@@ -56,9 +56,16 @@ def decode(data: bytes, base: TensorSource) -> Updated:
     }
     for index, records in groupby(reader.records(), key=attrgetter("index")):
         spec: TensorSpec = source.table[index]
-        arrays[spec.name] = (spec.dtype, rebuild_tensor(source.read(index), spec, list(records)))
+        arrays[spec.name] = (spec.dtype, rebuild_tensor(source.read(index), spec, _edits(records)))
     weights = ArrayTensors(arrays, source.table.aliases)
     return Updated(data, weights, digest_of(weights))
+
+
+def _edits(records: Iterable[Record]) -> Iterator[Edit]:
+    for record in records:
+        if isinstance(record, Held):
+            raise BaseMismatch(f"tensor {record.index} is to be one that devices hold of another model: none is here")
+        yield record
 
 
 def from_records(base: TensorSource, records: Sequence[Record]) -> Updated:

@@ -11,12 +11,12 @@ import numpy as np
 
 from sprat_shared.apply.products import BLOCK, EXACT_RANK, Floats, integer_product, products
 from sprat_shared.errors import UnsafeArithmetic
-from sprat_shared.wire.records import Dense, Exact, Record, Sum
+from sprat_shared.wire.records import Dense, Edit, Exact, Sum
 from sprat_shared.wire.scales import STEPS
 from sprat_shared.wire.tensors import Array, TensorSpec
 
 
-def rebuild_tensor(base: Array, spec: TensorSpec, records: Iterable[Record]) -> Array:
+def rebuild_tensor(base: Array, spec: TensorSpec, records: Iterable[Edit]) -> Array:
     """Return the tensor that `records` make of `base`.
 
     Args:

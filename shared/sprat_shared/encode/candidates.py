@@ -17,7 +17,7 @@ from sprat_shared.apply.arithmetic import widen
 from sprat_shared.encode.cost import run_bits
 from sprat_shared.encode.exact import exact_bytes, exact_record
 from sprat_shared.encode.svd import Spectrum, truncated_svd
-from sprat_shared.wire.records import Dense, LowRank, Record
+from sprat_shared.wire.records import Dense, Edit, LowRank
 from sprat_shared.wire.scales import STEPS, nearest_scale
 from sprat_shared.wire.tensors import REBUILDABLE, Array, TensorSpec
 
@@ -49,7 +49,7 @@ class Candidate:
 
     bytes: float
     squared_error: float
-    records: Callable[[], tuple[Record, ...]]
+    records: Callable[[], tuple[Edit, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +86,7 @@ class Change:
         old, new = (widen(side, self.spec.dtype) for side in (self.old, self.new))
         return bool((new > 0).all() and (old >= 0).all())
 
-    def rebuilt(self, records: tuple[Record, ...]) -> Array:
+    def rebuilt(self, records: tuple[Edit, ...]) -> Array:
         """Return the tensor that records make."""
         return rebuild_tensor(self.old, self.spec, records)
 
@@ -113,7 +113,7 @@ def lossless_only(change: Change) -> Options:
 
 def _lossless(change: Change) -> Candidate:
 
-    def records() -> tuple[Record, ...]:
+    def records() -> tuple[Edit, ...]:
         return (exact_record(change.index, change.spec, change.old, change.new),)
 
     return Candidate(exact_bytes(change.spec, change.old, change.new) + _RECORD_BYTES, 0.0, records)
@@ -157,7 +157,7 @@ class _LowRankWay:
     def record(self) -> LowRank:
         return LowRank(self.index, self.scale, *_factors(self.spectrum, self.rank, self.scale, self.dead))
 
-    def records(self) -> tuple[Record, ...]:
+    def records(self) -> tuple[Edit, ...]:
         return (self.record(),)
 
 
@@ -235,7 +235,7 @@ def _dense(change: Change, delta: Floats, start: _LowRankWay | None) -> Iterator
             yield Candidate(cost, error, partial(_with_dense, change, start, scale, dead))
 
 
-def _with_dense(change: Change, start: _LowRankWay | None, scale: int, dead: float) -> tuple[Record, ...]:
+def _with_dense(change: Change, start: _LowRankWay | None, scale: int, dead: float) -> tuple[Edit, ...]:
     first = () if start is None else start.records()
     left = widen(change.new, change.spec.dtype) - widen(change.rebuilt(first), change.spec.dtype)
     q = _rounded(left.reshape(-1) / STEPS[scale], dead).astype(np.int32)

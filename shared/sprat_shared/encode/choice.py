@@ -7,7 +7,7 @@ from typing import Final
 from sprat_shared.encode.allocation import Ladder, ladder
 from sprat_shared.encode.candidates import Candidate, Options
 from sprat_shared.errors import InvalidInput
-from sprat_shared.wire.records import Record
+from sprat_shared.wire.records import Edit
 from sprat_shared.wire.tensors import REBUILDABLE, tensor_sha256
 
 _SMALL: Final = 1 << 20  # values that change, up to which writing a file takes so little that many are tried
@@ -30,7 +30,7 @@ class Said:
 
     options: Options
     way: Candidate
-    records: tuple[Record, ...]
+    records: tuple[Edit, ...]
     sha256: bytes
     squared_error: float
     max_error: float
@@ -50,7 +50,7 @@ def by_error(options: Sequence[Options], allowed: float) -> list[Said]:
             rung += 1 + len(steps) // 200  # the estimate was low
 
 
-def by_budget(options: Sequence[Options], budget_bytes: int, written: Callable[[Sequence[Record]], int]) -> list[Said]:
+def by_budget(options: Sequence[Options], budget_bytes: int, written: Callable[[Sequence[Edit]], int]) -> list[Said]:
     """Return the least error found that fits.
 
     Args:
@@ -90,7 +90,7 @@ class _Said:
     def __init__(self, options: Sequence[Options]) -> None:
         self._options = options
         self._ways = [list(option.ways) for option in options]
-        self._records = dict[int, tuple[Record, ...]]()
+        self._records = dict[int, tuple[Edit, ...]]()
         self._rebuilt = dict[int, Said]()
 
     @property
@@ -104,7 +104,7 @@ class _Said:
         """Let go of records: quantised large tensors that were not chosen would fill the memory."""
         self._records.clear()
 
-    def records(self, way: Candidate) -> tuple[Record, ...]:
+    def records(self, way: Candidate) -> tuple[Edit, ...]:
         if id(way) not in self._records:
             self._records[id(way)] = way.records()
         return self._records[id(way)]
@@ -129,9 +129,7 @@ class _Said:
         return not all(one.usable for one in chosen)
 
 
-def _highest_that_fits(
-    said: _Said, steps: Ladder, budget_bytes: int, written: Callable[[Sequence[Record]], int]
-) -> int:
+def _highest_that_fits(said: _Said, steps: Ladder, budget_bytes: int, written: Callable[[Sequence[Edit]], int]) -> int:
     """Return the highest rung whose file is within the budget; of large tensors one close to it, to write few files."""
     small = said.size <= _SMALL
     low, high, tries = -1, len(steps), _TRIES_SMALL if small else _TRIES_LARGE

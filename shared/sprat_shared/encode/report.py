@@ -9,14 +9,14 @@ import numpy as np
 from sprat_shared.encode.allocation import ladder
 from sprat_shared.encode.candidates import Options
 from sprat_shared.encode.choice import Said
-from sprat_shared.wire.records import Coded, Dense, Exact, Lossless, LowRank, Record
+from sprat_shared.wire.records import Coded, Dense, Edit, Exact, Lossless, LowRank
 from sprat_shared.wire.tensors import REBUILDABLE
 
 _RANK: Final = 16
 _LARGE_SIDE: Final = 64  # rows and columns from which 16 directions are few
 _POINTS: Final = 8
 _LEAST: Final = 300.0  # bytes of the curve's first point
-_NAMES: Final[dict[type[Record], str]] = {
+_NAMES: Final[dict[type[Edit], str]] = {
     LowRank: "low-rank", Dense: "dense", Lossless: "lossless", Coded: "coded",
 }  # fmt: skip
 

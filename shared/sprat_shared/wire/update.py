@@ -19,7 +19,7 @@ from sprat_shared.wire.descriptions import Limits, pack_descriptions, unpack_des
 from sprat_shared.wire.integers import MAX_LOG2_LANES, Family
 from sprat_shared.wire.leb128 import pack_leb128, read_leb128
 from sprat_shared.wire.patch import patch_between, patched_table, put_patch, take_patch
-from sprat_shared.wire.records import KINDS, Record
+from sprat_shared.wire.records import KINDS, Held, Record
 from sprat_shared.wire.records.stream import RecordReader, RecordWriter
 from sprat_shared.wire.tensors import TensorSpec, TensorTable
 
@@ -110,10 +110,10 @@ def _check_order(table: TensorTable, records: Sequence[Record]) -> None:
     for record in records:
         if not last <= record.index < len(table) or record.index == closed:
             raise InvalidInput(f"record of tensor {record.index}: records are sorted by index, a lossless one is last")
-        terms = terms + 1 if record.index == last else 1
+        terms = terms + 1 if terms and record.index == last else 1
         last = record.index
-        if terms > MAX_TERMS:
-            raise InvalidInput(f"tensor {table[last].name!r}: more than {MAX_TERMS} records")
+        if terms > MAX_TERMS or (terms > 1 and isinstance(record, Held)):
+            raise InvalidInput(f"tensor {table[last].name!r}: more than {MAX_TERMS} records, or a held one not first")
         record.check(table[record.index])
         if record.CLOSES:
             closed = record.index
@@ -181,6 +181,8 @@ class UpdateReader:
             if at >= len(self.table) or at == closed or terms > MAX_TERMS:
                 raise MalformedUpdate(f"record {ordinal} is for tensor {at} of {len(self.table)}, out of place there")
             kind = self._kind(spec := self.table[at])
+            if terms > 1 and kind is Held:
+                raise MalformedUpdate(f"tensor {spec.name!r}: what is held stands after another record")
             if kind.CLOSES:
                 closed = at
             try:

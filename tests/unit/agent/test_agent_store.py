@@ -203,3 +203,27 @@ def test_many_files_wait_for_the_disk_together_bytes_before_names(tmp_path: Path
     store.settle()
     folders = len({sha256(one)[:1] for one in data})
     assert disk.calls == [*["sync"] * 5, *["rename"] * 5, *["sync_folder"] * (folders + 1)]
+
+
+def test_a_tensor_is_found_by_the_beginning_of_its_digest_and_its_length(
+    store: TensorStore, shelf: Shelf, tmp_path: Path
+) -> None:
+    installed(shelf, store, tmp_path)
+    spec, digest = TENSORS.table[0], TENSORS.sha256(0)
+    found = store.find(digest[:8], spec)
+    assert found is not None
+    np.testing.assert_array_equal(found, TENSORS.read(0))
+    assert store.find(digest[:8], TENSORS.table[2]) is None, "of another length"
+    assert store.find(bytes(8), spec) is None
+    store.path(digest).chmod(0o644)
+    store.path(digest).write_bytes(bytes(spec.nbytes))
+    with pytest.raises(StoreCorrupted, match="has the digest"):
+        store.find(digest[:8], spec)
+
+
+def test_a_beginning_that_two_tensors_have_finds_neither(store: TensorStore, shelf: Shelf, tmp_path: Path) -> None:
+    installed(shelf, store, tmp_path)
+    spec, digest = TENSORS.table[0], TENSORS.sha256(0)
+    twin = store.path(digest[:8] + bytes(24))
+    twin.write_bytes(bytes(spec.nbytes))
+    assert store.find(digest[:8], spec) is None

@@ -10,6 +10,7 @@ from typing import Final
 
 from sprat_shared.wire.records.coded import Coded
 from sprat_shared.wire.records.dense import Dense
+from sprat_shared.wire.records.held import Held
 from sprat_shared.wire.records.lossless import Lossless
 from sprat_shared.wire.records.low_rank import LowRank
 from sprat_shared.wire.records.rows import Rows
@@ -21,7 +22,9 @@ __all__ = [
     "Coded",
     "Dense",
     "Drawn",
+    "Edit",
     "Exact",
+    "Held",
     "Identity",
     "Lossless",
     "LowRank",
@@ -35,6 +38,7 @@ __all__ = [
 
 Sum = LowRank | Dense | Rows | ThreeFactors | Subspace  # exact integers times a step, added to the tensor
 Exact = Lossless | Coded  # the tensor's last: every bit of it
-Record = Sum | Exact
-_ALL = (LowRank, Dense, Lossless, Rows, ThreeFactors, Subspace, Coded)
+Edit = Sum | Exact
+Record = Held | Edit  # what is held is its tensor's first
+_ALL = (LowRank, Dense, Lossless, Rows, ThreeFactors, Subspace, Coded, Held)
 KINDS: Final[Mapping[int, type[Record]]] = MappingProxyType({kind.KIND: kind for kind in _ALL})
