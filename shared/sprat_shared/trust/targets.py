@@ -13,6 +13,8 @@ from sprat_shared.ids import check_model_name, parse_digest
 
 IMAGE_REPOSITORY: Final = "image"
 WIRE_VERSION: Final = 1
+MILLION: Final = 1_000_000
+"""Shares of a whole are signed as whole millionths: canonical JSON has no fractions."""
 _KEY: Final = "sprat"
 
 
@@ -68,6 +70,51 @@ class LocalStatistics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """That a release is a near copy of another one of its model, which uses layers of a donor (docs/sharing.md).
+
+    All levels of one ladder say the same: a device that leaves one has its base, or a lower level, to go to.
+
+    Attributes:
+        base: number of the release of the same model that it was made from; that one shares nothing.
+        weights: weights digest of that release.
+        donor: name of the model whose layers it uses.
+        budget_ppm: the share of answers that may differ from the base's, in millionths.
+    """
+
+    base: int
+    weights: str
+    donor: str
+    budget_ppm: int
+
+    @property
+    def budget(self) -> float:
+        """Return the share of answers that may differ from the base's, 0 to 1."""
+        return self.budget_ppm / MILLION
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {"base": self.base, "weights": self.weights, "donor": self.donor, "budget_ppm": self.budget_ppm}
+
+    @classmethod
+    def of(cls, value: Any) -> "Shares":
+        """Read the JSON object.
+
+        Raises:
+            ValueError, TypeError, KeyError, InvalidInput: a field is missing, of another type, or out of its bounds.
+        """
+        budget = positive(value["budget_ppm"])
+        if budget > MILLION:
+            raise ValueError(f"a budget of {budget} millionths is more than all answers")
+        return cls(
+            base=positive(value["base"]),
+            weights=_digest(value["weights"]),
+            donor=check_model_name(value["donor"]),
+            budget_ppm=budget,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateTarget:
     """What the signer says of one update file.
 
@@ -81,6 +128,7 @@ class UpdateTarget:
         wire: version of the wire format.
         min_agent: oldest agent version that may install it.
         local: what each device computes itself; None where everything is sent.
+        shares: of which release it is a near copy that shares layers; None of a release by itself.
     """
 
     model: str
@@ -92,6 +140,7 @@ class UpdateTarget:
     wire: int = WIRE_VERSION
     min_agent: str = "0.1.0"
     local: LocalStatistics | None = None
+    shares: Shares | None = None
 
     @property
     def path(self) -> str:
@@ -112,6 +161,8 @@ class UpdateTarget:
             said["base"] = {"release": self.base_release, "weights": self.base_weights}
         if self.local is not None:
             said["local"] = self.local.as_json()
+        if self.shares is not None:
+            said["shares"] = self.shares.as_json()
         return {_KEY: said}
 
     @classmethod
@@ -123,7 +174,7 @@ class UpdateTarget:
         """
         try:
             said = (custom or {})[_KEY]
-            base, local = said.get("base"), said.get("local")
+            base, local, shares = said.get("base"), said.get("local"), said.get("shares")
             target = cls(
                 model=check_model_name(said["model"]),
                 release=positive(said["release"]),
@@ -134,11 +185,14 @@ class UpdateTarget:
                 wire=positive(said["wire"]),
                 min_agent=str(said["min_agent"]),
                 local=None if local is None else LocalStatistics.of(local),
+                shares=None if shares is None else Shares.of(shares),
             )
         except (KeyError, TypeError, AttributeError, ValueError, InvalidInput) as bad:
             raise UntrustedUpdate(f"target {path}: its signed description cannot be read ({bad!r})") from bad
         if target.path != path:
             raise UntrustedUpdate(f"target {path} describes itself as {target.path}; the repository is mixed up")
+        if target.shares is not None and (target.shares.base >= target.release or target.shares.donor == target.model):
+            raise UntrustedUpdate(f"target {path} shares layers with itself, or was made from a release to come")
         return target
 
 
