@@ -22,7 +22,7 @@ def spec_of(dtype: str, size: int) -> TensorSpec:
 
 def two_sides(rng: np.random.Generator, spec: TensorSpec, way: str) -> tuple[Array, Array]:
     """Any bits at all, NaN among them, and what became of them."""
-    bits = f"<u{spec.storage.itemsize}"
+    bits = f"<u{spec.itemsize}"
     old = rng.integers(0, 256, spec.nbytes, dtype=np.uint8).view(bits)
     other = rng.integers(0, 256, spec.nbytes, dtype=np.uint8).view(bits)
     new = {
@@ -49,8 +49,8 @@ def test_both_decoders_give_back_every_bit_and_refuse_the_same_damage(
     old, new = two_sides(rng, spec, way)
     frame = encode_exact(spec, old, new)
     assert decode_exact(spec, old, frame).tobytes() == new.tobytes()
-    assert uncoded(dtype, old.tobytes(), spec.storage.itemsize, frame) == new.tobytes()
-    assert coded_frame(dtype, old.tobytes(), spec.storage.itemsize, new.tobytes()) == frame
+    assert uncoded(dtype, old.tobytes(), spec.itemsize, frame) == new.tobytes()
+    assert coded_frame(dtype, old.tobytes(), spec.itemsize, new.tobytes()) == frame
     damaged = bytearray(frame)
     damaged[rng.integers(len(frame))] ^= 1 << int(rng.integers(8))
     data = (bytes(damaged), frame[: rng.integers(len(frame))], frame + b"\0")[seed % 3]
@@ -58,7 +58,7 @@ def test_both_decoders_give_back_every_bit_and_refuse_the_same_damage(
     with suppress(MalformedUpdate):
         ours = decode_exact(spec, old, data).tobytes()
     with suppress(Refused):
-        theirs = uncoded(dtype, old.tobytes(), spec.storage.itemsize, data)
+        theirs = uncoded(dtype, old.tobytes(), spec.itemsize, data)
     assert ours == theirs
 
 

@@ -13,7 +13,7 @@ from sprat_shared.wire.safetensors import SafetensorsFile, safetensors_header
 from sprat_shared.wire.tensors import DTYPES, TensorSpec, TensorTable, raw_bytes
 
 _NUMPY: Final[Mapping[str, str]] = {  # numpy dtype to safetensors code
-    TensorSpec("x", code, ()).storage.str: code for code in DTYPES if code not in {"BF16", "F8_E4M3", "F8_E5M2"}
+    TensorSpec("x", code, ()).storage: code for code in DTYPES if code not in {"BF16", "F8_E4M3", "F8_E5M2"}
 }
 
 

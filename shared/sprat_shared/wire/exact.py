@@ -93,11 +93,11 @@ def decode_exact(spec: TensorSpec, old: Array, frame: bytes | memoryview) -> Arr
 
 
 def _form(spec: TensorSpec) -> _Form:
-    return _Form(8 * spec.storage.itemsize, EXPONENT_BITS[spec.dtype])
+    return _Form(8 * spec.itemsize, EXPONENT_BITS[spec.dtype])
 
 
 def _bits(spec: TensorSpec, array: Array) -> Array:
-    return array.reshape(-1).view(f"<u{spec.storage.itemsize}")
+    return array.reshape(-1).view(f"<u{spec.itemsize}")
 
 
 def _models(form: _Form) -> dict[str, Counts]:

@@ -22,7 +22,7 @@ Bits = npt.NDArray[np.unsignedinteger]
 
 def encode_planes(spec: TensorSpec, old: Array, new: Array, *, level: int = 19) -> bytes:
     """Return the frame that turns `old` into `new`, both in storage dtype and of the spec's shape."""
-    width = spec.storage.itemsize
+    width = spec.itemsize
     planes = np.empty((width, spec.size), np.uint8)
     for at in range(0, spec.size, _CHUNK):
         folded = _fold(_ordered(spec, _bits(new, at)) - _ordered(spec, _bits(old, at)))
@@ -39,7 +39,7 @@ def decode_planes(spec: TensorSpec, old: Array, frame: bytes | memoryview) -> Ar
     Raises:
         MalformedUpdate: the frame does not unpack to exactly the tensor's bytes.
     """
-    width = spec.storage.itemsize
+    width = spec.itemsize
     said = stated_bytes(frame, f"tensor {spec.name!r}: its frame")
     if said != spec.nbytes:
         raise MalformedUpdate(f"tensor {spec.name!r}: its frame gives {said} bytes, it has {spec.nbytes}")

@@ -6,25 +6,24 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, Final, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from sprat_shared.errors import InvalidInput, LimitExceeded
 from sprat_shared.ids import digest_text, parse_digest
 
+if TYPE_CHECKING:  # an agent without a model reads tables, and holds no arrays
+    import numpy.typing as npt
+
 DTYPES: Final = (
     *("F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "F8_E4M3", "F8_E5M2"),
 )  # a code's position is its u8 in the weights digest and in full updates; append only
-_STORAGE: Final[Mapping[str, np.dtype[Any]]] = {
-    code: np.dtype(storage)
-    for code, storage in zip(
+_STORAGE: Final[Mapping[str, str]] = dict(
+    zip(
         DTYPES,
-        ["<f4", "<f2", "<u2", "<f8", "<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1", "?", "u1", "u1"],
+        ["<f4", "<f2", "<u2", "<f8", "<i8", "<i4", "<i2", "|i1", "<u8", "<u4", "<u2", "|u1", "|b1", "|u1", "|u1"],
         strict=True,
     )
-}
+)
 REBUILDABLE: Final = frozenset({"F32", "F16", "BF16"})  # dtypes that integer factors can change
 MAX_DIMS: Final = 32
 MAX_NAME_BYTES: Final = 1024
@@ -35,7 +34,7 @@ LOCAL_SHA256: Final = bytes(32)
 _WEIGHTS_DOMAIN: Final = b"sprat-weights-1\0"
 ALIAS_MARK: Final = b"\xff\xff"  # no name is that long, so an alias entry cannot be taken for a tensor
 
-Array = npt.NDArray[Any]
+Array: TypeAlias = "npt.NDArray[Any]"
 
 
 def _check_name(name: str) -> None:
@@ -71,9 +70,14 @@ class TensorSpec:
             raise LimitExceeded(f"tensor {self.name!r}: shape {self.shape} takes more than {MAX_TENSOR_BYTES} bytes")
 
     @property
-    def storage(self) -> np.dtype[Any]:
-        """Return the numpy dtype that holds its bits; BF16 and F8 are held as unsigned integers."""
+    def storage(self) -> str:
+        """Return the numpy dtype that holds its bits, as numpy writes it; BF16 and F8 are held as unsigned integers."""
         return _STORAGE[self.dtype]
+
+    @property
+    def itemsize(self) -> int:
+        """Return the bytes of one value."""
+        return int(self.storage[-1])
 
     @property
     def size(self) -> int:
@@ -83,7 +87,7 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Return the number of bytes, little-endian and row-major."""
-        return self.size * self.storage.itemsize
+        return self.size * self.itemsize
 
     @property
     def matrix(self) -> tuple[int, int] | None:
@@ -206,6 +210,8 @@ class WithoutLocal:
 
     def read(self, index: int) -> Array:
         """Return tensor `index`; zeros for a local one."""
+        import numpy as np  # noqa: PLC0415  # whoever reads tables alone does without it
+
         spec: TensorSpec = self.table[index]
         return np.zeros(spec.shape, spec.storage) if index in self.local else self._source.read(index)
 
@@ -216,8 +222,8 @@ class WithoutLocal:
 
 def raw_bytes(array: Array) -> memoryview:
     """Return the tensor's bytes, little-endian and row-major, without a copy where it lies so already."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return flat.view(np.uint8).data if flat.size else memoryview(b"")
+    flat = array.ravel()
+    return flat.view("u1").data if flat.size else memoryview(b"")
 
 
 def tensor_sha256(array: Array) -> bytes:

@@ -398,7 +398,7 @@ def test_infinities_and_nan_of_a_base_raise_no_alarm_of_their_own(dtype: str) ->
         "BF16": [0x7F80, 0x7FC0, 0x7F7F],
     }
     spec = TensorSpec("w", dtype, (3,))
-    base = np.array(bits[dtype], f"<u{spec.storage.itemsize}").view(spec.storage)
+    base = np.array(bits[dtype], f"<u{spec.itemsize}").view(spec.storage)
     rebuilt = rebuild_tensor(base, spec, [Dense(0, 255, np.full(3, 2**24 - 1, np.int32))])
     values = widen(rebuilt, dtype)
     assert np.isinf(values[0])

@@ -66,10 +66,10 @@ def arrays(draw: st.DrawFn, spec: TensorSpec) -> Array:
 def finite_arrays(draw: st.DrawFn, spec: TensorSpec) -> Array:
     """Floats of moderate size, minus zero and subnormal numbers among them."""
     top = {"F32": 0x4F000000, "F16": 0x5000, "BF16": 0x4F00}[spec.dtype]
-    sign = 1 << 8 * spec.storage.itemsize - 1
+    sign = 1 << 8 * spec.itemsize - 1
     bits = st.builds(lambda size, negative: size | sign * negative, st.integers(0, top), st.booleans())
     values = draw(st.lists(bits, min_size=spec.size, max_size=spec.size))
-    return np.array(values, f"<u{spec.storage.itemsize}").view(spec.storage).reshape(spec.shape)
+    return np.array(values, f"<u{spec.itemsize}").view(spec.storage).reshape(spec.shape)
 
 
 @st.composite
