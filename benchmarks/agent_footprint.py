@@ -54,7 +54,8 @@ _REQUESTS: Final = 8  # some polls were answered
 AGENT: Final = (
     """
 from sprat_client.agent.durable import PosixDisk
-from sprat_client.agent.rebuild import RebuildStep, rebuild
+from sprat_client.agent.rebuild import rebuild
+from sprat_client.agent.rebuilder import RebuildStep
 from sprat_client.agent.releases import Manifest
 from sprat_client.agent.store import TensorStore
 manifest = Manifest.of(json.loads(Path({manifest!r}).read_bytes()))

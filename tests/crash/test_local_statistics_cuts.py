@@ -12,6 +12,7 @@ from one_device import agent_on
 from sprat_client.agent.durable import Disk, PosixDisk
 from sprat_client.agent.enrol import enrol
 from sprat_client.agent.loop import Agent
+from sprat_client.agent.stored import StoredTensors
 from sprat_server.training.statistics_graph import statistics_graph
 
 pytestmark = pytest.mark.crash
@@ -26,7 +27,7 @@ def agent(folder: Path, samples: Path, disk: Disk | None = None) -> Agent:
 def served(agent: Agent) -> tuple[int, str, dict[str, bytes]]:
     """Return release, recomputed digest and all tensors of what serves."""
     serving = agent._shop.servings.of(MODEL)
-    tensors = agent._machines[MODEL].shelf.tensors(serving.manifest)
+    tensors = StoredTensors(serving.manifest.table, serving.manifest.sha256s, agent._shop.store)
     return (
         serving.slot.release,
         serving.digest(),

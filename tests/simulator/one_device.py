@@ -12,9 +12,11 @@ from device_server import ENROLMENT_TOKEN, DeviceServer
 
 from sprat_client.agent.durable import Disk, PosixDisk
 from sprat_client.agent.enrol import enrol
-from sprat_client.agent.estimate import Estimator, estimate_into
+from sprat_client.agent.estimate import estimate_into
+from sprat_client.agent.estimator import Estimator
 from sprat_client.agent.loop import Agent
-from sprat_client.agent.rebuild import Rebuilder, rebuild
+from sprat_client.agent.rebuild import rebuild
+from sprat_client.agent.rebuilder import Rebuilder
 from sprat_client.agent.settings import AgentSettings, LinkSettings, ValidationSettings
 from sprat_client.agent.store import TensorStore
 from sprat_client.agent.trust.clock import Clock

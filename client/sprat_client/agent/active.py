@@ -2,14 +2,17 @@
 
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sprat_client.agent import steps
 from sprat_client.agent.releases import Shelf, Slot, Slots
 from sprat_client.agent.repair import mend
-from sprat_client.agent.serve import Serving
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import StoreCorrupted
 from sprat_client.runtime.ports import ModelHost, ModelNotLoadable
+
+if TYPE_CHECKING:
+    from sprat_client.agent.serve import Serving
 
 _log = logging.getLogger(__name__)
 
@@ -43,18 +46,20 @@ class ActiveRelease:
             return False
         return True
 
-    def load(self, slot: Slot, host: ModelHost | None = None) -> Serving:
+    def load(self, slot: Slot, host: ModelHost | None = None) -> "Serving":
         """Load a release, or take it as it was loaded before.
 
         Raises:
             StoreCorrupted: a file does not have its bytes.
             ModelNotLoadable: the runtime refuses it.
         """
+        from sprat_client.agent.serve import Serving  # noqa: PLC0415  # numpy, which only a model needs
+
         manifest = self._shelf.manifest(slot.release_id)
         loaded = host or steps.load(self._shop, self._shelf, manifest)
         return Serving(slot, manifest, loaded, lambda: self._shelf.digest_of_files(manifest))
 
-    def load_or_none(self, slot: Slot) -> Serving | None:
+    def load_or_none(self, slot: Slot) -> "Serving | None":
         """Load a release, mended where that is needed and can be done here; None where it cannot be served.
 
         Raises:

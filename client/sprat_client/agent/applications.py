@@ -4,16 +4,17 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from sprat_client.agent.holdout import Holdouts
+from sprat_client.agent.holdouts import Holdouts
 from sprat_client.agent.metrics import render
 from sprat_client.agent.overview import Overview
-from sprat_client.agent.serve import Answer, Servings
+from sprat_client.agent.servings import Servings
 from sprat_client.runtime.ports import Array
 from sprat_shared.errors import InvalidInput, TryLater
+
+if TYPE_CHECKING:
+    from sprat_client.agent.serve import Answer
 
 _log = logging.getLogger(__name__)
 LONGEST_TEXT: Final = 500
@@ -56,7 +57,7 @@ class Applications:
     def __init__(self, servings: Servings, holdouts: Holdouts, overview: Overview) -> None:
         self.servings, self._holdouts, self._overview = servings, holdouts, overview
 
-    def infer(self, model: str, inputs: Array | Mapping[str, Array]) -> Answer:
+    def infer(self, model: str, inputs: "Array | Mapping[str, Array]") -> "Answer":
         """Ask a model. See `Agent.infer`."""
         return self.servings.answer(model, inputs)
 
@@ -70,7 +71,7 @@ class Applications:
         _log.warning("an application reports an error", extra={"model": model, "release": counted, "detail": text})
         return counted
 
-    def add_labelled(self, model: str, inputs: Array, labels: Array | Sequence[int]) -> int:
+    def add_labelled(self, model: str, inputs: Array, labels: "Array | Sequence[int]") -> int:
         """Keep labelled samples. See `Agent.add_labelled`."""
         specs = self.servings.of(model).host.inputs
         if len(specs) != 1:
@@ -78,7 +79,7 @@ class Applications:
                 f"model {model!r} has {len(specs)} inputs; labelled samples are kept for models of one",
                 code="holdout.invalid",
             )
-        return self._holdouts.of(model).add(specs[0], np.asarray(inputs), np.asarray(labels))
+        return self._holdouts.of(model).add(specs[0], inputs, labels)
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Return whether all that should serve does, and what is wrong."""

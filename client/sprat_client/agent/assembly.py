@@ -1,18 +1,20 @@
 """Puts together what one agent works with: every part made once, from its settings and its folder."""
 
+from typing import TYPE_CHECKING
+
 from sprat_client.agent.budget import BUDGET_FILE, ByteBudget
 from sprat_client.agent.durable import Disk
-from sprat_client.agent.estimate import Estimator, SubprocessEstimator
+from sprat_client.agent.estimator import Estimator, SubprocessEstimator
 from sprat_client.agent.events import EventLog
 from sprat_client.agent.facts import DeviceFacts
-from sprat_client.agent.holdout import Holdouts
+from sprat_client.agent.holdouts import Holdouts
 from sprat_client.agent.hooks import Hooks
 from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.journal import Journal
 from sprat_client.agent.permits import Permits
-from sprat_client.agent.rebuild import Rebuilder, SubprocessRebuilder
+from sprat_client.agent.rebuilder import Rebuilder, SubprocessRebuilder
 from sprat_client.agent.reports import Outbox
-from sprat_client.agent.serve import Serving, Servings
+from sprat_client.agent.servings import Servings
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import TensorStore
@@ -23,6 +25,9 @@ from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_client.runtime.ports import Runtime
 from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY
 
+if TYPE_CHECKING:
+    from sprat_client.agent.serve import Serving
+
 
 class _NotedServings(Servings):
     """What serves; each swap is noted as an event."""
@@ -31,7 +36,7 @@ class _NotedServings(Servings):
         super().__init__()
         self._events = events
 
-    def swap(self, model: str, serving: Serving | None) -> None:
+    def swap(self, model: str, serving: "Serving | None") -> None:
         before, after = self.get(model), None if serving is None else serving.slot.release
         super().swap(model, serving)
         if (None if before is None else before.slot.release) != after:

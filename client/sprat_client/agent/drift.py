@@ -4,20 +4,18 @@ import json
 import logging
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from sprat_client.agent.answers import check_finite, top
 from sprat_client.agent.durable import write_json
-from sprat_client.agent.samples import Holdout
-from sprat_client.agent.serve import Serving
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.version import VERSION
-from sprat_client.runtime.ports import InferenceFailed
 from sprat_shared.errors import SpratError
 from sprat_shared.protocol.fields import Fields
-from sprat_shared.protocol.holdout_report import BINS, CLASSES_SAID, HoldoutReport
+from sprat_shared.protocol.holdout_report import HoldoutReport
+
+if TYPE_CHECKING:
+    from sprat_client.agent.samples import Holdout
+    from sprat_client.agent.serve import Serving
 
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 60.0
@@ -25,7 +23,6 @@ _HOUR_S: Final = 3600.0
 _DAY_S: Final = 24 * _HOUR_S
 _FIRST: Final = 30  # samples before anything is told
 _MOVED: Final = 0.1
-_BATCH: Final = 64
 _REPORTED: Final = "reported.json"
 
 
@@ -103,34 +100,23 @@ class DriftReporter:
             self._shop.flush_reports()
             self._keep(model, told)
 
-    def _report(self, model: str, serving: Serving, holdout: Holdout, added: int) -> HoldoutReport | None:
-        sure, right = [], []
-        for start in range(0, len(holdout.labels), _BATCH):
-            outputs = serving.host.run({serving.host.inputs[0].name: holdout.inputs[start : start + _BATCH]})
-            try:
-                check_finite(outputs)
-            except InferenceFailed:
-                return None
-            if (answer := top(outputs)) is None:
-                return None
-            sure.append(answer[1])
-            right.append(answer[0] == holdout.labels[start : start + _BATCH])
-        bins = np.minimum((np.concatenate(sure) * BINS).astype(int), BINS - 1)
-        labels, counts = np.unique(holdout.labels, return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:CLASSES_SAID]
-        classes = tuple((int(labels[at]), int(counts[at])) for at in order)
-        samples = len(holdout.labels)
+    def _report(self, model: str, serving: "Serving", holdout: "Holdout", added: int) -> HoldoutReport | None:
+        from sprat_client.agent.histograms import counted  # noqa: PLC0415  # numpy, which only a model needs
+
+        said = counted(serving.host, holdout)
+        if said is None:
+            return None
         return HoldoutReport(
             device=self._shop.device,
             sequence=self._shop.journal.next_sequence,
             model=model,
             release=serving.slot.release,
-            samples=samples,
+            samples=len(holdout.labels),
             added=added,
-            classes=classes,
-            others=samples - sum(count for _, count in classes),
-            confidences=tuple(np.bincount(bins, minlength=BINS).tolist()),
-            correct=tuple(np.bincount(bins[np.concatenate(right)], minlength=BINS).tolist()),
+            classes=said.classes,
+            others=said.others,
+            confidences=said.confidences,
+            correct=said.correct,
             agent=VERSION,
         )
 

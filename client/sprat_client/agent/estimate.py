@@ -7,16 +7,16 @@ is the unbiased one (torch's convention). The sums are float64. The same inputs 
 """
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sprat_client.agent.child import ChildFailed, run_child, serve_job
+from sprat_client.agent.child import serve_job
 from sprat_client.agent.durable import PosixDisk
+from sprat_client.agent.estimator import Estimated, EstimateJob
 from sprat_client.agent.samples import load_inputs
 from sprat_client.agent.settings import StatisticsSettings
 from sprat_client.agent.store import TensorStore
@@ -30,12 +30,6 @@ _BATCH: Final = 16
 _NEEDED_MORE_THAN: Final = 1  # values of a channel: one has no variance
 
 
-class StatisticsFailed(ChildFailed):
-    """The process that computes local statistics died or did not end; the update may or may not be at fault."""
-
-    code = "local-statistics.failed"
-
-
 class StatisticsGraphRefused(UpdateRejected):
     """The release's statistics graph fails, or does not give the tensors that are signed as local."""
 
@@ -46,35 +40,6 @@ class StatisticsRefused(UpdateRejected):
     """The release needs statistics of this device's own inputs, and they cannot be computed."""
 
     code = "local-statistics.no-inputs"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EstimateJob:
-    """What is to be computed, and from what.
-
-    Attributes:
-        folder: a release folder whose graph gives the norms' inputs.
-        tensors: indices of the local tensors.
-        samples: files or folders of inputs, in order; the first of them count first.
-        settings: how many inputs are needed and used.
-    """
-
-    folder: Path
-    tensors: tuple[int, ...]
-    samples: tuple[Path, ...]
-    settings: StatisticsSettings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimated:
-    """Digests of the local tensors, which are in the store, by index; and how many inputs they come from."""
-
-    sha256s: Mapping[int, bytes]
-    samples: int
-
-
-# (store folder, job) -> what was computed
-Estimator: TypeAlias = Callable[[Path, EstimateJob], Estimated]
 
 
 class _Moments:
@@ -210,27 +175,6 @@ def estimate_into(store: TensorStore, job: EstimateJob) -> Estimated:
         store.put(sha256s[index], raw_bytes(values))
     store.settle()
     return Estimated(sha256s=sha256s, samples=len(inputs))
-
-
-class SubprocessEstimator:
-    """Runs `estimate_into` in a process of its own."""
-
-    def __call__(self, store: Path, job: EstimateJob) -> Estimated:
-        """See `estimate_into`.
-
-        Raises:
-            StatisticsFailed: the process died, or did not end in time.
-        """
-        asked = {
-            "folder": str(job.folder),
-            "tensors": list(job.tensors),
-            "samples": [str(path) for path in job.samples],
-            "least": job.settings.least,
-            "most": job.settings.most,
-        }
-        result = run_child(__name__, store, asked, timeout_s=job.settings.timeout_s, failed=StatisticsFailed)
-        sha256s = {int(index): bytes.fromhex(sha256) for index, sha256 in result["sha256s"].items()}
-        return Estimated(sha256s=sha256s, samples=int(result["samples"]))
 
 
 def _work(store: Path, job: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -82,7 +82,7 @@ class KeptHoldout:
         with self._lock:
             return Counter({label: len(kept) for label, kept in self._classes.items() if kept})
 
-    def add(self, spec: PortSpec, inputs: Array, labels: Array) -> int:
+    def add(self, spec: PortSpec, inputs: Array, labels: "Array | Sequence[int]") -> int:
         """Keep samples; once this returns, a power cut does not take them. Return how many are kept in all.
 
         Args:
@@ -279,29 +279,3 @@ def _fits(spec: PortSpec, inputs: Array) -> bool:
     except InvalidInput:
         return False
     return True
-
-
-class Holdouts:
-    """The samples that applications added, by model.
-
-    Args:
-        folder: `holdout` in the agent folder.
-        disk: where they are written.
-        settings: bounds for each model.
-    """
-
-    def __init__(self, folder: Path, disk: Disk, settings: HoldoutSettings) -> None:
-        self._folder, self._disk, self._settings = folder, disk, settings
-        self._lock = threading.Lock()
-        self._kept: dict[str, KeptHoldout] = {}
-
-    def of(self, model: str) -> KeptHoldout:
-        """Return the samples of a model; they are found on the disk when they are first asked for."""
-        with self._lock:
-            if model not in self._kept:
-                self._kept[model] = KeptHoldout(self._folder / model, self._disk, self._settings)
-            return self._kept[model]
-
-    def folder_of(self, model: str) -> Path:
-        """Return where the samples of a model lie."""
-        return self._folder / model

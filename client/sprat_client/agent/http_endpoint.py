@@ -18,17 +18,15 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import parse_qs
-
-import numpy as np
 
 from sprat_client.agent.applications import Applications, Rate, TooMany
 from sprat_client.agent.metrics import CONTENT_TYPE
-from sprat_client.agent.serve import Answer, Serving
-from sprat_client.runtime.ports import Array
-from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput, NotFound, SpratError
+
+if TYPE_CHECKING:
+    from sprat_client.agent.serve import Serving
 
 SAFETENSORS: Final = "application/vnd.safetensors"
 RELEASE_HEADER: Final = "Sprat-Release"
@@ -96,23 +94,19 @@ class _Application:
                 return self._report_error(model, body)
             case "POST", ["v1", "models", model, "samples"]:
                 _check_origin(scope)
+                servings.of(model)
                 kind, body = _kind(scope), await _read_body(receive, _MAX_SAMPLES_BYTES)
                 return await _in(self._writer, lambda: self._add_labelled(model, kind, body))
             case _, _:
                 raise NotFound(f"{scope['method']} {scope['path']}: no such route; see GET /v1/models")
 
     def _infer(self, model: str, kind: str, body: bytes) -> "_Reply":
-        inputs: Array | Mapping[str, Array]
-        if kind == SAFETENSORS:
-            inputs = decode_tensors(body)
-            inputs = inputs["inputs"] if set(inputs) == {"inputs"} else inputs
-        else:
-            inputs = _json_inputs(body)
-        answer = self._applications.infer(model, inputs)
+        from sprat_client.agent.bodies import answer_body, inputs_of  # noqa: PLC0415  # numpy, which only a model needs
+
+        safetensors = kind == SAFETENSORS
+        answer = self._applications.infer(model, inputs_of(body, safetensors=safetensors))
         release = [(RELEASE_HEADER.lower().encode(), str(answer.release).encode())]
-        if kind == SAFETENSORS:
-            return HTTPStatus.OK, SAFETENSORS.encode(), encode_tensors(answer.outputs), release
-        return _json(_listed(model, answer), release)
+        return HTTPStatus.OK, kind.encode(), answer_body(model, answer, safetensors=safetensors), release
 
     def _report_error(self, model: str, body: bytes) -> "_Reply":
         self._errors.take("reported errors")
@@ -125,13 +119,9 @@ class _Application:
 
     def _add_labelled(self, model: str, kind: str, body: bytes) -> "_Reply":
         self._samples.take("labelled samples")
-        said = decode_tensors(body) if kind == SAFETENSORS else _object(body)
-        if set(said) != {"inputs", "labels"}:
-            raise InvalidInput(f"samples are `inputs` and `labels`; got {', '.join(sorted(said)) or 'neither'}")
-        try:
-            inputs, labels = np.asarray(said["inputs"]), np.asarray(said["labels"])
-        except ValueError as bad:
-            raise InvalidInput(f"the rows of inputs and labels must be equally long ({bad!r:.100})") from None
+        from sprat_client.agent.bodies import samples_of  # noqa: PLC0415  # as above
+
+        inputs, labels = samples_of(body if kind == SAFETENSORS else _object(body))
         return _json({"model": model, "kept": self._applications.add_labelled(model, inputs, labels)})
 
     def _worker(self, model: str) -> ThreadPoolExecutor:
@@ -199,22 +189,7 @@ async def _read_body(receive: _Receive, most: int) -> bytes:
             return b"".join(pieces)
 
 
-def _json_inputs(body: bytes) -> Array | dict[str, Array]:
-    try:
-        inputs = json.loads(body)["inputs"]
-        if isinstance(inputs, dict):
-            return {name: np.asarray(values) for name, values in inputs.items()}
-        return np.asarray(inputs)
-    except (ValueError, TypeError, KeyError, RecursionError) as bad:
-        raise InvalidInput(f'the body must be {{"inputs": [...]}} with equally long rows ({bad!r:.100})') from None
-
-
-def _listed(model: str, answer: Answer) -> dict[str, Any]:
-    outputs = {name: output.tolist() for name, output in answer.outputs.items()}
-    return {"model": model, "release": answer.release, "outputs": outputs}
-
-
-def _describe(serving: Serving, digest: str | None = None) -> dict[str, Any]:
+def _describe(serving: "Serving", digest: str | None = None) -> dict[str, Any]:
     """Return what serves, with the digest recomputed where it was asked for."""
     said: dict[str, Any] = {
         "model": serving.manifest.model,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from sprat_client.agent.applications import Applications
 from sprat_client.agent.assembly import assemble
@@ -18,7 +18,7 @@ from sprat_client.agent.bundle_file import BundleFile
 from sprat_client.agent.choice import stock
 from sprat_client.agent.drift import DriftReporter
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
-from sprat_client.agent.estimate import Estimator
+from sprat_client.agent.estimator import Estimator
 from sprat_client.agent.http_endpoint import HttpEndpoint
 from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.lock import FolderLock
@@ -27,9 +27,8 @@ from sprat_client.agent.orders import Orders
 from sprat_client.agent.overview import Overview
 from sprat_client.agent.polling import Poller
 from sprat_client.agent.progress import Settled
-from sprat_client.agent.rebuild import Rebuilder
+from sprat_client.agent.rebuilder import Rebuilder
 from sprat_client.agent.room import code_of
-from sprat_client.agent.serve import Answer
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.steps import wished_release_id
 from sprat_client.agent.transfer import Backoff, Link
@@ -40,6 +39,9 @@ from sprat_client.agent.watchdog import Watchdog
 from sprat_client.runtime.ports import Array, Runtime
 from sprat_shared.errors import SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import Outcome
+
+if TYPE_CHECKING:
+    from sprat_client.agent.serve import Answer
 
 _log = logging.getLogger(__name__)
 _GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
@@ -192,7 +194,7 @@ class Agent:
         """The assignments that ended since the start."""
         return [settled for machine in self._machines.values() for settled in machine.settled]
 
-    def infer(self, model: str, inputs: Array | Mapping[str, Array]) -> Answer:
+    def infer(self, model: str, inputs: "Array | Mapping[str, Array]") -> "Answer":
         """Ask a model, in this process.
 
         Args:
@@ -223,7 +225,7 @@ class Agent:
         """
         return self._applications.report_error(model, text, release)
 
-    def add_labelled(self, model: str, inputs: Array, labels: Array | Sequence[int]) -> int:
+    def add_labelled(self, model: str, inputs: Array, labels: "Array | Sequence[int]") -> int:
         """Add labelled samples to those that new releases must not do worse on; they never leave the device.
 
         Once this returns, a power cut does not take them.

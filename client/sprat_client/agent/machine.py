@@ -14,6 +14,7 @@ from sprat_client.agent.fetching import GiveWay, fetch_update
 from sprat_client.agent.formats import NewerFormat
 from sprat_client.agent.intake import Intake
 from sprat_client.agent.journal import ModelRecord, Work
+from sprat_client.agent.judgement import ValidationRefused
 from sprat_client.agent.patience import Patience
 from sprat_client.agent.permits import Unmet
 from sprat_client.agent.progress import Progress, Settled
@@ -34,9 +35,8 @@ from sprat_client.agent.store import StoreCorrupted
 from sprat_client.agent.transfer import Backoff
 from sprat_client.agent.trial import GoOn, Healthy, Unhealthy
 from sprat_client.agent.tryout import Tryout
-from sprat_client.agent.validate import ValidationRefused
 from sprat_client.agent.watching import LOOK_AGAIN_S
-from sprat_client.runtime.onnxruntime_host import return_memory
+from sprat_client.runtime.memory import return_memory
 from sprat_shared.errors import Conflict, SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import Evidence, Outcome
 from sprat_shared.trust.assignments import Assigned

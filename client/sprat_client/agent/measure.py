@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from sprat_client.runtime.onnxruntime_host import return_memory
+from sprat_client.runtime.memory import private_bytes, return_memory
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, PortSpec, Runtime
 
 _SEED: Final = 20
@@ -133,21 +133,3 @@ def load_measured(runtime: Runtime, folder: Path) -> tuple[ModelHost, int]:
     tensors = folder / _TENSORS
     mapped = sum(file.stat().st_size for file in tensors.iterdir()) if tensors.is_dir() else 0
     return host, mapped + grown
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process; 0 where the system does not say."""
-    return _status("VmRSS:")
-
-
-def private_bytes() -> int:
-    """Return the resident memory of this process that no file is behind; 0 where the system does not say."""
-    return _status("RssAnon:")
-
-
-def _status(name: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sprat_client.agent.measure import resident_bytes
 from sprat_client.agent.metrics import Gauge
 from sprat_client.agent.releases import Shelf
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import StoreCorrupted
+from sprat_client.runtime.memory import resident_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.journal import ModelRecord, Work
-from sprat_client.agent.serve import Serving
 from sprat_client.agent.states import Event, State, step
 from sprat_client.agent.steps import Workshop, wished_release_id
 from sprat_client.agent.store import StoreCorrupted
@@ -17,6 +16,9 @@ from sprat_client.agent.version import VERSION
 from sprat_shared.errors import SpratError
 from sprat_shared.protocol.report import Outcome, Report
 from sprat_shared.trust.assignments import Assigned
+
+if TYPE_CHECKING:
+    from sprat_client.agent.serve import Serving
 
 _log = logging.getLogger(__name__)
 _DETAIL_LENGTH: Final = 1000
@@ -207,7 +209,7 @@ class Progress:
         )
 
 
-def _digest_or_none(serving: Serving) -> str | None:
+def _digest_or_none(serving: "Serving") -> str | None:
     """Return the digest of what serves, computed over its files; None where they cannot be read."""
     try:
         return serving.digest()

@@ -7,68 +7,20 @@ each update is applied to the release before it, into the tensor store, and only
 
 import mmap
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from sprat_client.agent.child import ChildFailed, peak_bytes, run_child, serve_job
+from sprat_client.agent.child import peak_bytes, serve_job
 from sprat_client.agent.durable import PosixDisk
-from sprat_client.agent.releases import Manifest, tensors_as_json, tensors_of_json
+from sprat_client.agent.rebuilder import RebuildStep, Rebuilt
+from sprat_client.agent.releases import Manifest
 from sprat_client.agent.room import RESERVE_FILE, spend
-from sprat_client.agent.store import StoredTensors, TensorStore, file_sha256
+from sprat_client.agent.store import TensorStore, file_sha256
+from sprat_client.agent.stored import HeldTensors, StoredTensors
 from sprat_shared.apply import apply_update, check_arithmetic
 from sprat_shared.errors import DigestMismatch, UpdateRejected
-from sprat_shared.protocol.fields import Fields
 from sprat_shared.wire.tensors import Array, TensorTable, WithoutLocal, raw_bytes
-
-
-class RebuildFailed(ChildFailed):
-    """The rebuild's process died or did not end; the update may or may not be at fault."""
-
-    code = "rebuild.failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RebuildStep:
-    """One update: the file that holds it, the weights digest that it must give, and the indices of local tensors."""
-
-    payload: Path
-    weights: str
-    local: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rebuilt:
-    """The tensors of the new release, all of them in the store; local ones are zeros, until they are computed.
-
-    Attributes:
-        table: tensor table.
-        sha256s: digest of each tensor, by index.
-        peak_bytes: largest resident memory of the process; 0 where unknown.
-    """
-
-    table: TensorTable
-    sha256s: tuple[bytes, ...]
-    peak_bytes: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return {
-            **tensors_as_json(self.table, self.sha256s),
-            "peak_bytes": self.peak_bytes,
-        }
-
-    @classmethod
-    def of(cls, value: Any) -> "Rebuilt":
-        """Read the JSON object."""
-        fields = Fields(value, "rebuild result")
-        table, sha256s = tensors_of_json(fields)
-        return cls(table=table, sha256s=sha256s, peak_bytes=fields.integer("peak_bytes"))
-
-
-# (store folder, base release or None, steps) -> the new tensors
-Rebuilder: TypeAlias = Callable[[Path, Manifest | None, Sequence[RebuildStep]], Rebuilt]
 
 
 class _StoreSink:
@@ -117,7 +69,9 @@ def rebuild(
             payload = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with its last view
         start = None if source is None else WithoutLocal(source, local)
         try:
-            apply_update(memoryview(payload), start, sink, expected=step.weights, local=step.local, held=store)
+            apply_update(
+                memoryview(payload), start, sink, expected=step.weights, local=step.local, held=HeldTensors(store)
+            )
         except DigestMismatch:
             if source is not None:
                 source.check_all()  # hashing the base each time would find what the result's digest finds as well
@@ -129,29 +83,6 @@ def rebuild(
         raise UpdateRejected("an update without a step")
     sha256s = tuple(source.sha256(index) for index in range(len(source.table)))
     return Rebuilt(table=source.table, sha256s=sha256s, peak_bytes=peak_bytes())
-
-
-class SubprocessRebuilder:
-    """Runs `rebuild` in a process of its own.
-
-    Args:
-        timeout_s: before the process is killed.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-
-    def __call__(self, store: Path, base: Manifest | None, steps: Sequence[RebuildStep]) -> Rebuilt:
-        """See `rebuild`.
-
-        Raises:
-            RebuildFailed: the process died, or did not end in time.
-        """
-        job = {
-            "base": None if base is None else base.as_json(),
-            "steps": [[str(step.payload), step.weights, step.local] for step in steps],
-        }
-        return Rebuilt.of(run_child(__name__, store, job, timeout_s=self._timeout_s, failed=RebuildFailed))
 
 
 def _work(store: Path, job: Mapping[str, Any]) -> dict[str, Any]:

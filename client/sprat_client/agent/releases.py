@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
+from sprat_client.agent.bfloat16 import are_exact, narrowed, widened
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import (
     Disk,
@@ -29,7 +28,7 @@ from sprat_client.agent.durable import (
     write_json,
 )
 from sprat_client.agent.formats import FORMAT, check_format
-from sprat_client.agent.store import StoreCorrupted, StoredTensors, TensorStore, damaged, file_sha256, map_tensor
+from sprat_client.agent.store import StoreCorrupted, TensorStore, damaged, file_sha256, map_file
 from sprat_shared.errors import InvalidInput
 from sprat_shared.ids import digest_text, parse_digest
 from sprat_shared.protocol.fields import Fields
@@ -281,10 +280,6 @@ class Shelf:
         """Return whether the release's folder is there."""
         return self._disk.exists(self.folder_of(release_id))
 
-    def tensors(self, manifest: Manifest) -> StoredTensors:
-        """Return the tensors of a release, from the store."""
-        return StoredTensors(manifest.table, manifest.sha256s, self._store)
-
     def publish(self, manifest: Manifest) -> Path:
         """Make the release's folder from files that are in the store; return it. One that is there is replaced."""
         final = self.folder_of(manifest.release_id)
@@ -298,7 +293,7 @@ class Shelf:
         for index, (spec, sha256) in enumerate(zip(manifest.table.specs, manifest.sha256s, strict=True)):
             link = building / _TENSORS / str(index)
             if spec.dtype == _BFLOAT16:
-                self._disk.write(link, _widened(map_tensor(self._store.path(sha256), spec)), 0o444)
+                self._disk.write(link, widened(map_file(self._store.path(sha256), spec)), 0o444)
                 self._disk.sync(link)
             else:
                 self._disk.link(self._store.path(sha256), link)
@@ -374,11 +369,6 @@ class Shelf:
                 yield self.manifest(release_id)
 
 
-def _widened(narrow: np.ndarray[Any, Any]) -> bytes:
-    """Return the bytes of the float32 array that equals a bfloat16 one, stored as uint16."""
-    return (narrow.astype(np.uint32) << 16).astype("<u4").tobytes()
-
-
 def _mapped_sha256(path: Path, spec: TensorSpec) -> bytes:
     """Return the digest of a tensor file as it is mapped; a float32 copy is narrowed back to bfloat16 first."""
     if spec.dtype != _BFLOAT16:
@@ -386,7 +376,7 @@ def _mapped_sha256(path: Path, spec: TensorSpec) -> bytes:
             return file_sha256(path)
         except OSError as bad:
             raise damaged(bad, f"tensor {spec.name!r}: {path}") from bad
-    wide = map_tensor(path, TensorSpec(spec.name, "F32", spec.shape)).view("<u4").reshape(-1)
-    if (wide & 0xFFFF).any():
+    wide = map_file(path, TensorSpec(spec.name, "F32", spec.shape))
+    if not are_exact(wide):
         return bytes(32)  # no bfloat16 has this value: the copy was damaged
-    return hashlib.sha256((wide >> 16).astype("<u2").tobytes()).digest()
+    return hashlib.sha256(narrowed(wide)).digest()

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from sprat_client.agent.bfloat16 import narrowed
 from sprat_client.agent.releases import GRAPH, Manifest, Shelf, Slot
-from sprat_client.agent.store import StoreCorrupted, TensorStore, file_sha256, map_tensor
+from sprat_client.agent.store import StoreCorrupted, TensorStore, file_sha256, map_file
 from sprat_shared.ids import digest_text, parse_digest
 from sprat_shared.wire.tensors import TensorSpec, release_id
 
@@ -76,8 +77,7 @@ def _reader(path: Path, spec: TensorSpec) -> Callable[[], bytes]:
     def read() -> bytes:
         if spec.dtype != "BF16":
             return path.read_bytes()
-        wide = map_tensor(path, TensorSpec(spec.name, "F32", spec.shape)).view("<u4")
-        return (wide >> 16).astype("<u2").tobytes()
+        return bytes(narrowed(map_file(path, TensorSpec(spec.name, "F32", spec.shape))))
 
     return read
 

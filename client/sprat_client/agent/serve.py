@@ -1,8 +1,8 @@
-"""Serves local applications: which release answers, counted for its trial, swapped without dropping a request.
+"""A loaded release that answers applications, counted for its trial.
 
-A request takes a reference to the release that serves and keeps it until it has its answer, so a swap is one
-assignment and the old session goes when its last request is done. While a release is on trial the old one stays loaded
-and answers where the new one fails: the failure ends the trial, and the application still gets its answer.
+A request takes a reference to the release that serves and keeps it until it has its answer, so a swap (`servings`) is
+one assignment and the old session goes when its last request is done. While a release is on trial the old one stays
+loaded and answers where the new one fails: the failure ends the trial, and the application still gets its answer.
 """
 
 import threading
@@ -17,7 +17,7 @@ from sprat_client.agent.meter import Meter
 from sprat_client.agent.mirror import Mirror
 from sprat_client.agent.releases import Manifest, Slot
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, fit_input
-from sprat_shared.errors import InvalidInput, NotFound
+from sprat_shared.errors import InvalidInput
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Serving:
     last_reported: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, inputs: Array | Mapping[str, Array], meter: Meter | None = None) -> "Answer":
+    def answer(self, inputs: "Array | Mapping[str, Array]", meter: Meter | None = None) -> "Answer":
         """Return the outputs by name.
 
         Args:
@@ -102,7 +102,7 @@ class Serving:
         except InferenceFailed:
             return
 
-    def _fit(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+    def _fit(self, inputs: "Array | Mapping[str, Array]") -> dict[str, Array]:
         specs = self.host.inputs
         if not isinstance(inputs, Mapping):
             if len(specs) != 1:
@@ -121,72 +121,3 @@ class Answer:
 
     release: int
     outputs: dict[str, Array]
-
-
-class Servings:
-    """The releases that serve, one for each model.
-
-    Attributes:
-        meter: counts requests and swaps.
-    """
-
-    def __init__(self) -> None:
-        self._live: dict[str, Serving] = {}
-        self.meter = Meter()
-
-    def swap(self, model: str, serving: Serving | None) -> None:
-        """Let `serving` answer from the next request on; None: nothing serves."""
-        before, live = self._live.get(model), dict(self._live)
-        live.pop(model, None)
-        if serving is not None:
-            live[model] = serving
-        self._live = live  # one assignment: a reader sees the old table or the new one
-        if serving is not None and serving is not before:
-            self.meter.swapped(model)
-
-    def answer(self, model: str, inputs: Array | Mapping[str, Array]) -> Answer:
-        """Let what serves `model` answer, and count it.
-
-        Raises:
-            NotFound: nothing serves it.
-            InvalidInput: the inputs do not fit the model.
-            InferenceFailed: the model failed, and no other release could answer.
-        """
-        return self.of(model).answer(inputs, self.meter)
-
-    def report_error(self, model: str, text: str, release: int | None = None) -> int:
-        """Count an error that an application found in an answer of `model`; return the release that it counts against.
-
-        Args:
-            model: its name.
-            text: a short sentence, for logs and the report of a trial.
-            release: that gave the answer; the one that serves when left out. It weighs where it is on trial.
-
-        Raises:
-            NotFound: nothing serves the model.
-        """
-        serving = self.of(model)
-        if release in {None, serving.slot.release}:
-            serving.report_error(text)
-        counted = serving.slot.release if release is None else release
-        self.meter.reported(model, counted)
-        return counted
-
-    def get(self, model: str) -> Serving | None:
-        """Return what serves `model`."""
-        return self._live.get(model)
-
-    def of(self, model: str) -> Serving:
-        """Return what serves `model`.
-
-        Raises:
-            NotFound: nothing does.
-        """
-        serving = self._live.get(model)
-        if serving is None:
-            raise NotFound(f"model {model!r} is not served here; served: {', '.join(self.names()) or 'none'}")
-        return serving
-
-    def names(self) -> list[str]:
-        """Return the served models."""
-        return sorted(self._live)

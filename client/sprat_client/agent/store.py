@@ -8,16 +8,13 @@ import errno
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
 from sprat_client.agent.durable import Data, Disk, is_temporary, link_file, make_folder, remove
 from sprat_shared.errors import DigestMismatch, SpratError
-from sprat_shared.wire.tensors import TensorSpec, TensorTable
+from sprat_shared.wire.tensors import TensorSpec
 
 _FILE_MODE: Final = 0o444
 _CHUNK_BYTES: Final = 1 << 20
@@ -72,20 +69,13 @@ class TensorStore:
         except OSError:
             return False
 
-    def find(self, prefix: bytes, spec: TensorSpec) -> npt.NDArray[np.generic] | None:
-        """Return the tensor of this length whose digest begins so, mapped; None where there is none, or more than one.
-
-        Raises:
-            StoreCorrupted: its file has other bytes.
-        """
+    def find(self, prefix: bytes, size: int) -> bytes | None:
+        """Return the digest that begins so, of a file of this size; None where there is none, or more than one."""
         folder = self._root / prefix.hex()[:2]
         names = self._disk.names(folder) if self._disk.exists(folder) else []
-        named = [name for name in names if name.startswith(prefix.hex())]
-        found = [bytes.fromhex(name) for name in named if self.holds(bytes.fromhex(name), spec.nbytes)]
-        if len(found) != 1:
-            return None
-        self.check(found[0], f"tensor {spec.name!r}")
-        return map_tensor(self.path(found[0]), spec)
+        named = [bytes.fromhex(name) for name in names if name.startswith(prefix.hex())]
+        found = [sha256 for sha256 in named if self.holds(sha256, size)]
+        return found[0] if len(found) == 1 else None
 
     def put(self, sha256: bytes, data: Data) -> None:
         """Write one file. It is there, durably, after `settle`: many files wait for the disk once and not each."""
@@ -163,42 +153,8 @@ class TensorStore:
         return temporary
 
 
-class StoredTensors:
-    """A release's tensors, read from the store: the base of a rebuild (`wire.TensorSource`).
-
-    Args:
-        table: the tensor table.
-        sha256s: digests by index.
-        store: where the files are.
-    """
-
-    def __init__(self, table: TensorTable, sha256s: Sequence[bytes], store: TensorStore) -> None:
-        self.table, self._sha256s, self._store = table, sha256s, store
-
-    def read(self, index: int) -> npt.NDArray[np.generic]:
-        """Return a read-only array of the spec's shape and storage dtype, mapped from the file.
-
-        Raises:
-            StoreCorrupted: the file is gone or too short.
-        """
-        return map_tensor(self._store.path(self._sha256s[index]), self.table.specs[index])
-
-    def sha256(self, index: int) -> bytes:
-        """Return the digest under which the tensor is stored; `check_all` says whether the file still has it."""
-        return self._sha256s[index]
-
-    def check_all(self) -> None:
-        """Recompute the digest of every file.
-
-        Raises:
-            StoreCorrupted: one of them has other bytes.
-        """
-        for spec, sha256 in zip(self.table.specs, self._sha256s, strict=True):
-            self._store.check(sha256, f"tensor {spec.name!r}")
-
-
-def map_tensor(path: Path, spec: TensorSpec) -> npt.NDArray[np.generic]:
-    """Return the tensor in the raw file `path` as a read-only mapped array.
+def map_file(path: Path, spec: TensorSpec) -> mmap.mmap | bytes:
+    """Return the raw file `path` of a tensor, mapped.
 
     Raises:
         StoreCorrupted: the file is gone or has another length.
@@ -208,7 +164,6 @@ def map_tensor(path: Path, spec: TensorSpec) -> npt.NDArray[np.generic]:
             size = os.fstat(file.fileno()).st_size
             if size != spec.nbytes:
                 raise StoreCorrupted(f"tensor {spec.name!r}: {path} has {size} bytes instead of {spec.nbytes}")
-            raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except OSError as bad:
         raise damaged(bad, f"tensor {spec.name!r}: {path}") from bad
-    return np.frombuffer(raw, dtype=spec.storage).reshape(spec.shape)

@@ -1,18 +1,21 @@
 """A new release beside the old one: compared, in the shadow, on trial. The machine acts on what comes out."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from sprat_client.agent import steps
 from sprat_client.agent.active import ActiveRelease
 from sprat_client.agent.journal import Work
+from sprat_client.agent.judgement import NOTHING_SEEN
 from sprat_client.agent.releases import Shelf, Slot, Slots
-from sprat_client.agent.serve import Serving
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.trial import Healthy, Verdict
-from sprat_client.agent.validate import NOTHING_SEEN, Validation
 from sprat_client.agent.watching import Watching
 from sprat_client.runtime.ports import ModelHost
 from sprat_shared.protocol.report import Evidence
+
+if TYPE_CHECKING:
+    from sprat_client.agent.serve import Serving
+    from sprat_client.agent.validate import Validation
 
 
 class Tryout:
@@ -30,9 +33,11 @@ class Tryout:
         self._candidate: ModelHost | None = None
         self._watching: Watching | None = None
 
-    def compare(self, work: Work) -> Validation:
-        """Load the new release, and compare it with the one that serves. Raises as `steps.compare`."""
-        self._candidate, validation = steps.compare(self._shop, self._shelf, work)
+    def compare(self, work: Work) -> "Validation":
+        """Load the new release, and compare it with the one that serves. Raises as `comparing.compare`."""
+        from sprat_client.agent.comparing import compare  # noqa: PLC0415  # numpy, which only a model needs
+
+        self._candidate, validation = compare(self._shop, self._shelf, work)
         return validation
 
     def wants_shadow(self, work: Work) -> bool:
@@ -51,10 +56,15 @@ class Tryout:
             return Healthy(), work
         if self._watching is None or self._watching.serving is not serving:
             self.watch_no_more()
-            self._candidate = self._candidate or steps.load_new(self._shop, self._shelf, work)
+            self._candidate = self._candidate or self._load_new(work)
             self._watching = Watching.shadow(serving, self._candidate, _evidence(work).shadow)
         verdict = self._watching.judge_shadow(self._shop.settings.under(work.wish.policy))
         return verdict, self.seen(work, on_trial=False)
+
+    def _load_new(self, work: Work) -> ModelHost:
+        from sprat_client.agent.comparing import load_new  # noqa: PLC0415  # as above
+
+        return load_new(self._shop, self._shelf, work)
 
     def trial(self, work: Work) -> tuple[Verdict, Work]:
         """Let the new release serve; return what that showed so far."""
@@ -96,10 +106,10 @@ class Tryout:
         self._candidate = None
 
     @property
-    def _serving(self) -> Serving | None:
+    def _serving(self) -> "Serving | None":
         return self._shop.servings.get(self._model)
 
-    def _begin_trial(self, old: Serving | None, work: Work) -> Serving:
+    def _begin_trial(self, old: "Serving | None", work: Work) -> "Serving":
         """Point the slots at the new release and let it answer; what must be read is read before anything changes."""
         slots = self._shelf.slots()
         if work.release_id is None:

@@ -2,18 +2,20 @@
 
 import time
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sprat_client.agent.comparison import LEAST_COMPARED, Comparison
-from sprat_client.agent.mirror import Mirror
-from sprat_client.agent.serve import Serving
+from sprat_client.agent.judgement import brief
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.shadow import ShadowLimits, judge_shadow
 from sprat_client.agent.trial import Limits, Verdict, Watch, judge
-from sprat_client.agent.validate import brief
 from sprat_client.runtime.ports import ModelHost
 from sprat_shared.evidence.bounds import percentile
 from sprat_shared.protocol.watched import Watched
+
+if TYPE_CHECKING:
+    from sprat_client.agent.mirror import Mirror
+    from sprat_client.agent.serve import Serving
 
 LOOK_AGAIN_S: Final = 0.05
 _KEEP_EVERY_S: Final = 60.0
@@ -30,7 +32,7 @@ class Watching:
         on_trial: whether `serving` is the new release.
     """
 
-    def __init__(self, serving: Serving, mirror: Mirror | None, before: Watched | None, *, on_trial: bool) -> None:
+    def __init__(self, serving: "Serving", mirror: "Mirror | None", before: Watched | None, *, on_trial: bool) -> None:
         self.serving, self._mirror, self._before = serving, mirror, before or Watched(seconds=0.0)
         self._on_trial = on_trial
         self._begun = self._kept = time.monotonic()
@@ -38,16 +40,16 @@ class Watching:
         serving.mirror = mirror
 
     @classmethod
-    def shadow(cls, serving: Serving, new: ModelHost, before: Watched | None) -> "Watching":
+    def shadow(cls, serving: "Serving", new: ModelHost, before: Watched | None) -> "Watching":
         """Let `new` answer in the shadow of what serves."""
-        return cls(serving, Mirror(serving.host, new, served=serving.host), before, on_trial=False)
+        return cls(serving, _mirror(serving.host, new, served=serving.host), before, on_trial=False)
 
     @classmethod
-    def trial(cls, serving: Serving, before: Watched | None) -> "Watching":
+    def trial(cls, serving: "Serving", before: Watched | None) -> "Watching":
         """Let the old release, which waits to take over, answer beside the one on trial."""
         old, mirror = serving.fallback, None
         if old is not None and old is not serving:
-            mirror = Mirror(old.host, serving.host, served=serving.host, most=_COMPARED_ON_TRIAL)
+            mirror = _mirror(old.host, serving.host, served=serving.host, most=_COMPARED_ON_TRIAL)
         return cls(serving, mirror, before, on_trial=True)
 
     def judge_shadow(self, settings: AgentSettings) -> Verdict:
@@ -141,3 +143,9 @@ class Watching:
 
 def _mean(before: float | None, many_before: int, now: float, many: int) -> float:
     return ((before or 0.0) * many_before + now * many) / max(1, many_before + many)
+
+
+def _mirror(old: ModelHost, new: ModelHost, *, served: ModelHost, most: int | None = None) -> "Mirror":
+    from sprat_client.agent.mirror import Mirror  # noqa: PLC0415  # numpy, which was loaded with the two releases
+
+    return Mirror(old, new, served=served, most=most)

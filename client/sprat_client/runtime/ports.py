@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from sprat_shared.errors import InvalidInput, SpratError
 
-Array: TypeAlias = npt.NDArray[np.generic]
+if TYPE_CHECKING:  # numpy is loaded with the first model
+    import numpy as np
+    import numpy.typing as npt
+
+Array: TypeAlias = "npt.NDArray[np.generic]"
 
 
 class ModelNotLoadable(SpratError):
@@ -36,7 +37,7 @@ class PortSpec:
     """
 
     name: str
-    dtype: np.dtype[np.generic]
+    dtype: "np.dtype[np.generic]"
     shape: tuple[int | None, ...]
 
 

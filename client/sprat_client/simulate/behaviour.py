@@ -11,8 +11,8 @@ from random import Random
 from types import MappingProxyType
 from typing import Final
 
+from sprat_client.agent.judgement import judge, tail
 from sprat_client.agent.settings import ValidationSettings
-from sprat_client.agent.validate import judge, tail
 from sprat_shared.protocol.report import Evidence, Outcome
 
 SAMPLES: Final = 200

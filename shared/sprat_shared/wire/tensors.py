@@ -181,7 +181,9 @@ class ArrayTensors:
         self._arrays = [tensors[spec.name][1] for spec in self.table]
         for spec, array in zip(self.table, self._arrays, strict=True):
             if array.dtype != spec.storage:
-                raise InvalidInput(f"tensor {spec.name!r}: {spec.dtype} is held as {spec.storage}, got {array.dtype}")
+                raise InvalidInput(
+                    f"tensor {spec.name!r}: {spec.dtype} is held as {spec.storage}, got {array.dtype.str}"
+                )
 
     def read(self, index: int) -> Array:
         """Return tensor `index`."""

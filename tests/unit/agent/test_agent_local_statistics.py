@@ -14,10 +14,11 @@ from simulated_release import Release
 
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.enrol import enrol
-from sprat_client.agent.estimate import SubprocessEstimator
+from sprat_client.agent.estimator import SubprocessEstimator
 from sprat_client.agent.loop import Agent
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.status import read_status
+from sprat_client.agent.stored import StoredTensors
 from sprat_server.training.statistics_graph import statistics_graph
 from sprat_shared.protocol.report import Outcome, Report
 
@@ -73,7 +74,8 @@ class Camera:
         with self.agent() as agent:
             serving = agent._shop.servings.of(MODEL)
             answer = agent.infer(MODEL, self.inputs[:8])
-            digest, tensors = serving.digest(), agent._machines[MODEL].shelf.tensors(serving.manifest)
+            digest, manifest = serving.digest(), serving.manifest
+            tensors = StoredTensors(manifest.table, manifest.sha256s, agent._shop.store)
         served = {spec.name: (spec.dtype, np.array(tensors.read(i))) for i, spec in enumerate(tensors.table)}
         np.testing.assert_allclose(
             answer.outputs["logits"], tiny_norms.logits(served, self.inputs[:8]), rtol=1e-3, atol=1e-4

@@ -17,7 +17,7 @@ from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.journal import REFUSALS_KEPT, Journal, ModelRecord, Work
 from sprat_client.agent.loop import Agent
 from sprat_client.agent.progress import Progress
-from sprat_client.agent.rebuild import RebuildFailed
+from sprat_client.agent.rebuilder import RebuildFailed
 from sprat_client.agent.retry import retry
 from sprat_client.agent.states import RULES, State
 from sprat_client.agent.status import read_status

@@ -10,7 +10,8 @@ from sprat_client.agent import durable
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.releases import Manifest, Shelf, Slot, Slots
 from sprat_client.agent.room import NoSpace, require_space
-from sprat_client.agent.store import StoreCorrupted, StoredTensors, TensorStore
+from sprat_client.agent.store import StoreCorrupted, TensorStore
+from sprat_client.agent.stored import HeldTensors, StoredTensors
 from sprat_shared.errors import DigestMismatch
 from sprat_shared.ids import digest_text
 from sprat_shared.wire.tensors import ArrayTensors, raw_bytes, release_id, weights_digest
@@ -88,7 +89,7 @@ def test_a_file_with_other_bytes_is_not_taken_in(store: TensorStore, tmp_path: P
 
 def test_tensors_are_read_as_they_were_written(store: TensorStore, shelf: Shelf, tmp_path: Path) -> None:
     manifest = installed(shelf, store, tmp_path)
-    tensors = shelf.tensors(manifest)
+    tensors = StoredTensors(manifest.table, manifest.sha256s, store)
     tensors.check_all()
     for index in range(len(TENSORS.table)):
         np.testing.assert_array_equal(tensors.read(index), TENSORS.read(index))
@@ -210,15 +211,16 @@ def test_a_tensor_is_found_by_the_beginning_of_its_digest_and_its_length(
 ) -> None:
     installed(shelf, store, tmp_path)
     spec, digest = TENSORS.table[0], TENSORS.sha256(0)
-    found = store.find(digest[:8], spec)
+    held = HeldTensors(store)
+    found = held.find(digest[:8], spec)
     assert found is not None
     np.testing.assert_array_equal(found, TENSORS.read(0))
-    assert store.find(digest[:8], TENSORS.table[2]) is None, "of another length"
-    assert store.find(bytes(8), spec) is None
+    assert held.find(digest[:8], TENSORS.table[2]) is None, "of another length"
+    assert held.find(bytes(8), spec) is None
     store.path(digest).chmod(0o644)
     store.path(digest).write_bytes(bytes(spec.nbytes))
     with pytest.raises(StoreCorrupted, match="has the digest"):
-        store.find(digest[:8], spec)
+        held.find(digest[:8], spec)
 
 
 def test_a_beginning_that_two_tensors_have_finds_neither(store: TensorStore, shelf: Shelf, tmp_path: Path) -> None:
@@ -226,4 +228,4 @@ def test_a_beginning_that_two_tensors_have_finds_neither(store: TensorStore, she
     spec, digest = TENSORS.table[0], TENSORS.sha256(0)
     twin = store.path(digest[:8] + bytes(24))
     twin.write_bytes(bytes(spec.nbytes))
-    assert store.find(digest[:8], spec) is None
+    assert HeldTensors(store).find(digest[:8], spec) is None

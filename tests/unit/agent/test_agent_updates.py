@@ -12,10 +12,11 @@ from simulated_release import Release
 
 from sprat_client.agent import room, store
 from sprat_client.agent.loop import Agent
-from sprat_client.agent.rebuild import RebuildFailed, SubprocessRebuilder
+from sprat_client.agent.rebuilder import RebuildFailed, SubprocessRebuilder
 from sprat_client.agent.settings import AgentSettings
 from sprat_client.agent.status import read_status
-from sprat_client.runtime.onnxruntime_host import OnnxModel, OnnxRuntime
+from sprat_client.runtime.onnxruntime_host import OnnxRuntime
+from sprat_client.runtime.onnxruntime_model import OnnxModel
 from sprat_client.runtime.ports import InferenceFailed
 from sprat_shared.errors import Conflict, UpdateRejected
 from sprat_shared.protocol.report import Outcome
@@ -262,7 +263,7 @@ def test_a_rebuild_that_dies_fails_the_update(device: OneDevice) -> None:
 
 
 def test_the_rebuild_process_says_by_name_why_it_refuses(device: OneDevice, tmp_path: Path) -> None:
-    from sprat_client.agent.rebuild import RebuildStep  # noqa: PLC0415  # only here
+    from sprat_client.agent.rebuilder import RebuildStep  # noqa: PLC0415  # only here
 
     (tmp_path / "junk").write_bytes(b"junk" * 10)
     (tmp_path / "store").mkdir()

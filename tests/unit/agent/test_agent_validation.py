@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from sprat_client.agent import measure
+from sprat_client.agent.judgement import ValidationRefused, judge, tail
 from sprat_client.agent.measure import Memory, load_measured
 from sprat_client.agent.samples import Holdout, load_holdout
 from sprat_client.agent.settings import ValidationSettings
-from sprat_client.agent.validate import ValidationRefused, judge, tail, validate
+from sprat_client.agent.validate import validate
 from sprat_client.runtime.ports import Array, InferenceFailed, PortSpec
 from sprat_shared.errors import InvalidInput
 from sprat_shared.wire.safetensors import write_safetensors

@@ -1,0 +1,32 @@
+"""The memory of this process: how much it has, and giving back what dropped models leave."""
+
+import ctypes
+import gc
+from pathlib import Path
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process; 0 where the system does not say."""
+    return _status("VmRSS:")
+
+
+def private_bytes() -> int:
+    """Return the resident memory of this process that no file is behind; 0 where the system does not say."""
+    return _status("RssAnon:")
+
+
+def _status(name: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
+
+
+def return_memory() -> None:
+    """Give memory of dropped sessions back to the system, where the C library can (glibc's malloc_trim)."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return
