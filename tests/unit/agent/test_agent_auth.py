@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from device_server import ENROLMENT_TOKEN, DeviceServer
 
-from sprat_client.agent.auth import DeviceAuth
+from sprat_client.agent.auth import DeviceAuth, signed_claims
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.enrol import enrol
 from sprat_client.agent.identity import load_key
@@ -43,6 +44,16 @@ def link(url: str, tmp_path: Path) -> Iterator[Link]:
 def asked(server: DeviceServer) -> list[str]:
     """What was asked since the enrolment."""
     return [path for _, path, _ in server.requests if path != "/device/v1/enrol"]
+
+
+def test_another_implementation_reads_the_assertion_and_finds_a_changed_one_forged() -> None:
+    key, claims = Ed25519PrivateKey.generate(), {"iss": "gate-7", "aud": "urn:x", "iat": 1, "jti": "ü"}
+    token = signed_claims(claims, key)
+    assert jwt.decode(token, key.public_key(), algorithms=["EdDSA"], audience="urn:x") == claims
+    assert jwt.get_unverified_header(token) == {"alg": "EdDSA", "typ": "JWT"}
+    for forged in (token[:-8] + "AAAAAAAA", signed_claims({**claims, "iat": 2}, Ed25519PrivateKey.generate())):
+        with pytest.raises(jwt.InvalidSignatureError):
+            jwt.decode(forged, key.public_key(), algorithms=["EdDSA"], audience="urn:x")
 
 
 def test_one_token_serves_many_requests(server: DeviceServer, link: Link) -> None:

@@ -125,7 +125,7 @@ def test_importing_the_agent_loads_nothing_heavy() -> None:
 def test_an_agent_loads_numpy_with_its_first_model_and_not_before() -> None:
     code = "import sys, sprat_client.agent.loop; print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"numpy", "onnxruntime", "uvicorn"} & set(modules)
+    assert not {"jwt", "numpy", "onnxruntime", "uvicorn"} & set(modules)
 
 
 def test_a_running_agent_loads_neither_torch_nor_typer() -> None:
