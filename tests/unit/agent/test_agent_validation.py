@@ -362,6 +362,18 @@ def test_the_times_of_a_slow_model_end_with_their_budget(clock: Clock) -> None:
     assert old.runs < 12
 
 
+def test_made_up_inputs_are_finite_and_lie_as_standard_normal_numbers_do() -> None:
+    host = TableModel(np.zeros(1, np.int64))
+    host.inputs = [PortSpec("x", np.dtype(np.float32), (None, 3, 224, 224))]
+    made = measure.made_up(host)["x"]
+    assert made.shape == (1, 3, 224, 224)
+    assert made.dtype == np.float32
+    assert np.isfinite(made).all()
+    quantiles = np.quantile(made, [0.0228, 0.1587, 0.5, 0.8413, 0.9772])
+    np.testing.assert_allclose(quantiles, [-2, -1, 0, 1, 2], atol=0.02)
+    assert abs(np.corrcoef(made.ravel()[:-1], made.ravel()[1:])[0, 1]) < 0.5
+
+
 def test_a_release_that_takes_too_much_memory_is_refused_after_it_was_measured_three_times() -> None:
     holdout, measured = holdout_of(40), []
 
