@@ -57,7 +57,7 @@ class Applications:
     def __init__(self, servings: Servings, holdouts: Holdouts, overview: Overview) -> None:
         self.servings, self._holdouts, self._overview = servings, holdouts, overview
 
-    def infer(self, model: str, inputs: "Array | Mapping[str, Array]") -> "Answer":
+    def infer(self, model: str, inputs: Array | Mapping[str, Array]) -> "Answer":
         """Ask a model. See `Agent.infer`."""
         return self.servings.answer(model, inputs)
 
@@ -71,7 +71,7 @@ class Applications:
         _log.warning("an application reports an error", extra={"model": model, "release": counted, "detail": text})
         return counted
 
-    def add_labelled(self, model: str, inputs: Array, labels: "Array | Sequence[int]") -> int:
+    def add_labelled(self, model: str, inputs: Array, labels: Array | Sequence[int]) -> int:
         """Keep labelled samples. See `Agent.add_labelled`."""
         specs = self.servings.of(model).host.inputs
         if len(specs) != 1:

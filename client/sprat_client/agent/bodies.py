@@ -12,7 +12,7 @@ from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput
 
 
-def inputs_of(body: bytes, *, safetensors: bool) -> "Array | Mapping[str, Array]":
+def inputs_of(body: bytes, *, safetensors: bool) -> Array | Mapping[str, Array]:
     """Return what is asked: one array, or arrays by input name.
 
     Raises:

@@ -35,7 +35,7 @@ class Endpoint:
             raise NotFound(f"{path}: no agent runs on this folder; start `sprat-agent run --dir {folder}`") from None
         self._client = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)
 
-    def infer(self, model: str, inputs: "Array | Mapping[str, Array]") -> Answer:
+    def infer(self, model: str, inputs: Array | Mapping[str, Array]) -> Answer:
         """Ask a model.
 
         Args:
@@ -72,7 +72,7 @@ class Endpoint:
         said = self._ask("POST", f"/v1/models/{model}/errors", json={"text": text, "release": release}).json()
         return int(said["release"])
 
-    def add_labelled(self, model: str, inputs: Array, labels: "Array | Sequence[int]") -> int:
+    def add_labelled(self, model: str, inputs: Array, labels: Array | Sequence[int]) -> int:
         """Add labelled samples to those that new releases must not do worse on; they never leave the device.
 
         Args:

@@ -82,7 +82,7 @@ class KeptHoldout:
         with self._lock:
             return Counter({label: len(kept) for label, kept in self._classes.items() if kept})
 
-    def add(self, spec: PortSpec, inputs: Array, labels: "Array | Sequence[int]") -> int:
+    def add(self, spec: PortSpec, inputs: Array, labels: Array | Sequence[int]) -> int:
         """Keep samples; once this returns, a power cut does not take them. Return how many are kept in all.
 
         Args:

@@ -194,7 +194,7 @@ class Agent:
         """The assignments that ended since the start."""
         return [settled for machine in self._machines.values() for settled in machine.settled]
 
-    def infer(self, model: str, inputs: "Array | Mapping[str, Array]") -> "Answer":
+    def infer(self, model: str, inputs: Array | Mapping[str, Array]) -> "Answer":
         """Ask a model, in this process.
 
         Args:
@@ -225,7 +225,7 @@ class Agent:
         """
         return self._applications.report_error(model, text, release)
 
-    def add_labelled(self, model: str, inputs: Array, labels: "Array | Sequence[int]") -> int:
+    def add_labelled(self, model: str, inputs: Array, labels: Array | Sequence[int]) -> int:
         """Add labelled samples to those that new releases must not do worse on; they never leave the device.
 
         Once this returns, a power cut does not take them.

@@ -51,7 +51,7 @@ class Serving:
     last_reported: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, inputs: "Array | Mapping[str, Array]", meter: Meter | None = None) -> "Answer":
+    def answer(self, inputs: Array | Mapping[str, Array], meter: Meter | None = None) -> "Answer":
         """Return the outputs by name.
 
         Args:
@@ -102,7 +102,7 @@ class Serving:
         except InferenceFailed:
             return
 
-    def _fit(self, inputs: "Array | Mapping[str, Array]") -> dict[str, Array]:
+    def _fit(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         specs = self.host.inputs
         if not isinstance(inputs, Mapping):
             if len(specs) != 1:

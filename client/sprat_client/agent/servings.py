@@ -32,7 +32,7 @@ class Servings:
         if serving is not None and serving is not before:
             self.meter.swapped(model)
 
-    def answer(self, model: str, inputs: "Array | Mapping[str, Array]") -> "Answer":
+    def answer(self, model: str, inputs: Array | Mapping[str, Array]) -> "Answer":
         """Let what serves `model` answer, and count it.
 
         Raises:

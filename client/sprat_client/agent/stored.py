@@ -52,7 +52,7 @@ class HeldTensors:
     def __init__(self, store: TensorStore) -> None:
         self._store = store
 
-    def find(self, prefix: bytes, spec: TensorSpec) -> "Array | None":
+    def find(self, prefix: bytes, spec: TensorSpec) -> Array | None:
         """Return the tensor of this length whose digest begins so, mapped; None where there is none, or more than one.
 
         Raises:

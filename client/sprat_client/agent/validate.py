@@ -57,7 +57,7 @@ def validate(
     holdout: Holdout | None,
     settings: ValidationSettings,
     *,
-    inputs: "Array | None" = None,
+    inputs: Array | None = None,
     memory: Memory | None = None,
 ) -> Validation:
     """Compare a new release with the old one.

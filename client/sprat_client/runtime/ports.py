@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from sprat_shared.errors import InvalidInput, SpratError
 
-if TYPE_CHECKING:  # numpy is loaded with the first model
+if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-Array: TypeAlias = "npt.NDArray[np.generic]"
+    Array: TypeAlias = npt.NDArray[np.generic]
+else:
+    Array = Any  # numpy is loaded with the first model
 
 
 class ModelNotLoadable(SpratError):

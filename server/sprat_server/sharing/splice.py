@@ -122,7 +122,7 @@ class _Fold:
         self.rest = wanted
         return True
 
-    def _own(self, name: str) -> "Array | None":
+    def _own(self, name: str) -> Array | None:
         return self._recipient.read(name).astype(np.float64) if name in self._recipient.bound else None
 
     def _norm(self, node: Any) -> tuple[Array, Array] | None:
@@ -153,7 +153,7 @@ class _Fold:
         )
         return self._through(kernel[:, :, 0, 0], bias) if plain else None
 
-    def _bias(self, node: Any) -> "Array | None":
+    def _bias(self, node: Any) -> Array | None:
         """Return a bias of the release, 0 where there is none, None where it is computed."""
         return np.zeros(()) if len(node.input) < 3 or not node.input[2] else self._own(node.input[2])  # noqa: PLR2004
 

@@ -43,7 +43,7 @@ class TensorSink(Protocol):
 class HeldTensors(Protocol):
     """The tensors that a device holds, of whatever model and release."""
 
-    def find(self, prefix: bytes, spec: TensorSpec) -> "Array | None":
+    def find(self, prefix: bytes, spec: TensorSpec) -> Array | None:
         """Return the tensor of this length whose SHA-256 begins so; None where there is none, or more than one."""
 
 

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from sprat_shared.errors import InvalidInput, LimitExceeded
 from sprat_shared.ids import digest_text, parse_digest
 
-if TYPE_CHECKING:  # an agent without a model reads tables, and holds no arrays
+if TYPE_CHECKING:
     import numpy.typing as npt
+
+    Array: TypeAlias = npt.NDArray[Any]
+else:
+    Array = Any  # an agent without a model reads tables, and holds no arrays: numpy is not loaded for their type
 
 DTYPES: Final = (
     *("F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "F8_E4M3", "F8_E5M2"),
@@ -33,8 +37,6 @@ LOCAL_SHA256: Final = bytes(32)
 
 _WEIGHTS_DOMAIN: Final = b"sprat-weights-1\0"
 ALIAS_MARK: Final = b"\xff\xff"  # no name is that long, so an alias entry cannot be taken for a tensor
-
-Array: TypeAlias = "npt.NDArray[Any]"
 
 
 def _check_name(name: str) -> None:

@@ -24,7 +24,7 @@ class Store:
     def __init__(self, *arrays: Array) -> None:
         self._held = [raw_bytes(array).tobytes() for array in arrays]
 
-    def find(self, prefix: bytes, spec: TensorSpec) -> "Array | None":
+    def find(self, prefix: bytes, spec: TensorSpec) -> Array | None:
         arrays = [np.frombuffer(one, spec.storage).reshape(spec.shape) for one in self._held if len(one) == spec.nbytes]
         found = [array for array in arrays if tensor_sha256(array).startswith(prefix)]
         return found[0] if len(found) == 1 else None
@@ -79,7 +79,7 @@ def test_what_is_not_held_asks_for_the_full_update(store: Store | None) -> None:
 
 def test_a_file_damaged_under_its_name_is_found_by_the_results_digest() -> None:
     class Damaged(Store):
-        def find(self, prefix: bytes, spec: TensorSpec) -> "Array | None":
+        def find(self, prefix: bytes, spec: TensorSpec) -> Array | None:
             found = super().find(prefix, spec)
             return None if found is None else found + 1
 
