@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from sprat_server.access.limits import Lockout, RateLimit
 from sprat_server.access.oidc import OidcVerifier
 from sprat_server.api import blobs as blob_routes
-from sprat_server.api import problems, routers
+from sprat_server.api import problems, repeats, routers
 from sprat_server.api.event_hub import EventHub
 from sprat_server.api.limits import BodyLimit, CredentialsFirst
 from sprat_server.api.poll import Poll, PollApp
@@ -88,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.event_hub = hub
     app.state.oidc = _oidc_verifier(settings)
     problems.install(app)
+    repeats.install(app)
     for router in routers.OPERATORS:
         app.include_router(router, prefix="/api/v1")
     for router in routers.DEVICES:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
+from uuid import uuid4
 
 import httpx
 
@@ -17,6 +18,7 @@ API: Final = "/api/v1"
 _CHUNK_BYTES: Final = 1 << 20
 _PAGE_ITEMS: Final = 100
 _RECONNECT_S: Final = 1.0
+_AGAIN_AFTER_S: Final = (0.3, 1.0, 3.0)
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -76,16 +78,19 @@ class Transport:
         return self._json("GET", path, params=_said(query))
 
     def post(self, path: str, body: Any = None) -> Any:
-        """Send `body` as JSON to `/api/v1` + `path` and return the answer's JSON, or None where there is none."""
-        return self._json("POST", path, json={} if body is None else body)
+        """Send `body` as JSON to `/api/v1` + `path` and return the answer's JSON, or None where there is none.
+
+        A call whose answer was lost on the way is sent again under the same `Idempotency-Key`: it is carried out once.
+        """
+        return self._json("POST", path, json={} if body is None else body, once=True)
 
     def put(self, path: str, body: Any, **query: Any) -> Any:
         """Put `body` as JSON to `/api/v1` + `path` and return the answer's JSON; query values as with `get`."""
         return self._json("PUT", path, json=body, params=_said(query))
 
     def patch(self, path: str, body: Any, **query: Any) -> Any:
-        """Patch `/api/v1` + `path` with `body` as JSON and return the answer's JSON; query values as with `get`."""
-        return self._json("PATCH", path, json=body, params=_said(query))
+        """Patch `/api/v1` + `path` with `body` as JSON and return the answer's JSON; sent once as by `post`."""
+        return self._json("PATCH", path, json=body, params=_said(query), once=True)
 
     def delete(self, path: str, **query: Any) -> Any:
         """Delete `/api/v1` + `path` and return the answer's JSON, or None; query values as with `get`."""
@@ -229,9 +234,9 @@ class Transport:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 2.0)
 
-    def _json(self, method: str, path: str, **kwargs: Any) -> Any:
+    def _json(self, method: str, path: str, *, once: bool = False, **kwargs: Any) -> Any:
         try:
-            response = self._client.request(method, API + path, **kwargs)
+            response = self._sent_once(method, path, **kwargs) if once else self._sent(method, path, **kwargs)
         except httpx.HTTPError as error:
             raise unreachable(self._client.base_url, error) from error
         if response.status_code >= HTTPStatus.BAD_REQUEST:
@@ -244,6 +249,30 @@ class Transport:
             raise SpratError(
                 f"{response.url} answered {response.status_code} with something that is not JSON; is it a sprat-server?"
             ) from None
+
+    def _sent(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        return self._client.request(method, API + path, **kwargs)
+
+    def _sent_once(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        """Send a call that is carried out once; again, a few times, while it is not known what came of it."""
+        headers = {"Idempotency-Key": str(uuid4())}
+        for pause_s in _AGAIN_AFTER_S:
+            try:
+                response = self._sent(method, path, headers=headers, **kwargs)
+            except httpx.ConnectError:
+                if pause_s == _AGAIN_AFTER_S[0]:
+                    raise  # it never left: nothing is there
+            except httpx.TransportError:
+                pass
+            else:
+                if not _is_still_running(response):
+                    return response
+            time.sleep(pause_s)
+        return self._sent(method, path, headers=headers, **kwargs)
+
+
+def _is_still_running(response: httpx.Response) -> bool:
+    return response.status_code == HTTPStatus.CONFLICT and error_of(response).code == "request.still-running"
 
 
 def _events(lines: Iterator[str]) -> Iterator[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The tables of operator tokens and of the audit log."""
+"""The tables of operator tokens, of the audit log, and of answers that are given again."""
 
 from datetime import datetime
 from typing import Any
@@ -86,3 +86,22 @@ class AuditRecord(ProjectOwned, Base):
 
     sealed: Mapped[str] = column_property(literal_column("audit_text(audit)", Text), deferred=True)
     """The record as the one text that its digest covers (function of migration 0012)."""
+
+
+class KeptAnswer(ProjectOwned, Base):
+    """What came of a call under an `Idempotency-Key`, for whoever sends it again within a day."""
+
+    __tablename__ = "kept_answer"
+    __table_args__ = (
+        in_project(),
+        PrimaryKeyConstraint("project_id", "key_sha256"),
+        CheckConstraint(
+            "octet_length(key_sha256) = 32 AND octet_length(request_sha256) = 32", name="digests_are_sha256"
+        ),
+        Index("ix_kept_answer_at", "at"),
+    )
+
+    key_sha256: Mapped[bytes]  # of project, caller and key
+    request_sha256: Mapped[bytes]  # of method, URL and body
+    answer: Mapped[bytes]  # encrypted: a key derived from the caller's opens it
+    at: Mapped[datetime] = mapped_column(server_default=func.now())

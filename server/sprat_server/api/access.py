@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import BaseModel
 from sqlalchemy import select
 
@@ -12,11 +12,12 @@ from sprat_server.access.models import AuditRecord, OperatorToken
 from sprat_server.access.schemas import AuditView, MadeToken, NewToken, TokenView
 from sprat_server.api.auth import Admin, Viewer
 from sprat_server.api.paging import Page, Paging
+from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
 from sprat_server.db.projects import ACROSS
 from sprat_server.db.session import SessionDep
 
-router = APIRouter(tags=["access"])
+router = operators_router(tags=["access"])
 
 OfServer = Annotated[
     bool, Query(description="Of the server itself, not of a project; needs a token of the whole server.")

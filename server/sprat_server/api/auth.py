@@ -20,6 +20,7 @@ from sprat_server.access import audit, projects, tokens
 from sprat_server.access.limits import Lockout
 from sprat_server.access.oidc import OidcVerifier
 from sprat_server.access.tokens import Identity, Scope
+from sprat_server.api import repeats
 from sprat_server.db.projects import DEFAULT_PROJECT, enter
 from sprat_server.db.session import SessionDep
 from sprat_server.fleet.authentication import Recognised, authenticate_device
@@ -123,6 +124,7 @@ def needs(scope: Scope, *, whole_server: bool = False, asks: bool = False) -> Ca
             session.execute(text("SET TRANSACTION READ ONLY"))
         elif request.method not in _SAFE:
             audit.require_record(session, f"{request.method} {request.url.path}")
+            repeats.begin(request, session, identity)
         return identity
 
     return identify

@@ -1,12 +1,12 @@
 """/api/v1/datasets: labelled samples on the server."""
 
-from fastapi import APIRouter
 from sqlalchemy import select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Viewer
 from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import BlobsDep
+from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.jobs import service as jobs
@@ -15,7 +15,7 @@ from sprat_server.registry import service as registry
 from sprat_server.registry.models import Dataset
 from sprat_server.registry.schemas import DatasetView, NewDataset
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = operators_router(prefix="/datasets", tags=["datasets"])
 
 
 @router.post("", status_code=202)

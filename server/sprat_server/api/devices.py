@@ -4,12 +4,14 @@ from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Query
+from fastapi import Body, Query
 from sqlalchemy import select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Asker, Operator, Viewer
 from sprat_server.api.paging import Page, Paging
+from sprat_server.api.preconditions import Seen
+from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page, take_sorted_page
 from sprat_server.db.session import SessionDep
 from sprat_server.fleet import device_orders
@@ -33,7 +35,7 @@ from sprat_server.fleet.schemas import (
 from sprat_server.flows import enrolment, fleet_views, rollout_reports, targeting
 from sprat_shared.protocol.enrol import fingerprint
 
-router = APIRouter(tags=["devices"])
+router = operators_router(tags=["devices"])
 
 Where = Annotated[
     str | None, Query(max_length=2000, description='A filter, such as `labels.site = "lab"` (docs/targeting.md).')
@@ -121,9 +123,16 @@ def label_devices(body: BulkLabels, session: SessionDep, operator: Operator) -> 
     return Labelled(devices=count)
 
 
+@router.get("/devices/{device_id}/labels")
+def get_labels(device_id: UUID, session: SessionDep, _viewer: Viewer) -> dict[str, str]:
+    """Show the labels of a device by themselves: their entity tag changes with them alone."""
+    return dict(fleet.get_device(session, device_id).labels)
+
+
 @router.patch("/devices/{device_id}/labels")
-def label_device(device_id: UUID, body: Labels, session: SessionDep, operator: Operator) -> DeviceView:
+def label_device(device_id: UUID, body: Labels, session: SessionDep, operator: Operator, seen: Seen) -> DeviceView:
     """Change labels of a device, as a JSON merge patch: a text sets a label, null removes it."""
+    seen.require(session, f"device:{device_id}/labels", lambda: dict(fleet.get_device(session, device_id).labels))
     device, before = targeting.label(session, device_id, body)
     were = {key: before.get(key) for key in body}
     audit.record(session, operator, "device.label", f"device:{device.id}", were, body)

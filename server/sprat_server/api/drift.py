@@ -3,10 +3,12 @@
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Releaser, Viewer
+from sprat_server.api.preconditions import Seen, SeenState
+from sprat_server.api.routes import operators_router
 from sprat_server.db.session import SessionDep
 from sprat_server.fleet import drift_records as records
 from sprat_server.fleet.drift_policy import DriftPolicy
@@ -15,7 +17,7 @@ from sprat_server.flows import drift
 from sprat_server.registry import service as registry
 from sprat_server.rollouts.requests import Reason
 
-router = APIRouter(prefix="/models", tags=["drift"])
+router = operators_router(prefix="/models", tags=["drift"])
 
 
 @router.get("/{name}/drift")
@@ -35,10 +37,13 @@ def get_drift(
 
 
 @router.put("/{name}/drift-policy")
-def set_drift_policy(name: str, body: DriftPolicy, session: SessionDep, releaser: Releaser) -> DriftPolicyView:
+def set_drift_policy(
+    name: str, body: DriftPolicy, session: SessionDep, releaser: Releaser, seen: Seen
+) -> DriftPolicyView:
     """Watch a model this way from now on. What a person stopped stays stopped."""
     model = registry.get_model(session, name)
     drift.check(model, body)
+    _require(seen, session, name)
     before = records.policy_row(session, model.id)
     was = None if before is None else before.policy
     row = records.put_policy(session, model.id, body, releaser)
@@ -49,28 +54,39 @@ def set_drift_policy(name: str, body: DriftPolicy, session: SessionDep, releaser
 @router.get("/{name}/drift-policy")
 def get_drift_policy(name: str, session: SessionDep, _viewer: Viewer) -> DriftPolicyView:
     """Show how a model is watched."""
-    return DriftPolicyView.of(name, records.require_policy(session, registry.get_model(session, name).id))
+    return _policy(session, name)
 
 
 @router.delete("/{name}/drift-policy")
-def clear_drift_policy(name: str, session: SessionDep, operator: Operator) -> DriftPolicyView:
+def clear_drift_policy(name: str, session: SessionDep, operator: Operator, seen: Seen) -> DriftPolicyView:
     """Watch a model no more; what was done is remembered."""
+    _require(seen, session, name)
     row = records.clear_policy(session, registry.get_model(session, name).id)
     audit.record(session, operator, "drift-policy.clear", f"model:{name}", row.policy)
     return DriftPolicyView.of(name, row)
 
 
 @router.post("/{name}/drift/stop")
-def stop_drift(name: str, body: Reason, session: SessionDep, operator: Operator) -> DriftPolicyView:
+def stop_drift(name: str, body: Reason, session: SessionDep, operator: Operator, seen: Seen) -> DriftPolicyView:
     """Do nothing about drift of a model any more, until it is resumed: no word, no retrain, no rollout."""
+    _require(seen, session, name)
     row = records.stop(session, registry.get_model(session, name).id, body.reason)
     audit.record(session, operator, "drift.stop", f"model:{name}", after={"reason": body.reason})
     return DriftPolicyView.of(name, row)
 
 
 @router.post("/{name}/drift/resume")
-def resume_drift(name: str, body: Reason, session: SessionDep, releaser: Releaser) -> DriftPolicyView:
+def resume_drift(name: str, body: Reason, session: SessionDep, releaser: Releaser, seen: Seen) -> DriftPolicyView:
     """Do again what the policy says."""
+    _require(seen, session, name)
     row = records.stop(session, registry.get_model(session, name).id, None)
     audit.record(session, releaser, "drift.resume", f"model:{name}", after={"reason": body.reason})
     return DriftPolicyView.of(name, row)
+
+
+def _policy(session: SessionDep, name: str) -> DriftPolicyView:
+    return DriftPolicyView.of(name, records.require_policy(session, registry.get_model(session, name).id))
+
+
+def _require(seen: SeenState, session: SessionDep, name: str) -> None:
+    seen.require(session, f"model:{name}/drift-policy", lambda: _policy(session, name))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from sprat_server.api.auth import bearer, identify_operator
 from sprat_server.api.event_hub import EventHub
 from sprat_server.api.paging import Page, Paging
+from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
 from sprat_server.db.projects import project_of
 from sprat_server.db.session import Database
@@ -26,7 +27,7 @@ from sprat_server.observe import outbox
 from sprat_server.observe.outbox import Event
 from sprat_shared.errors import InvalidInput, SpratError
 
-router = APIRouter(prefix="/events", tags=["events"])
+router = operators_router(prefix="/events", tags=["events"])
 
 HEARTBEAT_S: Final = 15.0
 _LONGEST_S: Final = 3600.0  # then a stream ends, and its reader asks again from where it was

@@ -3,12 +3,14 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from sqlalchemy import select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Viewer
 from sprat_server.api.paging import Page, Paging
+from sprat_server.api.preconditions import Seen
+from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.fleet import groups
@@ -16,7 +18,7 @@ from sprat_server.fleet.models import Device, SavedGroup
 from sprat_server.fleet.schemas import DeviceView, EditedGroup, GroupView, NewGroup
 from sprat_server.flows import fleet_views, targeting
 
-router = APIRouter(prefix="/groups", tags=["groups"])
+router = operators_router(prefix="/groups", tags=["groups"])
 
 Name = Annotated[str, Path(max_length=63, description="Of the group.")]
 
@@ -52,8 +54,9 @@ def get_group(name: Name, session: SessionDep, _viewer: Viewer) -> GroupView:
 
 
 @router.put("/{name}")
-def edit_group(name: Name, body: EditedGroup, session: SessionDep, operator: Operator) -> GroupView:
+def edit_group(name: Name, body: EditedGroup, session: SessionDep, operator: Operator, seen: Seen) -> GroupView:
     """Give a saved group another filter."""
+    seen.require(session, f"group:{name}", lambda: _view(session, groups.find(session, name)))
     before = {"where": groups.find(session, name).expression}
     group, moved = targeting.edit_group(session, name, body.where)
     after = {"where": body.where, "joined": moved.joined, "left": moved.left}
@@ -62,8 +65,9 @@ def edit_group(name: Name, body: EditedGroup, session: SessionDep, operator: Ope
 
 
 @router.delete("/{name}")
-def delete_group(name: Name, session: SessionDep, operator: Operator) -> GroupView:
+def delete_group(name: Name, session: SessionDep, operator: Operator, seen: Seen) -> GroupView:
     """Delete a saved group; its devices stay as they are."""
+    seen.require(session, f"group:{name}", lambda: _view(session, groups.find(session, name)))
     group = groups.find(session, name)
     shown = _view(session, group)
     groups.remove(session, group)

@@ -3,19 +3,20 @@
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from sqlalchemy import select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Viewer
 from sprat_server.api.paging import Page, Paging
+from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.jobs import service
 from sprat_server.jobs.models import Job
 from sprat_server.jobs.schemas import JobView
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = operators_router(prefix="/jobs", tags=["jobs"])
 
 
 @router.get("")

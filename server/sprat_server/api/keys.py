@@ -1,11 +1,12 @@
 """/api/v1/keys: roles and their keys, what waits for signatures of people, and the signatures that they bring."""
 
-from fastapi import APIRouter, BackgroundTasks, Request
+from fastapi import BackgroundTasks, Request
 from securesystemslib.signer import Signature
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Admin, Releaser, Viewer
 from sprat_server.api.ports import SettingsDep
+from sprat_server.api.routes import operators_router
 from sprat_server.db.projects import project_of
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import custody_views, signing, upkeep
@@ -13,7 +14,7 @@ from sprat_server.publish.image import open_repository
 from sprat_server.publish.rotation import NewKeys
 from sprat_server.publish.schemas import CustodyView, NewSignature, Rotation, Signed
 
-router = APIRouter(tags=["keys"])
+router = operators_router(tags=["keys"])
 
 
 @router.get("/keys")

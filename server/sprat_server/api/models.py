@@ -3,13 +3,14 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from sqlalchemy import func, select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Releaser, Viewer
 from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import BlobsDep
+from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import rollout_views
@@ -20,7 +21,7 @@ from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model, Publication, Release
 from sprat_server.registry.schemas import ModelView, NewModel, NewRelease, ReleaseView, RetrainRequest, WayView
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = operators_router(prefix="/models", tags=["models"])
 
 
 @router.post("", status_code=202)

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query
+from fastapi import Body, Query
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Viewer
+from sprat_server.api.preconditions import Seen
+from sprat_server.api.routes import operators_router
 from sprat_server.db.session import SessionDep
 from sprat_server.fleet import policies
 from sprat_server.fleet.schemas import PolicyView
@@ -13,7 +15,7 @@ from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
 from sprat_shared.trust.policy import DevicePolicy
 
-router = APIRouter(prefix="/models", tags=["policies"])
+router = operators_router(prefix="/models", tags=["policies"])
 
 Profile = Annotated[
     str | None,
@@ -39,9 +41,12 @@ def get_policy(name: str, session: SessionDep, _viewer: Viewer, profile: Profile
 
 
 @router.put("/{name}/policy")
-def set_policy(name: str, body: Policy, session: SessionDep, operator: Operator, profile: Profile = None) -> PolicyView:
+def set_policy(
+    name: str, body: Policy, session: SessionDep, operator: Operator, *, seen: Seen, profile: Profile = None
+) -> PolicyView:
     """Set a policy in the place of the one before; devices have it, signed, with their next poll."""
     model, wanted = registry.get_model(session, name), DevicePolicy.of(body)
+    seen.require(session, _subject(name, profile), lambda: _view(session, model, profile))
     before = policies.find(session, model.id, profile)
     said = None if before is None else dict(before.policy)
     row = policies.put(session, model.id, profile, wanted, operator)
@@ -50,9 +55,12 @@ def set_policy(name: str, body: Policy, session: SessionDep, operator: Operator,
 
 
 @router.delete("/{name}/policy")
-def clear_policy(name: str, session: SessionDep, operator: Operator, profile: Profile = None) -> PolicyView:
+def clear_policy(
+    name: str, session: SessionDep, operator: Operator, *, seen: Seen, profile: Profile = None
+) -> PolicyView:
     """Take a policy away; then the model's holds for a profile, and the agents' own settings for a model."""
     model = registry.get_model(session, name)
+    seen.require(session, _subject(name, profile), lambda: _view(session, model, profile))
     row = policies.clear(session, model.id, profile)
     audit.record(session, operator, "policy.clear", _subject(name, profile), row.policy)
     return _view(session, model, profile)

@@ -30,6 +30,7 @@ STATUS_OF_CODE: Final[Mapping[str, HTTPStatus]] = {
     "access.too-many-failures": HTTPStatus.TOO_MANY_REQUESTS,
     "access.too-many-requests": HTTPStatus.TOO_MANY_REQUESTS,
     "blob.too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "request.changed-meanwhile": HTTPStatus.PRECONDITION_FAILED,
     "request.too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
 }
 """Codes that differ from their class."""
@@ -100,7 +101,7 @@ def answer_of(error: SpratError) -> JSONResponse:
     headers = {}
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="sprat"'
-    elif status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
+    elif status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS} or hasattr(error, "retry_after_s"):
         headers["Retry-After"] = str(math.ceil(getattr(error, "retry_after_s", _RETRY_AFTER_S)))
     elif status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request.failed", code=error.code, exc_info=error)

@@ -2,7 +2,6 @@
 
 from uuid import UUID
 
-from fastapi import APIRouter
 from sqlalchemy import select
 
 from sprat_server.access import audit, projects
@@ -10,12 +9,14 @@ from sprat_server.access.schemas import NewProject, ProjectChange, ProjectView
 from sprat_server.api.auth import ServerAdmin, Viewer
 from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import SettingsDep
+from sprat_server.api.preconditions import Seen
+from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
 from sprat_server.db.projects import Project, project_of
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import founding
 
-router = APIRouter(prefix="/projects", tags=["projects"])
+router = operators_router(prefix="/projects", tags=["projects"])
 
 
 @router.post("", status_code=201)
@@ -48,9 +49,12 @@ def get_project(project: str, session: SessionDep, viewer: Viewer) -> ProjectVie
 
 
 @router.patch("/{project}")
-def change_project(project: str, body: ProjectChange, session: SessionDep, admin: ServerAdmin) -> ProjectView:
+def change_project(
+    project: str, body: ProjectChange, session: SessionDep, admin: ServerAdmin, seen: Seen
+) -> ProjectView:
     """Give a project another title."""
     found = projects.find(session, project)
+    seen.require(session, f"project:{project}", lambda: ProjectView.of(found))
     before = {"title": found.title}
     projects.change(session, found, title=body.title)
     after = body.model_dump(mode="json")

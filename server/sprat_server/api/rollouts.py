@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -15,6 +15,8 @@ from sprat_server.access.tokens import Identity
 from sprat_server.api.auth import Operator, Previewer, Releaser, Viewer
 from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import SettingsDep
+from sprat_server.api.preconditions import Seen, SeenState
+from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import rollout as flow
@@ -27,7 +29,7 @@ from sprat_server.rollouts.requests import Abort, Apply, MaybeReason, NewRollout
 from sprat_server.rollouts.schemas import AppliedView, PlanView, RolloutView, WhyView
 from sprat_shared.errors import InvalidInput
 
-router = APIRouter(prefix="/rollouts", tags=["rollouts"])
+router = operators_router(prefix="/rollouts", tags=["rollouts"])
 
 
 @router.post("", status_code=201)
@@ -77,10 +79,10 @@ def why_rollout(
 
 
 @router.post("/{rollout_id}/approve")
-def approve_rollout(rollout_id: UUID, body: Reason, session: SessionDep, releaser: Releaser) -> RolloutView:
+def approve_rollout(rollout_id: UUID, body: Reason, session: SessionDep, releaser: Releaser, seen: Seen) -> RolloutView:
     """Say, as another person than its maker, that a draft may start."""
     return _moved(
-        session, releaser, "approve", rollout_id, partial(flow.approve, by=releaser, reason=body.reason), body
+        seen, session, releaser, "approve", rollout_id, partial(flow.approve, by=releaser, reason=body.reason), body
     )
 
 
@@ -90,55 +92,57 @@ def prefetch_rollout(
     session: SessionDep,
     settings: SettingsDep,
     operator: Operator,
+    *,
+    seen: Seen,
     body: MaybeReason | None = None,
 ) -> RolloutView:
     """Have the devices of a draft fetch and rebuild its release, which waits there until the rollout is started."""
-    return _moved(session, operator, "prefetch", rollout_id, partial(flow.prefetch, settings=settings), body)
+    return _moved(seen, session, operator, "prefetch", rollout_id, partial(flow.prefetch, settings=settings), body)
 
 
 @router.post("/{rollout_id}/start")
 def start_rollout(
-    rollout_id: UUID, body: Reason, session: SessionDep, settings: SettingsDep, operator: Operator
+    rollout_id: UUID, body: Reason, session: SessionDep, settings: SettingsDep, operator: Operator, *, seen: Seen
 ) -> RolloutView:
     """Decide who is in which wave and open the first."""
-    return _moved(session, operator, "start", rollout_id, partial(flow.start, settings=settings), body)
+    return _moved(seen, session, operator, "start", rollout_id, partial(flow.start, settings=settings), body)
 
 
 @router.post("/{rollout_id}/pause")
-def pause_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
+def pause_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator, seen: Seen) -> RolloutView:
     """Open no further wave until it is resumed; a failure still halts it."""
-    return _moved(session, operator, "pause", rollout_id, partial(flow.pause, reason=body.reason), body)
+    return _moved(seen, session, operator, "pause", rollout_id, partial(flow.pause, reason=body.reason), body)
 
 
 @router.post("/{rollout_id}/resume")
 def resume_rollout(
-    rollout_id: UUID, body: Resume, session: SessionDep, settings: SettingsDep, operator: Operator
+    rollout_id: UUID, body: Resume, session: SessionDep, settings: SettingsDep, operator: Operator, *, seen: Seen
 ) -> RolloutView:
     """Go on after a pause, or after a halt whose failures are acknowledged."""
     move = partial(flow.resume, settings=settings, acknowledge=body.acknowledge)
-    return _moved(session, operator, "resume", rollout_id, move, body)
+    return _moved(seen, session, operator, "resume", rollout_id, move, body)
 
 
 @router.post("/{rollout_id}/promote")
-def promote_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator) -> RolloutView:
+def promote_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator, seen: Seen) -> RolloutView:
     """Open the next wave on a person's word where the gate holds it; proof of harm still halts."""
-    return _moved(session, operator, "promote", rollout_id, flow.promote, body)
+    return _moved(seen, session, operator, "promote", rollout_id, flow.promote, body)
 
 
 @router.post("/{rollout_id}/abort")
-def abort_rollout(rollout_id: UUID, body: Abort, session: SessionDep, operator: Operator) -> RolloutView:
+def abort_rollout(rollout_id: UUID, body: Abort, session: SessionDep, operator: Operator, seen: Seen) -> RolloutView:
     """End it; devices go back to the release they had, but for those that have this one where they keep it."""
     move = partial(flow.abort, reason=body.reason, keep=body.keep)
-    return _moved(session, operator, "abort", rollout_id, move, body)
+    return _moved(seen, session, operator, "abort", rollout_id, move, body)
 
 
 @router.post("/{rollout_id}/undo")
 def undo_rollout(
-    rollout_id: UUID, body: Reason, session: SessionDep, settings: SettingsDep, operator: Operator
+    rollout_id: UUID, body: Reason, session: SessionDep, settings: SettingsDep, operator: Operator, *, seen: Seen
 ) -> RolloutView:
     """Bring devices back from a rollout that succeeded, or was aborted and kept, to what they had before it."""
     move = partial(reversals.undo, settings=settings, reason=body.reason)
-    return _moved(session, operator, "undo", rollout_id, move, body)
+    return _moved(seen, session, operator, "undo", rollout_id, move, body)
 
 
 def _policy(text: str) -> Any:
@@ -149,6 +153,7 @@ def _policy(text: str) -> Any:
 
 
 def _moved(  # noqa: PLR0917 - who moves what how, and why
+    seen: SeenState,
     session: SessionDep,
     operator: Identity,
     verb: str,
@@ -156,7 +161,9 @@ def _moved(  # noqa: PLR0917 - who moves what how, and why
     move: Callable[[Session, UUID], Rollout],
     body: Reason | MaybeReason | None,
 ) -> RolloutView:
-    before = {"state": service.get(session, rollout_id).state}
+    rollout = service.get(session, rollout_id)
+    seen.require(session, f"rollout:{rollout_id}", lambda: views.view(session, flow.hold(session, rollout_id)))
+    before = {"state": rollout.state}
     rollout = move(session, rollout_id)
     after = {"state": rollout.state, "reason": None} | ({} if body is None else body.model_dump(mode="json"))
     audit.record(session, operator, f"rollout.{verb}", f"rollout:{rollout.id}", before, after)

@@ -1,13 +1,12 @@
 """/api/v1/reports: what the fleet's records say, summed up."""
 
-from fastapi import APIRouter
-
 from sprat_server.api.auth import Asker
+from sprat_server.api.routes import operators_router
 from sprat_server.db.session import SessionDep
 from sprat_server.fleet.savings_schemas import AskedSavings, SavingsView
 from sprat_server.flows import savings
 
-router = APIRouter(prefix="/reports", tags=["reports"])
+router = operators_router(prefix="/reports", tags=["reports"])
 
 
 @router.post("/savings")

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from sqlalchemy import select
 
 from sprat_server.access import audit, delivery, webhooks
@@ -11,11 +11,12 @@ from sprat_server.access.webhook_schemas import DeliveryView, NewWebhook, Webhoo
 from sprat_server.api.auth import Admin, Operator, Viewer
 from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import SettingsDep
+from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.observe.outbox import Event
 
-router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+router = operators_router(prefix="/webhooks", tags=["webhooks"])
 
 
 @router.post("", status_code=201)

@@ -284,11 +284,20 @@ def abort(session: Session, rollout_id: UUID, reason: str, *, keep: bool = False
     return rollout
 
 
+def hold(session: Session, rollout_id: UUID) -> Rollout:
+    """Return a rollout that nobody else moves until the transaction ends, nor any other of its model.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    registry.lock_model(session, steps.model_of(session, rollouts.get(session, rollout_id)))
+    return steps.lock(session, rollout_id)
+
+
 def _to_move(session: Session, rollout_id: UUID, action: str) -> tuple[Rollout, Model]:
     """Lock a draft that may be moved, and its model, for a move that assigns."""
     model = steps.model_of(session, rollouts.get(session, rollout_id))
-    registry.lock_model(session, model)
-    rollout = steps.lock(session, rollout_id)
+    rollout = hold(session, rollout_id)
     rollouts.require(rollout, action)
     approvals.require(session, rollout)
     quarantine.require_free(session, model.name, model.id, rollout.number, rollouts.plan_of(rollout))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from sprat_server.access import projects, webhooks
+from sprat_server.access import idempotency, projects, webhooks
 from sprat_server.db.session import Database
 from sprat_server.fleet import drift_records
 from sprat_server.fleet.authentication import forget_spent_assertions
@@ -152,6 +152,7 @@ def forget_expired(database: Database) -> None:
         forget_spent_assertions(session)
         forget_expired_requests(session)
         outbox.forget_old(session)
+        idempotency.forget_expired(session, datetime.now(UTC))
 
 
 def ask_for_direct(database: Database) -> list[str]:

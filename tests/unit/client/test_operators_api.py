@@ -67,6 +67,38 @@ def test_nobody_at_the_address_says_to_check_server_and_option() -> None:
         client.models.list()
 
 
+def test_a_change_whose_answer_was_lost_is_sent_again_under_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sprat_client.api.transport._AGAIN_AFTER_S", (0.01, 0.02, 0.03))
+    keys: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        if len(keys) == 1:
+            raise httpx.ReadError("cut")
+        if len(keys) == 2:
+            return problem(409, "request.still-running", "wait")(request)
+        return httpx.Response(201, json={"id": "r"})
+
+    with client_of(answer) as client:
+        client.rollouts.create("m", 2)
+        assert len(keys) == 3
+        client.rollouts.create("m", 2)
+    assert len(set(keys[:3])) == 1
+    assert keys[3] != keys[0]
+
+
+def test_a_change_that_found_nobody_is_not_waited_for() -> None:
+    asked = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        raise httpx.ConnectError("refused")
+
+    with client_of(refuse) as client, pytest.raises(errors.TryLater, match="is sprat-server running"):
+        client.rollouts.create("m", 2)
+    assert len(asked) == 1
+
+
 def test_every_request_carries_the_token() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         assert request.headers["Authorization"] == "Bearer t0ken"
