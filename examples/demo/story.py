@@ -196,8 +196,9 @@ class Story:
         rollout = self._release_to_fleet(shell, good["number"], "1,100%")
         if rollout["state"] != "succeeded":
             raise PromiseBroken(f"the rollout of the good release {rollout['state']}: {rollout['reason']}")
+        parts = shell.all("rollout", "devices", rollout["id"])
         for wave in rollout["waves"]:
-            names = ", ".join(device["name"] for device in wave["devices"])
+            names = ", ".join(part["name"] for part in parts if part["wave"] == wave["ordinal"])
             self.screen.good(f"wave {wave['ordinal']} {wave['state']}: {names}")
         for place in places:
             place.device.wait_for(MODEL, good["number"], _SERVE_S)
@@ -212,7 +213,8 @@ class Story:
         rollout = self._release_to_fleet(shell, result["release"], "1,100%")
         if rollout["state"] != "halted":
             raise PromiseBroken(f"the rollout of the bad release {rollout['state']}; it should have halted")
-        exposed = [one for wave in rollout["waves"] for one in wave["devices"] if one["exposed_by"] is not None]
+        parts = shell.all("rollout", "devices", rollout["id"])
+        exposed = [part for part in parts if part["exposed_by"] is not None]
         reports = [report for one in exposed for report in shell.one("device", "show", one["name"])["reports"]]
         said = [report for report in reports if report["release"] == result["release"]]
         reason = next((report["error_detail"] for report in said if report["error_detail"]), rollout["reason"])

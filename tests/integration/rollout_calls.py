@@ -17,6 +17,14 @@ from sprat_server.flows import rollout_upkeep
 from sprat_shared.protocol.report import Outcome
 
 
+def parts_of(viewer: Api, rollout: str, **asked: Any) -> list[dict[str, Any]]:
+    """Return the parts of a rollout's devices, first waves first; those without a wave last."""
+    page = made(viewer.get(f"/api/v1/rollouts/{rollout}/devices", params={"limit": 200, **asked}))
+    assert page["next"] is None
+    parts: list[dict[str, Any]] = page["items"]
+    return parts
+
+
 class House:
     """A server with a model of two releases (more on demand), its devices and its people."""
 
@@ -61,13 +69,16 @@ class House:
 
     def parts(self, rollout: str, state: str | None = None) -> list[str]:
         """Return the devices in the rollout's waves, in this state, first waves first."""
-        parts = [part for wave in self.look(rollout)["waves"] for part in wave["devices"]]
-        return [part["device"] for part in parts if state is None or part["state"] == state]
+        asked = {} if state is None else {"state": state}
+        return [part["device"] for part in self.devices_of(rollout, **asked) if part["wave"] is not None]
+
+    def devices_of(self, rollout: str, **asked: Any) -> list[dict[str, Any]]:
+        """Return the parts of a rollout's devices, first waves first; those without a wave last."""
+        return parts_of(self.operator, rollout, **asked)
 
     def states(self, rollout: str) -> Counter[str]:
         """Return how many devices are in which state, controls and unplaced ones among them."""
-        shown = self.look(rollout)
-        parts = [part for wave in shown["waves"] for part in wave["devices"]] + shown["unplaced"] + shown["controls"]
+        parts = self.devices_of(rollout)
         assert len({part["device"] for part in parts}) == len(parts), "a device is there twice"
         return Counter(part["state"] for part in parts)
 

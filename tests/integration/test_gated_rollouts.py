@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from fleet_calls import TestDevice, join, made, published
 from http_calls import Api
+from rollout_calls import parts_of
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
@@ -64,8 +65,7 @@ class Fleet:
         return made(self.viewer.get(f"/api/v1/rollouts/{self.rollout}/why", params=query))
 
     def exposed(self) -> list[str]:
-        parts = [part for wave in self.look()["waves"] for part in wave["devices"]]
-        return [part["device"] for part in parts if part["state"] == "exposed"]
+        return [part["device"] for part in parts_of(self.viewer, self.rollout, state="exposed")]
 
     def report(self, loss: Callable[[], float], *, most: int = 1000, fails: bool = False) -> int:
         """Let exposed devices report, wave after wave, until none is or `most` did; return how many."""

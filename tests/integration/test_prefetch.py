@@ -6,6 +6,7 @@ import pytest
 from fastapi import FastAPI
 from fleet_calls import TestDevice, join, made, published
 from http_calls import Api
+from rollout_calls import parts_of
 from sqlalchemy import select
 
 from sprat_server.db.projects import DEFAULT_PROJECT
@@ -73,7 +74,7 @@ def test_who_is_ready_is_shown_and_moves_neither_waves_nor_slots(
     devices[1].tell(Outcome.FAILED, serving_release=1)
     view = shown(operator, rollout)
     assert (view["state"], view["ready"], view["committed"], view["failed"]) == ("draft", 1, 0, 0)
-    states = {part["device"]: (part["state"], part["prefetch"]) for part in view["unplaced"]}
+    states = {part["device"]: (part["state"], part["prefetch"]) for part in parts_of(operator, rollout)}
     assert [states[str(device.id)] for device in devices] == [
         ("waiting", "ready"),
         ("waiting", "failed"),
@@ -133,7 +134,7 @@ def test_an_aborted_draft_gives_devices_back_what_they_had(
     view = move(operator, rollout, "abort")
     assert view["state"] == "aborted"
     assert {assigned(device) for device in devices} == {(1, False)}
-    assert all(part["returned_by"] > 0 for part in view["unplaced"])
+    assert all(part["returned_by"] > 0 for part in parts_of(operator, rollout))
     devices[0].tell(Outcome.COMMITTED)
     assert shown(operator, rollout)["committed"] == 0
 

@@ -141,7 +141,7 @@ def test_a_later_rollout_supersedes_the_running_one_and_takes_its_devices_along(
     assert house.look(earlier)["state"] == "superseded"
     assert set(house.parts(later)) == {has_it, in_flight, other, apart}
     assert house.states(later) == {"exposed": 4}
-    previous = {part["device"]: part["previous"] for part in house.look(later)["waves"][0]["devices"]}
+    previous = {part["device"]: part["previous"] for part in house.devices_of(later, wave=1)}
     assert previous == {has_it: 2, in_flight: 1, other: 1, apart: 1}, "who never took it goes back to what it holds"
     house.fail(apart)
     assert house.look(later)["state"] == "halted"
@@ -230,7 +230,8 @@ def say_how_it_does(house: House, device: str, *, release: int, right: int) -> N
 def test_devices_that_are_held_back_never_get_it_and_take_part_in_the_next_rollout(house: House) -> None:
     rollout = house.begin(waves=["1", "100%"], control="20%")
     assert house.states(rollout) == {"waiting": 3, "exposed": 1, "control": 2}
-    controls = [part["device"] for part in house.look(rollout)["controls"]]
+    controls = [part["device"] for part in house.devices_of(rollout, state="control")]
+    assert house.look(rollout)["controls"] == 2
     house.commit(rollout)
     assert house.look(rollout)["state"] == "succeeded"
     assert {house.wishes()[one] for one in controls} == {1}
@@ -268,10 +269,10 @@ def test_a_failure_that_may_pass_is_tried_again_before_it_counts(house: House) -
         assert house.assigned(one) == before, "it is not time yet"
         house.upkeep(now + timedelta(minutes=5))
         assert house.assigned(one) == [*before, 2]
-        assert house.look(rollout)["waves"][0]["devices"][0]["retries"] == attempt
+        assert house.devices_of(rollout)[0]["retries"] == attempt
     house.fail(one, "disk.no-space")
     halted = house.look(rollout)
-    assert (halted["state"], halted["waves"][0]["devices"][0]["failure"]) == ("halted", "disk")
+    assert (halted["state"], house.devices_of(rollout, state="failed")[0]["failure"]) == ("halted", "disk")
     why = made(house.operator.get(f"/api/v1/rollouts/{rollout}/why"))
     assert (why["failed"], why["failures"]) == (1, {"disk": 1})
 

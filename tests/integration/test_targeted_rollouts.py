@@ -4,6 +4,7 @@ import pytest
 from fastapi import FastAPI
 from fleet_calls import TestDevice, join, made, published
 from http_calls import Api
+from rollout_calls import parts_of
 
 from sprat_shared.protocol.report import Outcome
 
@@ -33,14 +34,14 @@ def start(operator: Api, made_: dict) -> dict:  # type: ignore[type-arg]
     return made(operator.post(f"{URL}/{made_['id']}/start", json={"reason": "go"}))
 
 
-def exposed(shown: dict) -> set[str]:  # type: ignore[type-arg]
-    return {part["name"] for wave in shown["waves"] for part in wave["devices"] if part["exposed_by"] is not None}
+def exposed(viewer: Api, shown: dict) -> set[str]:  # type: ignore[type-arg]
+    return {part["name"] for part in parts_of(viewer, shown["id"]) if part["exposed_by"] is not None}
 
 
 def test_a_filter_says_who_gets_it_when_it_starts(releaser: Api, operator: Api, fleet: list[TestDevice]) -> None:
     draft = rollout(releaser, where='labels.site = "lab"')
     label(operator, fleet[2], site="lab")  # after it was drafted
-    assert exposed(start(operator, draft)) == {device.name for device in fleet[:3]}
+    assert exposed(releaser, start(operator, draft)) == {device.name for device in fleet[:3]}
 
 
 def test_a_saved_group_says_who_gets_it_and_later_devices_do_not(
@@ -48,7 +49,7 @@ def test_a_saved_group_says_who_gets_it_and_later_devices_do_not(
 ) -> None:
     made(operator.post("/api/v1/groups", json={"name": "lab", "where": 'labels.site = "lab"'}))
     draft = rollout(releaser, group="lab")
-    assert exposed(start(operator, draft)) == {device.name for device in fleet[:2]}
+    assert exposed(releaser, start(operator, draft)) == {device.name for device in fleet[:2]}
     for device in fleet[:2]:
         device.tell(Outcome.COMMITTED)
     assert made(viewer.get(f"{URL}/{draft['id']}"))["state"] == "succeeded"
@@ -59,11 +60,11 @@ def test_a_saved_group_says_who_gets_it_and_later_devices_do_not(
 def test_waves_name_labels_and_filters(releaser: Api, operator: Api, viewer: Api, fleet: list[TestDevice]) -> None:
     draft = rollout(releaser, waves=["ring=canary", 'where:labels.site = "lab"', "100%"])
     shown = start(operator, draft)
-    assert exposed(shown) == {fleet[0].name}
+    assert exposed(releaser, shown) == {fleet[0].name}
     fleet[0].tell(Outcome.COMMITTED)
-    assert exposed(made(viewer.get(f"{URL}/{draft['id']}"))) == {device.name for device in fleet[:2]}
+    assert exposed(releaser, made(viewer.get(f"{URL}/{draft['id']}"))) == {device.name for device in fleet[:2]}
     fleet[1].tell(Outcome.COMMITTED)
-    assert exposed(made(viewer.get(f"{URL}/{draft['id']}"))) == {device.name for device in fleet}
+    assert exposed(releaser, made(viewer.get(f"{URL}/{draft['id']}"))) == {device.name for device in fleet}
 
 
 def test_a_plan_counts_who_is_meant(releaser: Api, fleet: list[TestDevice]) -> None:

@@ -8,6 +8,7 @@ from sprat_client.api.access_views import AuditView, EnrolmentTokenView, Project
 from sprat_client.api.client import SpratClient
 from sprat_client.api.events import DeliveryView, EventView, WebhookView
 from sprat_client.api.reports import SavingsView
+from sprat_client.api.rollout_views import RolloutView, WaveView
 from sprat_client.api.targeting import GroupView, PreviewView
 from sprat_client.api.views import (
     BlobRef,
@@ -24,10 +25,8 @@ from sprat_client.api.views import (
     ReleaseView,
     ReportView,
     RoleView,
-    RolloutView,
     SignedView,
     UpdateView,
-    WaveView,
     WayView,
 )
 

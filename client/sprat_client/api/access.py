@@ -57,13 +57,19 @@ class Audit:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self, *, limit: int | None = None, of_server: bool = False) -> list[AuditView]:
-        """Return entries of the project, or of the server itself, newest first, at most `limit` of them."""
-        return list(self._transport.pages("/audit", limit=limit, of_server=of_server or None))
+    def list(self, *, limit: int | None = None, of_server: bool = False, **said: str | None) -> list[AuditView]:
+        """Return entries of the project, or of the server itself, newest first, at most `limit` of them.
+
+        Args:
+            limit: the most.
+            of_server: of the server itself.
+            said: `subject`, `action`, `actor`, `since` or `until`, as the API takes them.
+        """
+        return list(self._transport.pages("/audit", limit=limit, of_server=of_server or None, **said))
 
     def chain(self, *, of_server: bool = False) -> Iterator[AuditView]:
         """Iterate all entries, oldest first: what `audit_chain.check_chain` takes."""
-        return self._transport.pages("/audit", oldest_first=True, of_server=of_server or None)
+        return self._transport.pages("/audit", sort="created", of_server=of_server or None)
 
 
 class Projects:

@@ -1,7 +1,7 @@
 """Devices: the fleet, and those that wait to join it."""
 
-from collections.abc import Mapping
-from typing import Final, cast
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, cast
 
 from sprat_client.api.access_views import EnrolmentTokenView
 from sprat_client.api.naming import is_full_id, unique_match
@@ -38,6 +38,18 @@ class Devices:
         """Let a device go for good: revoke it and forget what it holds."""
         return cast("DeviceView", self._transport.post(f"/devices/{device_id}/decommission", {"reason": reason}))
 
+    def leave(self, verb: Literal["revoke", "decommission"], *, devices: int, reason: str, **which: str | None) -> int:
+        """Revoke or decommission all live devices that a filter (`where`) or a saved group (`group`) means.
+
+        Args:
+            verb: what of both.
+            devices: how many they must be, or none leaves.
+            reason: for the audit log.
+            which: `where` or `group`.
+        """
+        asked = {"devices": devices, "reason": reason, **which}
+        return cast("int", self._transport.post(f"/devices/{verb}", asked)["devices"])
+
     def replace(self, device_id: str, *, expires_s: int = 3600) -> EnrolmentTokenView:
         """Make a one-time token with which a device takes this one's place, with a new key."""
         answer = self._transport.post(f"/devices/{device_id}/replace", {"expires_s": expires_s})
@@ -50,6 +62,11 @@ class Devices:
     def accept(self, request_id: str, *, group: str = "default") -> DeviceView:
         """Let a device that waits join."""
         return cast("DeviceView", self._transport.post(f"/enrolment-requests/{request_id}/accept", {"group": group}))
+
+    def accept_all(self, request_ids: Sequence[str], *, group: str = "default") -> list[DeviceView]:
+        """Let devices that wait join, all or none."""
+        asked = {"requests": list(request_ids), "group": group}
+        return cast("list[DeviceView]", self._transport.post("/enrolment-requests/accept", asked))
 
     def reject(self, request_id: str, *, reason: str) -> EnrolmentRequestView:
         """Refuse a device that waits."""

@@ -6,12 +6,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
 from sprat_client.api.naming import is_full_id, unique_match
+from sprat_client.api.rollout_views import (
+    ROLLOUT_ENDS,
+    AppliedView,
+    PlanView,
+    RolloutDeviceView,
+    RolloutView,
+    WhyView,
+)
 from sprat_client.api.transport import Transport
-from sprat_client.api.views import ROLLOUT_ENDS, AppliedView, PlanView, RolloutView, WhyView
 from sprat_shared.errors import TryLater
 
 _PATIENCE_S: Final = 60.0
 _LOOK_EVERY_S: Final = 0.5
+_LONGEST_NAME: Final = 63
 
 
 class Rollouts:
@@ -72,12 +80,27 @@ class Rollouts:
         """Bring devices back from a rollout that ended to what they had before it."""
         return self._move(rollout_id, "undo", reason=reason)
 
-    def list(self) -> list[RolloutView]:
-        """Return all rollouts, newest first."""
-        return list(self._transport.pages("/rollouts"))
+    def list(
+        self,
+        *,
+        model: str | None = None,
+        release: int | None = None,
+        state: str | None = None,
+        name: str | None = None,
+        limit: int | None = None,
+    ) -> list[RolloutView]:
+        """Return rollouts, newest first: all, or those of a model, of a release, in a state, of a name."""
+        asked = {"model": model, "release": release, "state": state, "name": name}
+        return list(self._transport.pages("/rollouts", limit=limit, **asked))
+
+    def devices(
+        self, rollout_id: str, *, wave: int | None = None, state: str | None = None, limit: int | None = None
+    ) -> Iterator[RolloutDeviceView]:
+        """Iterate a rollout's devices, the first waves first: all, or those of a wave, in a state."""
+        return self._transport.pages(f"/rollouts/{rollout_id}/devices", limit=limit, wave=wave, state=state)
 
     def get(self, rollout_id: str) -> RolloutView:
-        """Return one rollout with its waves."""
+        """Return one rollout with its waves, and how many devices are in which state."""
         return self._view(self._transport.get(f"/rollouts/{rollout_id}"))
 
     def why(self, rollout_id: str, *, policy: Mapping[str, Any] | None = None) -> WhyView:
@@ -89,9 +112,9 @@ class Rollouts:
         """Return the id of the rollout that `wanted` names, is, or uniquely starts or ends."""
         if is_full_id(wanted):
             return wanted
-        rollouts = self.list()
-        named = [one["id"] for one in rollouts if one["name"] == wanted and one["state"] != "aborted"]
-        return named[0] if named else unique_match("rollout", wanted, [one["id"] for one in rollouts])
+        named = self.list(name=wanted) if len(wanted) <= _LONGEST_NAME else []
+        standing = [one["id"] for one in named if one["state"] != "aborted"]
+        return standing[0] if standing else unique_match("rollout", wanted, [one["id"] for one in self.list()])
 
     def follow(self, rollout_id: str, *, timeout_s: float | None = None, ahead: bool = False) -> Iterator[RolloutView]:
         """Yield the rollout whenever it changed, until and including its end.
@@ -113,7 +136,7 @@ class Rollouts:
             rollout = self._view(answer)
             if rollout != last:
                 yield rollout
-            if rollout["state"] in ROLLOUT_ENDS or (ahead and not _fetching_ahead(rollout)):
+            if rollout["state"] in ROLLOUT_ENDS or (ahead and not rollout["fetching"]):
                 return
             last = rollout
             if deadline is not None and time.monotonic() >= deadline:
@@ -130,8 +153,3 @@ class Rollouts:
 
 def _body(model: str, release: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": model, "release": release} | {name: value for name, value in wanted.items() if value is not None}
-
-
-def _fetching_ahead(rollout: RolloutView) -> bool:
-    parts = [*rollout["unplaced"], *(part for wave in rollout["waves"] for part in wave["devices"])]
-    return any(part["prefetch"] == "asked" and part["state"] != "left" for part in parts)

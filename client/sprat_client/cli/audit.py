@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,15 +22,21 @@ def list_(
     ctx: typer.Context,
     *,
     limit: Annotated[int, typer.Option(min=1, help="Show at most so many entries, the newest.")] = 50,
+    subject: Annotated[str | None, typer.Option(help="Only about this, such as rollout:ID.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this action, such as token.create.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only what this one did, such as operator:anna.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only from this time on, UTC.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Only before this time, UTC.")] = None,
     of_server: OfServer = False,
     json_: JsonFlag = False,
 ) -> None:
     """List who changed what, newest first.
 
-    Example: sprat audit list --limit 100 --json
+    Example: sprat audit list --action rollout.abort --since 2026-11-01
     """
+    said = {"subject": subject, "action": action, "actor": actor, "since": _utc(since), "until": _utc(until)}
     with connect(ctx) as client:
-        entries = client.audit.list(limit=limit, of_server=of_server)
+        entries = client.audit.list(limit=limit, of_server=of_server, **said)
     columns = {
         "at": lambda one: one["at"],
         "from": lambda one: one["address"],
@@ -123,3 +130,7 @@ def _records_of(file: Path) -> Iterator[dict[str, Any]]:
 @app.callback()
 def audit() -> None:
     """Read the append-only log of every change."""
+
+
+def _utc(at: datetime | None) -> str | None:
+    return None if at is None else at.replace(tzinfo=UTC).isoformat()

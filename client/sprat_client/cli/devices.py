@@ -1,12 +1,15 @@
 """`sprat device` and `sprat enrolment-token`: the fleet and how a device joins it."""
 
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from sprat_client.cli.invocation import JsonFlag, connect
 from sprat_client.cli.output import Columns, emit, emit_fields, emit_table
 from sprat_shared.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from sprat_client.api import SpratClient
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Devices: the agents of the fleet.")
 enrolment_app = typer.Typer(
@@ -23,6 +26,14 @@ SHOWN: Final[Columns] = {
     "should run": lambda one: ", ".join(f"{on['model']}@{on['assigned'] or '-'}" for on in one["models"]) or "-",
     "last seen": lambda one: one["last_seen_at"] if one["revoked_at"] is None else "revoked",
 }
+
+
+OneOfMany = Annotated[
+    str | None, typer.Argument(help="Its name, id, or a unique start or end of the id; or say --where or --group.")
+]
+Where = Annotated[str | None, typer.Option(help="All live devices for which this filter holds, instead of one.")]
+Group = Annotated[str | None, typer.Option(help="All devices of this saved group, instead of one.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask whether those are the devices that are meant.")]
 
 
 @app.command("list")
@@ -60,10 +71,8 @@ def label(
             help="The device (name, id, or a unique start or end), then KEY=VALUE to set a label, KEY- to remove it.",
         ),
     ],
-    where: Annotated[
-        str | None, typer.Option(help="All live devices for which this filter holds, instead of one.")
-    ] = None,
-    group: Annotated[str | None, typer.Option(help="All devices of this saved group, instead of one.")] = None,
+    where: Where = None,
+    group: Group = None,
     json_: JsonFlag = False,
 ) -> None:
     """Set and remove labels of a device, or of many: what you say of them, for filters and groups.
@@ -110,32 +119,54 @@ def show(
 def revoke(
     ctx: typer.Context,
     *,
-    device: Annotated[str, typer.Argument(help="Its name, id, or a unique start or end of the id.")],
+    device: OneOfMany = None,
+    where: Where = None,
+    group: Group = None,
     reason: Annotated[str, typer.Option(help="Kept in the audit log.")],
+    yes: Yes = False,
     json_: JsonFlag = False,
 ) -> None:
-    """Refuse a device at once and for good; rollouts wait for it no more.
+    """Refuse a device, or many, at once and for good; rollouts wait for them no more.
 
     Example: sprat device revoke press-3 --reason stolen
+
+    Example: sprat device revoke --where 'labels.site = "hall-2"' --reason "hall 2 is closed"
     """
     with connect(ctx) as client:
-        revoked = client.devices.revoke(client.devices.resolve(device), reason=reason)
-    emit(revoked, as_json=json_, text=f"device {revoked['name']} ({revoked['id']}) is revoked")
+        if device is None:
+            count = _counted(client, "revoke", where, group, yes=yes)
+            left = client.devices.leave("revoke", devices=count, reason=reason, where=where, group=group)
+            emit({"devices": left}, as_json=json_, text=f"{left} devices are revoked")
+            return
+        _require_alone(where, group)
+        gone = client.devices.revoke(client.devices.resolve(device), reason=reason)
+    emit(gone, as_json=json_, text=f"device {gone['name']} ({gone['id']}) is revoked")
 
 
 @app.command()
 def decommission(
     ctx: typer.Context,
     *,
-    device: Annotated[str, typer.Argument(help="Its name, id, or a unique start or end of the id.")],
+    device: OneOfMany = None,
+    where: Where = None,
+    group: Group = None,
     reason: Annotated[str, typer.Option(help="Kept in the audit log.")],
+    yes: Yes = False,
     json_: JsonFlag = False,
 ) -> None:
-    """Let a device go for good: revoke it, and forget what it holds, so that no release is kept for it.
+    """Let a device, or many, go for good: revoke them, and forget what they hold, so that no release is kept for them.
 
     Example: sprat device decommission press-3 --reason scrapped
+
+    Example: sprat device decommission --where 'labels.site = "hall-2"' --reason "hall 2 is closed"
     """
     with connect(ctx) as client:
+        if device is None:
+            count = _counted(client, "decommission", where, group, yes=yes)
+            left = client.devices.leave("decommission", devices=count, reason=reason, where=where, group=group)
+            emit({"devices": left}, as_json=json_, text=f"{left} devices are decommissioned")
+            return
+        _require_alone(where, group)
         gone = client.devices.decommission(client.devices.resolve(device), reason=reason)
     emit(gone, as_json=json_, text=f"device {gone['name']} ({gone['id']}) is decommissioned")
 
@@ -183,17 +214,20 @@ def pending(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
 def accept(
     ctx: typer.Context,
     *,
-    device: Annotated[str, typer.Argument(help="Id in `sprat device pending`, its name, or a unique start or end.")],
+    device: Annotated[
+        list[str], typer.Argument(help="Ids in `sprat device pending`, their names, or a unique start or end.")
+    ],
     group: Annotated[str, typer.Option(help="Group that it belongs to.")] = "default",
     json_: JsonFlag = False,
 ) -> None:
-    """Let a device that waits join the fleet.
+    """Let devices that wait join the fleet, all or none of those that are named.
 
-    Example: sprat device accept 01a22869 --group line-a
+    Example: sprat device accept 01a22869 01a2286a --group line-a
     """
     with connect(ctx) as client:
-        joined = client.devices.accept(client.devices.resolve_pending(device), group=group)
-    emit(joined, as_json=json_, text=f"device {joined['name']} ({joined['id']}) has joined: {joined['fingerprint']}")
+        joined = client.devices.accept_all([client.devices.resolve_pending(one) for one in device], group=group)
+    for one in joined:
+        emit(one, as_json=json_, text=f"device {one['name']} ({one['id']}) has joined: {one['fingerprint']}")
 
 
 @app.command()
@@ -234,6 +268,24 @@ def create(
 @enrolment_app.callback()
 def enrolment() -> None:
     """Enrolment tokens: with them devices join the fleet."""
+
+
+def _counted(client: "SpratClient", verb: str, where: str | None, group: str | None, *, yes: bool) -> int:
+    """Return how many devices are meant, once somebody has said that those are the ones."""
+    if where is None and group is None:
+        raise InvalidInput(f"say which devices to {verb}: one by its name or id, or many with --where or --group")
+    found = client.devices.preview(where=where, group=group)
+    count: int = found["count"]
+    if not yes:
+        names = ", ".join(one["name"] for one in found["sample"])
+        more = f" and {count - len(found['sample'])} more" if count > len(found["sample"]) else ""
+        typer.confirm(f"{verb} {count} devices for good ({names or 'none'}{more})?", abort=True, err=True)
+    return count
+
+
+def _require_alone(where: str | None, group: str | None) -> None:
+    if where is not None or group is not None:
+        raise InvalidInput("say either one device, or --where or --group for many")
 
 
 def _label(text: str) -> tuple[str, str | None]:

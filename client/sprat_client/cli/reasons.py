@@ -8,7 +8,7 @@ from sprat_client.cli.output import aligned, shown
 from sprat_shared.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from sprat_client.api.views import DoesView, WhyView
+    from sprat_client.api.rollout_views import DoesView, WhyView
 
 _MOST_GAMES = 12  # of the games against harm; --json has all
 

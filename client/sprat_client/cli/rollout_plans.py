@@ -7,7 +7,7 @@ from sprat_client.cli.output import aligned, shown
 
 if TYPE_CHECKING:
     from sprat_client.api import SpratClient
-    from sprat_client.api.views import PlanView
+    from sprat_client.api.rollout_views import PlanView
 
 
 def body_of(client: "SpratClient", wanted: Mapping[str, Any]) -> dict[str, Any]:

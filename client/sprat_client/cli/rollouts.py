@@ -258,13 +258,20 @@ def why(
 
 
 @app.command("list")
-def list_(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
-    """List the rollouts.
+def list_(
+    ctx: typer.Context,
+    *,
+    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only in this state, such as running or halted.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """List the rollouts, newest first.
 
-    Example: sprat rollout list
+    Example: sprat rollout list --model pcb-defects --state halted
     """
     with connect(ctx) as client:
-        rollouts = client.rollouts.list()
+        rollouts = client.rollouts.list(model=model, state=state, limit=limit)
     columns = {
         "rollout": lambda one: one["id"],
         "name": lambda one: one["name"],
@@ -274,6 +281,34 @@ def list_(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
         "since": lambda one: one["created_at"],
     }
     emit_table(rollouts, columns, as_json=json_, empty="no rollout yet; see: sprat rollout create --help")
+
+
+@app.command()
+def devices(
+    ctx: typer.Context,
+    *,
+    rollout: Rollout,
+    wave: Annotated[int | None, typer.Option(min=1, help="Only of this wave.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only in this state, such as failed or exposed.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """List the devices of a rollout and how far each is, the first waves first.
+
+    Example: sprat rollout devices 0198c0de --state failed
+    """
+    with connect(ctx) as client:
+        found = client.rollouts.resolve(rollout)
+        parts = list(client.rollouts.devices(found, wave=wave, state=state, limit=limit))
+    columns = {
+        "device": lambda one: one["device"],
+        "name": lambda one: one["name"],
+        "wave": lambda one: one["wave"],
+        "state": lambda one: one["state"] + (f" ({one['failure']})" if one["failure"] else ""),
+        "had": lambda one: one["previous"],
+        "asked again": lambda one: one["retry_at"],
+    }
+    emit_table(parts, columns, as_json=json_, empty="no device is in it")
 
 
 def finish(

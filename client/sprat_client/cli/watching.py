@@ -100,14 +100,11 @@ def rollout_line(rollout: "RolloutView") -> str:
     """Return a rollout's state in one line."""
     waves = ", ".join(
         f"wave {wave['ordinal']} ({wave['reach']}) {wave['state']}"
-        + (
-            f" {sum(one['state'] == 'committed' for one in wave['devices'])}/{len(wave['devices'])}"
-            * bool(wave["devices"])
-        )
+        + (f" {wave['states'].get('committed', 0)}/{wave['devices']}" * bool(wave["devices"]))
         for wave in rollout["waves"]
     )
     reason = f"  ({rollout['reason']})" if rollout["reason"] else ""
     reason += f"; waits for {', '.join(rollout['waits_for'])}" if rollout["waits_for"] else ""
-    reason += f"; {len(rollout['controls'])} held back" if rollout["controls"] else ""
+    reason += f"; {rollout['controls']} held back" if rollout["controls"] else ""
     ahead = f", fetched ahead by {rollout['ready']}/{rollout['prefetched']}" if rollout["prefetched"] else ""
     return f"{rollout['model']}@{rollout['release']} {rollout['state']}{ahead}; {waves}{reason}"

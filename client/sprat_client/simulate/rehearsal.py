@@ -1,6 +1,7 @@
 """A rollout rehearsed on a played fleet: everybody to the base, then the release, with what is wrong with it."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -154,7 +155,7 @@ def _on(fleet: PlayedFleet, client: SpratClient, plan: Plan, run: str, tell: Cal
     seconds = time.monotonic() - begun
     wished = plan.release if ended["state"] == "succeeded" else plan.base
     back_seconds = _wait_until_all_settle(fleet, wished, plan.patience_s)
-    parts = [part for wave in ended["waves"] for part in wave["devices"]]
+    parts = [part for part in client.rollouts.devices(ended["id"]) if part["wave"] is not None]
     exposed = [part for part in parts if part["state"] in {"exposed", "committed", "failed"}]
     done = Rehearsed(
         rollout=ended["id"],
@@ -192,8 +193,8 @@ def _roll(
     while rollout["state"] not in _ENDS:
         time.sleep(_LOOK_EVERY_S)
         rollout = client.rollouts.get(made["id"])
-        states = [part["state"] for wave in rollout["waves"] for part in wave["devices"]]
-        counts = ", ".join(f"{states.count(one)} {one}" for one in sorted(set(states)))
+        states = sum((Counter(wave["states"]) for wave in rollout["waves"]), Counter[str]())
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         now = f"{plan.model}@{number} {rollout['state']}: {counts}"
         if now != seen:
             changed, seen = time.monotonic(), now

@@ -4,16 +4,15 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query, Response
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel
 from sqlalchemy import select
 
 from sprat_server.access import audit, tokens
 from sprat_server.access.models import AuditRecord, OperatorToken
 from sprat_server.access.schemas import AuditView, MadeToken, NewToken, TokenView
 from sprat_server.api.auth import Admin, Viewer
-from sprat_server.api.paging import Page, Paging
+from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.routes import operators_router
-from sprat_server.db.paging import take_page
 from sprat_server.db.projects import ACROSS
 from sprat_server.db.session import SessionDep
 
@@ -48,13 +47,15 @@ def create_token(body: NewToken, session: SessionDep, admin: Admin) -> MadeToken
 
 
 @router.get("/tokens")
-def list_tokens(session: SessionDep, admin: Admin, page: Paging, *, of_server: OfServer = False) -> Page[TokenView]:
+def list_tokens(
+    session: SessionDep, admin: Admin, page: SortedPaging, *, of_server: OfServer = False
+) -> Page[TokenView]:
     """List operators' tokens, newest first, without their secrets."""
     query = select(OperatorToken)
     if of_server:
         admin.require_whole_server()
         query = query.where(OperatorToken.project_id.is_(None)).execution_options(**ACROSS)
-    rows, following = take_page(session, query, key=OperatorToken.id, parse=UUID, cursor=page.cursor, limit=page.limit)
+    rows, following = page.take(session, query, key=OperatorToken.id, parse=UUID)
     return Page(items=[TokenView.of(token) for token in rows], next=following)
 
 
@@ -71,30 +72,26 @@ def revoke_token(token_id: UUID, session: SessionDep, admin: Admin) -> None:
 def list_audit(
     session: SessionDep,
     viewer: Viewer,
-    page: Paging,
+    page: SortedPaging,
     *,
     of_server: OfServer = False,
     subject: Annotated[str | None, Query(description="Only records about this, e.g. rollout:<id>.")] = None,
     action: Annotated[str | None, Query(description="Only this action, e.g. token.create.")] = None,
-    oldest_first: Annotated[bool, Query(description="In the order of the chain.")] = False,
+    actor: Annotated[str | None, Query(description="Only what this one did, e.g. operator:anna.")] = None,
+    since: Annotated[AwareDatetime | None, Query(description="Only records of this time and later.")] = None,
+    until: Annotated[AwareDatetime | None, Query(description="Only records before this time.")] = None,
 ) -> Page[AuditView]:
-    """List the project's audit log, newest first unless asked otherwise."""
+    """List the project's audit log, newest first; `sort=created`: in the order of the chain."""
     if of_server:
         viewer.require_whole_server()
     query = audit.records(of_server=of_server)
-    if subject is not None:
-        query = query.where(AuditRecord.subject == subject)
-    if action is not None:
-        query = query.where(AuditRecord.action == action)
-    rows, following = take_page(
-        session,
-        query,
-        key=AuditRecord.seq,
-        parse=int,
-        cursor=page.cursor,
-        limit=page.limit,
-        newest_first=not oldest_first,
-    )
+    said = {AuditRecord.subject: subject, AuditRecord.action: action, AuditRecord.actor: actor}
+    query = query.where(*(column == value for column, value in said.items() if value is not None))
+    if since is not None:
+        query = query.where(AuditRecord.at >= since)
+    if until is not None:
+        query = query.where(AuditRecord.at < until)
+    rows, following = page.take(session, query, key=AuditRecord.seq, parse=int)
     return Page(items=[AuditView.of(record) for record in rows], next=following)
 
 

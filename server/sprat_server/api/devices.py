@@ -1,18 +1,20 @@
 """/api/v1/devices, /api/v1/enrolment-tokens and -requests: the fleet, and who joins it, as operators see it."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import Body, Query
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from sprat_server.access import audit
+from sprat_server.access.tokens import Identity
 from sprat_server.api.auth import Asker, Operator, Viewer
-from sprat_server.api.paging import Page, Paging
+from sprat_server.api.paging import Page, Paging, SortedPaging
 from sprat_server.api.preconditions import Seen
 from sprat_server.api.routes import operators_router
-from sprat_server.db.paging import take_page, take_sorted_page
+from sprat_server.db.paging import take_sorted_page
 from sprat_server.db.session import SessionDep
 from sprat_server.fleet import device_orders
 from sprat_server.fleet import enrolment as fleet_enrolment
@@ -20,10 +22,12 @@ from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport, EnrolmentRequest
 from sprat_server.fleet.schemas import (
     AcceptDevice,
+    AcceptDevices,
     BulkLabels,
+    BulkLeave,
+    DeviceCount,
     DeviceView,
     EnrolmentRequestView,
-    Labelled,
     LeaveReason,
     MadeEnrolmentToken,
     NewEnrolmentToken,
@@ -61,17 +65,22 @@ def create_enrolment_token(body: NewEnrolmentToken, session: SessionDep, operato
 
 
 @router.get("/enrolment-requests")
-def list_enrolment_requests(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[EnrolmentRequestView]:
+def list_enrolment_requests(session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[EnrolmentRequestView]:
     """List devices without a token that wait for an operator's word, or were rejected lately, newest first."""
-    rows, following = take_page(
+    rows, following = page.take(
         session,
         select(EnrolmentRequest).where(EnrolmentRequest.expires_at >= datetime.now(UTC)),
         key=EnrolmentRequest.id,
         parse=UUID,
-        cursor=page.cursor,
-        limit=page.limit,
     )
     return Page(items=[EnrolmentRequestView.of(row) for row in rows], next=following)
+
+
+@router.post("/enrolment-requests/accept")
+def accept_devices(body: AcceptDevices, session: SessionDep, operator: Operator) -> list[DeviceView]:
+    """Let devices that wait join, all or none."""
+    joined = [enrolment.accept(session, one, group=body.group, by=operator) for one in dict.fromkeys(body.requests)]
+    return fleet_views.device_views(session, joined)
 
 
 @router.post("/enrolment-requests/{request_id}/accept")
@@ -100,7 +109,7 @@ def list_devices(
     if where is not None:
         query = query.where(Device.revoked_at.is_(None), targeting.meant(session, where=where, group=None))
     if sort is None:
-        rows, following = take_page(session, query, key=Device.id, parse=UUID, cursor=page.cursor, limit=page.limit)
+        rows, following = page.take(session, query, key=Device.id, parse=UUID)
     else:
         order = device_orders.of(sort)
         rows, following = take_sorted_page(
@@ -116,11 +125,11 @@ def preview_devices(body: Preview, session: SessionDep, _asker: Asker) -> Previe
 
 
 @router.post("/devices/labels")
-def label_devices(body: BulkLabels, session: SessionDep, operator: Operator) -> Labelled:
+def label_devices(body: BulkLabels, session: SessionDep, operator: Operator) -> DeviceCount:
     """Change labels of all live devices that a filter or a saved group means, all or none."""
     count = targeting.label_all(session, body)
     audit.record(session, operator, "device.label-all", "devices", after=body.model_dump() | {"devices": count})
-    return Labelled(devices=count)
+    return DeviceCount(devices=count)
 
 
 @router.get("/devices/{device_id}/labels")
@@ -146,39 +155,39 @@ def get_device(device_id: UUID, session: SessionDep, _viewer: Viewer) -> DeviceV
 
 
 @router.get("/devices/{device_id}/reports")
-def list_reports(device_id: UUID, session: SessionDep, _viewer: Viewer, page: Paging) -> Page[ReportView]:
+def list_reports(device_id: UUID, session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[ReportView]:
     """List what a device reported, newest first."""
     fleet.get_device(session, device_id)
-    rows, following = take_page(
-        session,
-        select(DeviceReport).where(DeviceReport.device_id == device_id),
-        key=DeviceReport.sequence,
-        parse=int,
-        cursor=page.cursor,
-        limit=page.limit,
+    rows, following = page.take(
+        session, select(DeviceReport).where(DeviceReport.device_id == device_id), key=DeviceReport.sequence, parse=int
     )
     return Page(items=[ReportView.of(row) for row in rows], next=following)
+
+
+@router.post("/devices/revoke")
+def revoke_devices(body: BulkLeave, session: SessionDep, operator: Operator) -> DeviceCount:
+    """Refuse many devices at once and for good, all or none; rollouts wait for them no more."""
+    meant = targeting.counted(session, where=body.where, group=body.group, devices=body.devices)
+    return DeviceCount(devices=len(_let_go(session, operator, "revoke", meant, body.reason)))
+
+
+@router.post("/devices/decommission")
+def decommission_devices(body: BulkLeave, session: SessionDep, operator: Operator) -> DeviceCount:
+    """Let many devices go for good, all or none: revoke them, and forget what they hold."""
+    meant = targeting.counted(session, where=body.where, group=body.group, devices=body.devices)
+    return DeviceCount(devices=len(_let_go(session, operator, "decommission", meant, body.reason)))
 
 
 @router.post("/devices/{device_id}/revoke")
 def revoke_device(device_id: UUID, body: LeaveReason, session: SessionDep, operator: Operator) -> DeviceView:
     """Refuse a device at once and for good; rollouts wait for it no more. What it holds is remembered."""
-    before = _standing(fleet.get_device(session, device_id))
-    device = rollout_reports.on_device_left(session, device_id)
-    after = {"name": device.name, "reason": body.reason}
-    audit.record(session, operator, "device.revoke", f"device:{device.id}", before, after)
-    return fleet_views.device_views(session, [device])[0]
+    return fleet_views.device_views(session, _let_go(session, operator, "revoke", [device_id], body.reason))[0]
 
 
 @router.post("/devices/{device_id}/decommission")
 def decommission_device(device_id: UUID, body: LeaveReason, session: SessionDep, operator: Operator) -> DeviceView:
     """Let a device go for good: revoke it and forget what it holds, so that no release is kept for it."""
-    before = _standing(fleet.get_device(session, device_id))
-    device = rollout_reports.on_device_left(session, device_id)
-    fleet.forget_slots(session, device_id)
-    after = {"name": device.name, "reason": body.reason}
-    audit.record(session, operator, "device.decommission", f"device:{device.id}", before, after)
-    return fleet_views.device_views(session, [device])[0]
+    return fleet_views.device_views(session, _let_go(session, operator, "decommission", [device_id], body.reason))[0]
 
 
 @router.post("/devices/{device_id}/replace", status_code=201)
@@ -191,6 +200,22 @@ def replace_device(device_id: UUID, body: ReplaceDevice, session: SessionDep, op
     after = {"name": device.name, "enrolment-token": str(token.id), "expires_at": token.expires_at.isoformat()}
     audit.record(session, operator, "device.replace", f"device:{device.id}", _standing(device), after)
     return MadeEnrolmentToken.of(token, text)
+
+
+def _let_go(
+    session: Session, operator: Identity, verb: Literal["revoke", "decommission"], device_ids: list[UUID], reason: str
+) -> list[Device]:
+    """Revoke devices, and forget what they hold where they are decommissioned; one audit record for each."""
+    before = {device_id: _standing(fleet.get_device(session, device_id)) for device_id in device_ids}
+    left = rollout_reports.on_devices_left(session, device_ids)
+    for device in left:
+        if verb == "decommission":
+            fleet.forget_slots(session, device.id)
+        after = {"name": device.name, "reason": reason}
+        audit.record(session, operator, f"device.{verb}", f"device:{device.id}", before[device.id], after)
+    if not left:
+        audit.record(session, operator, f"device.{verb}", "devices", after={"devices": 0, "reason": reason})
+    return left
 
 
 def _standing(device: Device) -> dict[str, str | None]:

@@ -18,9 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from sprat_server.api.auth import bearer, identify_operator
 from sprat_server.api.event_hub import EventHub
-from sprat_server.api.paging import Page, Paging
+from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.routes import operators_router
-from sprat_server.db.paging import take_page
 from sprat_server.db.projects import project_of
 from sprat_server.db.session import Database
 from sprat_server.observe import outbox
@@ -77,7 +76,7 @@ Kinds = Annotated[list[str] | None, Query(alias="type", description="Only these 
 )
 async def read_events(
     request: Request,
-    page: Paging,
+    page: SortedPaging,
     kinds: Kinds = None,
     last_event_id: Annotated[str | None, Header(description="Of a stream: go on after this `seq`.")] = None,
 ) -> Any:
@@ -101,7 +100,7 @@ def _page(request: Request, page: Any, kinds: list[str]) -> Page[EventView]:
         query = select(Event)
         if kinds:
             query = query.where(Event.kind.in_(kinds))
-        rows, following = take_page(session, query, key=Event.seq, parse=int, cursor=page.cursor, limit=page.limit)
+        rows, following = page.take(session, query, key=Event.seq, parse=int)
         return Page(items=[EventView.of(row) for row in rows], next=following)
 
 

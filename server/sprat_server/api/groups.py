@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Viewer
-from sprat_server.api.paging import Page, Paging
+from sprat_server.api.paging import Page, Paging, SortedPaging
 from sprat_server.api.preconditions import Seen
 from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
@@ -76,15 +76,10 @@ def delete_group(name: Name, session: SessionDep, operator: Operator, seen: Seen
 
 
 @router.get("/{name}/devices")
-def list_group_devices(name: Name, session: SessionDep, _viewer: Viewer, page: Paging) -> Page[DeviceView]:
+def list_group_devices(name: Name, session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[DeviceView]:
     """List the devices of a saved group, newest first."""
-    rows, following = take_page(
-        session,
-        select(Device).where(targeting.meant(session, where=None, group=name)),
-        key=Device.id,
-        parse=UUID,
-        cursor=page.cursor,
-        limit=page.limit,
+    rows, following = page.take(
+        session, select(Device).where(targeting.meant(session, where=None, group=name)), key=Device.id, parse=UUID
     )
     return Page(items=fleet_views.device_views(session, rows), next=following)
 

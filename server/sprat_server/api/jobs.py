@@ -8,9 +8,8 @@ from sqlalchemy import select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Viewer
-from sprat_server.api.paging import Page, Paging
+from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.routes import operators_router
-from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.jobs import service
 from sprat_server.jobs.models import Job
@@ -23,7 +22,7 @@ router = operators_router(prefix="/jobs", tags=["jobs"])
 def list_jobs(
     session: SessionDep,
     _viewer: Viewer,
-    page: Paging,
+    page: SortedPaging,
     kind: Annotated[str | None, Query(description="Only jobs of this kind.")] = None,
     state: Annotated[Literal["queued", "running", "succeeded", "failed", "cancelled"] | None, Query()] = None,
 ) -> Page[JobView]:
@@ -33,7 +32,7 @@ def list_jobs(
         query = query.where(Job.kind == kind)
     if state is not None:
         query = query.where(Job.state == state)
-    rows, following = take_page(session, query, key=Job.id, parse=UUID, cursor=page.cursor, limit=page.limit)
+    rows, following = page.take(session, query, key=Job.id, parse=UUID)
     return Page(items=[JobView.of(job) for job in rows], next=following)
 
 

@@ -8,10 +8,9 @@ from sqlalchemy import func, select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Releaser, Viewer
-from sprat_server.api.paging import Page, Paging
+from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.ports import BlobsDep
 from sprat_server.api.routes import operators_router
-from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import rollout_views
 from sprat_server.flows.ways import ways
@@ -38,9 +37,9 @@ def register_model(body: NewModel, session: SessionDep, releaser: Releaser, blob
 
 
 @router.get("")
-def list_models(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[ModelView]:
+def list_models(session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[ModelView]:
     """List models, newest first."""
-    rows, following = take_page(session, select(Model), key=Model.id, parse=UUID, cursor=page.cursor, limit=page.limit)
+    rows, following = page.take(session, select(Model), key=Model.id, parse=UUID)
     newest = select(Publication.model_id, func.max(Publication.number)).group_by(Publication.model_id)
     latest = dict(session.execute(newest.where(Publication.model_id.in_([model.id for model in rows]))).all())
     return Page(items=[ModelView.of(model, latest.get(model.id)) for model in rows], next=following)
@@ -55,16 +54,11 @@ def get_model(name: str, session: SessionDep, _viewer: Viewer) -> ModelView:
 
 
 @router.get("/{name}/releases")
-def list_releases(name: str, session: SessionDep, _viewer: Viewer, page: Paging) -> Page[ReleaseView]:
+def list_releases(name: str, session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[ReleaseView]:
     """List the releases of a model, newest first."""
     model = registry.get_model(session, name)
-    rows, following = take_page(
-        session,
-        select(Release).where(Release.model_id == model.id),
-        key=Release.number,
-        parse=int,
-        cursor=page.cursor,
-        limit=page.limit,
+    rows, following = page.take(
+        session, select(Release).where(Release.model_id == model.id), key=Release.number, parse=int
     )
     since, halted = registry.publications(session, model), rollout_views.quarantines(session, model)
     items = [
@@ -91,19 +85,14 @@ def list_updates(
     name: str,
     session: SessionDep,
     _viewer: Viewer,
-    page: Paging,
+    page: SortedPaging,
     to: Annotated[int | None, Query(description="Number of the release; the newest where left out.")] = None,
 ) -> Page[WayView]:
     """Show how devices come to a release from each release of the model, newest first, and what it costs them."""
     model = registry.get_model(session, name)
     target = registry.latest_release(session, model) if to is None else registry.get_release(session, model, to)
-    rows, following = take_page(
-        session,
-        select(Release).where(Release.model_id == model.id),
-        key=Release.number,
-        parse=int,
-        cursor=page.cursor,
-        limit=page.limit,
+    rows, following = page.take(
+        session, select(Release).where(Release.model_id == model.id), key=Release.number, parse=int
     )
     return Page(items=ways(session, model, target, rows), next=following)
 

@@ -1,9 +1,14 @@
 """Lists in answers: {"items": [...], "next": cursor|null}, asked for with `?limit=&cursor=`."""
 
-from typing import Annotated, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Depends, Query
 from pydantic import BaseModel
+from sqlalchemy import Select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from sprat_server.db.paging import take_page
 
 T = TypeVar("T")
 
@@ -20,6 +25,21 @@ class PageAsked(BaseModel):
 
     limit: int
     cursor: str | None
+    newest_first: bool = True
+
+    def take(
+        self, session: Session, query: Select[T], *, key: InstrumentedAttribute[Any], parse: Callable[[str], Any]
+    ) -> tuple[Sequence[T], str | None]:
+        """Return the rows of the page and the cursor of the next one, as `db.paging.take_page`."""
+        return take_page(
+            session,
+            query,
+            key=key,
+            parse=parse,
+            cursor=self.cursor,
+            limit=self.limit,
+            newest_first=self.newest_first,
+        )
 
 
 def _page_asked(
@@ -30,3 +50,16 @@ def _page_asked(
 
 
 Paging = Annotated[PageAsked, Depends(_page_asked)]
+
+
+def _sorted_page_asked(
+    page: Paging,
+    sort: Annotated[
+        Literal["created", "-created"], Query(description="With a hyphen before it, the newest first.")
+    ] = "-created",
+) -> PageAsked:
+    return page.model_copy(update={"newest_first": sort == "-created"})
+
+
+SortedPaging = Annotated[PageAsked, Depends(_sorted_page_asked)]
+"""Of a list that goes by when its items were made."""

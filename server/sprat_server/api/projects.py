@@ -7,11 +7,10 @@ from sqlalchemy import select
 from sprat_server.access import audit, projects
 from sprat_server.access.schemas import NewProject, ProjectChange, ProjectView
 from sprat_server.api.auth import ServerAdmin, Viewer
-from sprat_server.api.paging import Page, Paging
+from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.ports import SettingsDep
 from sprat_server.api.preconditions import Seen
 from sprat_server.api.routes import operators_router
-from sprat_server.db.paging import take_page
 from sprat_server.db.projects import Project, project_of
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import founding
@@ -30,12 +29,12 @@ def create_project(body: NewProject, session: SessionDep, settings: SettingsDep,
 
 
 @router.get("")
-def list_projects(session: SessionDep, viewer: Viewer, page: Paging) -> Page[ProjectView]:
+def list_projects(session: SessionDep, viewer: Viewer, page: SortedPaging) -> Page[ProjectView]:
     """List projects, newest first: all of them for a token of the whole server, else the token's own."""
     query = select(Project)
     if not viewer.whole_server:
         query = query.where(Project.id == project_of(session))
-    rows, following = take_page(session, query, key=Project.id, parse=UUID, cursor=page.cursor, limit=page.limit)
+    rows, following = page.take(session, query, key=Project.id, parse=UUID)
     return Page(items=[ProjectView.of(project) for project in rows], next=following)
 
 

@@ -3,33 +3,44 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import Query
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sprat_server.access import audit
 from sprat_server.access.tokens import Identity
 from sprat_server.api.auth import Operator, Previewer, Releaser, Viewer
-from sprat_server.api.paging import Page, Paging
+from sprat_server.api.paging import Page, Paging, SortedPaging
 from sprat_server.api.ports import SettingsDep
 from sprat_server.api.preconditions import Seen, SeenState
 from sprat_server.api.routes import operators_router
-from sprat_server.db.paging import take_page
+from sprat_server.db.paging import Order, take_sorted_page
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import rollout as flow
 from sprat_server.flows import rollout_apply, rollout_preview
 from sprat_server.flows import rollout_reversals as reversals
 from sprat_server.flows import rollout_views as views
+from sprat_server.registry import service as registry
 from sprat_server.rollouts import service
-from sprat_server.rollouts.models import Rollout
+from sprat_server.rollouts.models import Rollout, RolloutDevice
 from sprat_server.rollouts.requests import Abort, Apply, MaybeReason, NewRollout, Reason, Resume
-from sprat_server.rollouts.schemas import AppliedView, PlanView, RolloutView, WhyView
+from sprat_server.rollouts.schemas import AppliedView, PlanView, RolloutDeviceView, RolloutView, WhyView
+from sprat_server.rollouts.waves import DeviceState, RolloutState
 from sprat_shared.errors import InvalidInput
 
 router = operators_router(prefix="/rollouts", tags=["rollouts"])
+
+_NO_WAVE: Final = 1 << 31  # after every wave
+_BY_WAVE: Final[Order[RolloutDevice]] = Order(
+    name="wave",
+    column=func.coalesce(RolloutDevice.ordinal, _NO_WAVE),
+    of=lambda part: str(part.ordinal or _NO_WAVE),
+    parse=int,
+    descending=False,
+)
 
 
 @router.post("", status_code=201)
@@ -51,18 +62,52 @@ def apply_rollout(body: Apply, session: SessionDep, settings: SettingsDep, relea
 
 
 @router.get("")
-def list_rollouts(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[RolloutView]:
-    """List rollouts, newest first."""
-    rows, following = take_page(
-        session, select(Rollout), key=Rollout.id, parse=UUID, cursor=page.cursor, limit=page.limit
-    )
+def list_rollouts(
+    session: SessionDep,
+    _viewer: Viewer,
+    page: SortedPaging,
+    *,
+    model: Annotated[str | None, Query(max_length=63, description="Only rollouts of this model.")] = None,
+    release: Annotated[int | None, Query(ge=1, description="Only rollouts of the release of this number.")] = None,
+    state: Annotated[RolloutState | None, Query(description="Only rollouts in this state.")] = None,
+    name: Annotated[str | None, Query(max_length=63, description="Only rollouts of this name.")] = None,
+) -> Page[RolloutView]:
+    """List rollouts, newest first unless asked otherwise."""
+    query = select(Rollout)
+    if model is not None:
+        query = query.where(Rollout.model_id == registry.get_model(session, model).id)
+    said = {Rollout.number: release, Rollout.state: state, Rollout.name: name}
+    query = query.where(*(column == value for column, value in said.items() if value is not None))
+    rows, following = page.take(session, query, key=Rollout.id, parse=UUID)
     return Page(items=[views.view(session, rollout) for rollout in rows], next=following)
 
 
 @router.get("/{rollout_id}")
 def get_rollout(rollout_id: UUID, session: SessionDep, _viewer: Viewer) -> RolloutView:
-    """Show a rollout, its waves and their devices."""
+    """Show a rollout, its waves, and how many of their devices are in which state."""
     return views.view(session, service.get(session, rollout_id))
+
+
+@router.get("/{rollout_id}/devices")
+def list_rollout_devices(
+    rollout_id: UUID,
+    session: SessionDep,
+    _viewer: Viewer,
+    page: Paging,
+    *,
+    wave: Annotated[int | None, Query(ge=1, description="Only devices of this wave.")] = None,
+    state: Annotated[DeviceState | None, Query(description="Only devices in this state.")] = None,
+) -> Page[RolloutDeviceView]:
+    """List the devices of a rollout, the first waves first, and last those that are in none."""
+    query = select(RolloutDevice).where(RolloutDevice.rollout_id == service.get(session, rollout_id).id)
+    if wave is not None:
+        query = query.where(RolloutDevice.ordinal == wave)
+    if state is not None:
+        query = query.where(RolloutDevice.state == state)
+    rows, following = take_sorted_page(
+        session, query, order=_BY_WAVE, key=RolloutDevice.device_id, cursor=page.cursor, limit=page.limit
+    )
+    return Page(items=views.device_views(session, rows), next=following)
 
 
 @router.get("/{rollout_id}/why")

@@ -1,18 +1,18 @@
 """/api/v1/webhooks: where events are sent, and how that went."""
 
+from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import Response
+from fastapi import Query, Response
 from sqlalchemy import select
 
 from sprat_server.access import audit, delivery, webhooks
 from sprat_server.access.webhook_models import Delivery, Webhook
 from sprat_server.access.webhook_schemas import DeliveryView, NewWebhook, WebhookSecret, WebhookView
 from sprat_server.api.auth import Admin, Operator, Viewer
-from sprat_server.api.paging import Page, Paging
+from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.ports import SettingsDep
 from sprat_server.api.routes import operators_router
-from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.observe.outbox import Event
 
@@ -29,11 +29,9 @@ def create_webhook(body: NewWebhook, session: SessionDep, settings: SettingsDep,
 
 
 @router.get("")
-def list_webhooks(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[WebhookView]:
+def list_webhooks(session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[WebhookView]:
     """List webhooks, newest first."""
-    rows, following = take_page(
-        session, select(Webhook), key=Webhook.id, parse=UUID, cursor=page.cursor, limit=page.limit
-    )
+    rows, following = page.take(session, select(Webhook), key=Webhook.id, parse=UUID)
     return Page(items=[WebhookView.of(row) for row in rows], next=following)
 
 
@@ -82,17 +80,20 @@ def test_webhook(webhook: str, session: SessionDep, operator: Operator) -> Webho
 
 
 @router.get("/{webhook}/deliveries")
-def list_deliveries(webhook: str, session: SessionDep, _viewer: Viewer, page: Paging) -> Page[DeliveryView]:
+def list_deliveries(
+    webhook: str,
+    session: SessionDep,
+    _viewer: Viewer,
+    page: SortedPaging,
+    *,
+    state: Annotated[Literal["pending", "delivered", "failed"] | None, Query()] = None,
+) -> Page[DeliveryView]:
     """List what a webhook was sent, the newest event first."""
     found = webhooks.find(session, webhook)
-    rows, following = take_page(
-        session,
-        select(Delivery).where(Delivery.webhook_id == found.id),
-        key=Delivery.event_seq,
-        parse=int,
-        cursor=page.cursor,
-        limit=page.limit,
-    )
+    query = select(Delivery).where(Delivery.webhook_id == found.id)
+    if state is not None:
+        query = query.where(Delivery.state == state)
+    rows, following = page.take(session, query, key=Delivery.event_seq, parse=int)
     events = session.scalars(select(Event).where(Event.seq.in_([row.event_seq for row in rows])))
     by_seq = {event.seq: event for event in events}
     return Page(items=[DeliveryView.of(row, by_seq[row.event_seq]) for row in rows], next=following)

@@ -102,6 +102,37 @@ class LeaveReason(BaseModel):
     reason: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
+class BulkLeave(BaseModel):
+    """Which live devices leave the fleet: those that a filter or a saved group means, if they are as many as is said.
+
+    `devices` is the count that the preview showed: where it is another by now, none leaves.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"where": 'labels.site = "hall-2"', "devices": 12, "reason": "hall 2 is closed"}]
+        },
+    )
+
+    where: Annotated[str | None, Field(max_length=2000)] = None
+    group: Annotated[str | None, Field(max_length=63)] = None
+    devices: Annotated[int, Field(ge=0, le=1000)]
+    reason: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class AcceptDevices(BaseModel):
+    """Which devices that wait may join, all or none, and the group that they belong to."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"requests": ["01a229d7-b64f-7047-a776-2de43df6354c"], "group": "line-a"}]},
+    )
+
+    requests: Annotated[list[UUID], Field(min_length=1, max_length=200)]
+    group: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")] = "default"
+
+
 class DeviceModelView(BaseModel):
     """One model on a device: what it should run, and what it said it runs; `local` names what it computed itself.
 
@@ -196,7 +227,7 @@ class BulkLabels(BaseModel):
     labels: Annotated[dict[str, str | None], Field(min_length=1, max_length=64)]
 
 
-class Labelled(BaseModel):
+class DeviceCount(BaseModel):
     """How many devices were meant."""
 
     devices: int

@@ -1,5 +1,6 @@
 """What devices set off in rollouts: they report, leave, join, or say nothing for too long. One transaction each."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -108,23 +109,39 @@ def on_device_left(session: Session, device_id: UUID) -> Device:
     Raises:
         NotFound: there is none of this id.
     """
-    fleet.get_device(session, device_id)
+    return on_devices_left(session, [device_id])[0]
+
+
+def on_devices_left(session: Session, device_ids: Collection[UUID]) -> list[Device]:
+    """Revoke devices, all or none; rollouts wait for them no more, and look once at what that sets off.
+
+    Raises:
+        NotFound: there is none of one of these ids.
+    """
+    for device_id in device_ids:
+        fleet.get_device(session, device_id)
     targeting.share(session)
     steps.lock_moves(session)
-    rollouts.leave_drafts(session, device_id)
-    parts = rollouts.live_parts(session, device_id)
-    moving = [rollouts.lock(session, part.rollout_id) for part in parts]
-    device = fleet.revoke(session, device_id)
-    outbox.tell(session, "device.left", f"device:{device.id}", {"name": device.name, "group": device.device_group})
-    targeting.look_again(session, device_id)
-    for part, rollout in zip(parts, moving, strict=True):
+    rollouts.leave_drafts(session, device_ids)
+    parts = rollouts.live_parts(session, device_ids)
+    moving = {rollout_id: rollouts.lock(session, rollout_id) for rollout_id in sorted({p.rollout_id for p in parts})}
+    left = [_leaves(session, device_id) for device_id in sorted(device_ids)]
+    for part in parts:
         session.refresh(part)
         if part.state in {DeviceState.WAITING, DeviceState.EXPOSED}:
             if part.state == DeviceState.EXPOSED:
-                gating.on_left(session, rollout, device_id)
+                gating.on_left(session, moving[part.rollout_id], part.device_id)
             part.state, part.retry_at = DeviceState.LEFT, None
             session.flush()
+    for rollout in moving.values():
         steps.advance(session, rollout)
+    return left
+
+
+def _leaves(session: Session, device_id: UUID) -> Device:
+    device = fleet.revoke(session, device_id)
+    outbox.tell(session, "device.left", f"device:{device.id}", {"name": device.name, "group": device.device_group})
+    targeting.look_again(session, device_id)
     return device
 
 

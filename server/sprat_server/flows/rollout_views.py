@@ -19,23 +19,29 @@ from sprat_server.rollouts import approvals, quarantine
 from sprat_server.rollouts import service as rollouts
 from sprat_server.rollouts.models import Rollout, RolloutDevice
 from sprat_server.rollouts.retries import Failure
-from sprat_server.rollouts.schemas import DoesView, RolloutView, WhyView
+from sprat_server.rollouts.schemas import DoesView, RolloutDeviceView, RolloutView, WhyView
+from sprat_server.rollouts.service import Tally
 from sprat_server.rollouts.waves import DeviceState, RolloutState
 from sprat_shared.trust.windows import next_opening
 
 
 def view(session: Session, rollout: Rollout) -> RolloutView:
     """Return a rollout as it is shown."""
-    waves, parts = rollouts.waves_of(session, rollout), rollouts.devices_of(session, rollout)
+    waves, tally = rollouts.waves_of(session, rollout), rollouts.tally(session, rollout)
+    model = steps.model_of(session, rollout).name
+    waits = waits_for(session, rollout, tally, datetime.now(UTC))
+    said = approvals.of(session, rollout)
+    return RolloutView.of(rollout, model, waves, tally, approvals=said, waits_for=waits)
+
+
+def device_views(session: Session, parts: Sequence[RolloutDevice]) -> list[RolloutDeviceView]:
+    """Return the parts of a rollout's devices as they are shown, in the same order."""
     named = select(Device.id, Device.name).where(among(Device.id, [part.device_id for part in parts]))
     names = dict(session.execute(named).all())
-    model = steps.model_of(session, rollout).name
-    waits = waits_for(session, rollout, parts, datetime.now(UTC))
-    said = approvals.of(session, rollout)
-    return RolloutView.of(rollout, model, waves, parts, names=names, approvals=said, waits_for=waits)
+    return [RolloutDeviceView.of(part, names.get(part.device_id, "")) for part in parts]
 
 
-def waits_for(session: Session, rollout: Rollout, parts: Sequence[RolloutDevice], now: datetime) -> list[str]:
+def waits_for(session: Session, rollout: Rollout, tally: Tally, now: datetime) -> list[str]:
     """Return what holds a rollout back, beside devices that have not answered; a sentence each."""
     said: list[str] = []
     if rollout.state == RolloutState.DRAFT:
@@ -54,9 +60,8 @@ def waits_for(session: Session, rollout: Rollout, parts: Sequence[RolloutDevice]
         said.append(f"its next maintenance window, at {_clock(next_opening(plan.windows, now))}")
     if bounds.free == 0:
         said.append(f"the {plan.in_flight} devices in flight, of which no more may be")
-    retried = [part.retry_at for part in parts if part.retry_at is not None]
-    if retried:
-        said.append(f"{len(retried)} failed devices that are asked again, the first at {_clock(min(retried))}")
+    if tally.retry_at is not None:
+        said.append(f"{tally.retrying} failed devices that are asked again, the first at {_clock(tally.retry_at)}")
     return said
 
 

@@ -131,6 +131,24 @@ def label_all(session: Session, asked: BulkLabels) -> int:
     return len(devices)
 
 
+def counted(session: Session, *, where: str | None, group: str | None, devices: int) -> list[UUID]:
+    """Return the live devices that a filter or a saved group means, if they are as many as was seen before.
+
+    Raises:
+        InvalidInput, BadFilter, NotFound: as `meant`.
+        Conflict: they are more, or fewer.
+    """
+    query = select(Device.id).where(Device.revoked_at.is_(None), meant(session, where=where, group=group))
+    found = list(session.scalars(query.order_by(Device.id)))
+    if len(found) != devices:
+        raise Conflict(
+            f"{len(found)} devices are meant, not {devices}; look at them again (sprat device list --where …, or "
+            "POST /devices/preview), then say how many there are",
+            code="device.other-count",
+        )
+    return found
+
+
 def create_group(session: Session, name: str, text: str, by: Actor) -> SavedGroup:
     """Save a filter under a name, with the devices for which it holds now.
 

@@ -13,11 +13,12 @@ from sprat_server.rollouts.gate_plan import Rule
 from sprat_server.rollouts.gates import Decision
 from sprat_server.rollouts.models import Approval, Rollout, RolloutDevice, Wave
 from sprat_server.rollouts.retries import Failure
+from sprat_server.rollouts.service import Tally
 from sprat_server.rollouts.waves import DeviceState, Prefetch, RolloutState, WaveState
 
 
 class RolloutDeviceView(BaseModel):
-    """One device's part: its state, the release it had, and the assignments that offered and took back.
+    """One device's part: its wave and state, the release it had, and the assignments that offered and took back.
 
     `failure` is the class of its last failure; at `retry_at` it is asked again, which it was `retries` times.
     `prefetch` says how far it is with fetching the release ahead; None: it was not asked to.
@@ -25,6 +26,7 @@ class RolloutDeviceView(BaseModel):
 
     device: UUID
     name: str
+    wave: int | None
     state: DeviceState
     previous: int | None
     exposed_by: int | None
@@ -33,6 +35,23 @@ class RolloutDeviceView(BaseModel):
     retries: int
     retry_at: datetime | None
     prefetch: Prefetch | None
+
+    @classmethod
+    def of(cls, part: RolloutDevice, name: str) -> Self:
+        """Show this row, of the device of this name."""
+        return cls(
+            device=part.device_id,
+            name=name,
+            wave=part.ordinal,
+            state=DeviceState(part.state),
+            previous=part.previous,
+            exposed_by=part.exposed_by,
+            returned_by=part.returned_by,
+            failure=None if part.failure is None else Failure(part.failure),
+            retries=part.retries,
+            retry_at=part.retry_at,
+            prefetch=None if part.prefetch is None else Prefetch(part.prefetch),
+        )
 
 
 class ApprovalView(BaseModel):
@@ -44,21 +63,23 @@ class ApprovalView(BaseModel):
 
 
 class WaveView(BaseModel):
-    """A wave and its devices."""
+    """A wave; how many devices are its own, and how many of those are in each state that some are in."""
 
     ordinal: int
     reach: str
     state: WaveState
     opened_at: datetime | None
     ended_at: datetime | None
-    devices: list[RolloutDeviceView]
+    devices: int
+    states: dict[DeviceState, int]
 
 
 class RolloutView(BaseModel):
     """A rollout; `exposed` counts the devices that were offered the release, `rule` says who decides once it runs.
 
-    `prefetched` counts those that were asked to fetch it ahead, and `ready` those that have it. `excused` failed, which
-    a person acknowledged; `retrying` failed and are asked again; `controls` are held back. `plan` is how it is run, and
+    `prefetched` counts those that were asked to fetch it ahead, `fetching` those that are at it, and `ready` those that
+    have it. `excused` failed, which a person acknowledged; `retrying` failed and are asked again; `controls` are held
+    back; `unplaced` are in no wave (before the start, or out of every wave's reach). `plan` is how it is run, and
     `waits_for` what holds it back now, beside devices that have not answered.
     """
 
@@ -76,13 +97,15 @@ class RolloutView(BaseModel):
     excused: int
     retrying: int
     prefetched: int
+    fetching: int
     ready: int
     plan: dict[str, Any]
     approvals: list[ApprovalView]
     waits_for: list[str]
     waves: list[WaveView]
-    unplaced: list[RolloutDeviceView]
-    controls: list[RolloutDeviceView]
+    devices: int
+    unplaced: int
+    controls: int
     digest: str | None
     created_by: str
     created_at: datetime
@@ -96,15 +119,12 @@ class RolloutView(BaseModel):
         rollout: Rollout,
         model: str,
         waves: Sequence[Wave],
-        devices: Sequence[RolloutDevice],
+        tally: Tally,
         *,
-        names: Mapping[UUID, str],
         approvals: Sequence[Approval],
         waits_for: Sequence[str],
     ) -> Self:
-        """Show these rows; `unplaced` are devices without a wave (before the start, or out of every wave's reach)."""
-        states = [device.state for device in devices]
-        ahead = [device.prefetch for device in devices if device.prefetch and device.state != DeviceState.LEFT]
+        """Show these rows."""
         return cls(
             id=rollout.id,
             name=rollout.name,
@@ -114,13 +134,14 @@ class RolloutView(BaseModel):
             whole_fleet=rollout.whole_fleet,
             reason=rollout.reason,
             rule=None if rollout.rule is None else Rule(rollout.rule),
-            exposed=sum(device.exposed_by is not None for device in devices),
-            committed=states.count(DeviceState.COMMITTED),
-            failed=states.count(DeviceState.FAILED),
-            excused=states.count(DeviceState.EXCUSED),
-            retrying=sum(device.retry_at is not None for device in devices),
-            prefetched=len(ahead),
-            ready=ahead.count(Prefetch.READY),
+            exposed=tally.exposed,
+            committed=tally.states[DeviceState.COMMITTED],
+            failed=tally.states[DeviceState.FAILED],
+            excused=tally.states[DeviceState.EXCUSED],
+            retrying=tally.retrying,
+            prefetched=tally.prefetches.total(),
+            fetching=tally.prefetches[Prefetch.ASKED],
+            ready=tally.prefetches[Prefetch.READY],
             plan=rollout.plan,
             approvals=[ApprovalView(by=one.actor, reason=one.reason, at=one.at) for one in approvals],
             waits_for=list(waits_for),
@@ -131,12 +152,14 @@ class RolloutView(BaseModel):
                     state=WaveState(wave.state),
                     opened_at=wave.opened_at,
                     ended_at=wave.ended_at,
-                    devices=[_part(device, names) for device in devices if device.ordinal == wave.ordinal],
+                    devices=tally.waves[wave.ordinal].total(),
+                    states=dict(tally.waves[wave.ordinal]),
                 )
                 for wave in waves
             ],
-            unplaced=[_part(one, names) for one in devices if one.ordinal is None and one.state != DeviceState.CONTROL],
-            controls=[_part(one, names) for one in devices if one.state == DeviceState.CONTROL],
+            devices=tally.states.total(),
+            unplaced=tally.unplaced,
+            controls=tally.states[DeviceState.CONTROL],
             digest=rollout.digest,
             created_by=rollout.created_by,
             created_at=rollout.created_at,
@@ -266,18 +289,3 @@ class AppliedView(BaseModel):
 
     action: Literal["created", "unchanged", "replaced", "started"]
     rollout: RolloutView
-
-
-def _part(device: RolloutDevice, names: Mapping[UUID, str]) -> RolloutDeviceView:
-    return RolloutDeviceView(
-        device=device.device_id,
-        name=names.get(device.device_id, ""),
-        state=DeviceState(device.state),
-        previous=device.previous,
-        exposed_by=device.exposed_by,
-        returned_by=device.returned_by,
-        failure=None if device.failure is None else Failure(device.failure),
-        retries=device.retries,
-        retry_at=device.retry_at,
-        prefetch=None if device.prefetch is None else Prefetch(device.prefetch),
-    )

@@ -1,6 +1,6 @@
 """Read and move rollouts. What moves do to devices is for `flows`; callers own the transaction."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from sprat_server.db.sets import among
 from sprat_server.rollouts.models import Rollout, RolloutDevice, Wave
 from sprat_server.rollouts.plan import RolloutPlan
 from sprat_server.rollouts.reaches import check_reaches, reaches_everyone
-from sprat_server.rollouts.waves import ALLOWED, DeviceState, RolloutState, WaveState, WaveView
+from sprat_server.rollouts.waves import ALLOWED, DeviceState, Prefetch, RolloutState, WaveState, WaveView
 from sprat_shared.errors import Conflict, NotFound
 
 LIVE = (RolloutState.RUNNING, RolloutState.PAUSED)
@@ -51,6 +51,29 @@ class Draft:
     name: str | None = None
     digest: str | None = None
     start_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many devices of a rollout are in which state.
+
+    Attributes:
+        states: of all of them.
+        waves: of those that are in each wave.
+        prefetches: how far those are that were asked to fetch ahead and have not left.
+        exposed: devices that were ever offered the release.
+        unplaced: devices that are in no wave, and not held back.
+        retrying: failed devices that are asked again,
+        retry_at: the first of them at.
+    """
+
+    states: Counter[DeviceState]
+    waves: Mapping[int, Counter[DeviceState]]
+    prefetches: Counter[Prefetch]
+    exposed: int
+    unplaced: int
+    retrying: int
+    retry_at: datetime | None
 
 
 def create(session: Session, draft: Draft) -> Rollout:
@@ -166,6 +189,39 @@ def live_rollout(session: Session, model_id: UUID) -> Rollout | None:
 def waves_of(session: Session, rollout: Rollout) -> list[Wave]:
     """Return the waves in order."""
     return list(session.scalars(select(Wave).where(Wave.rollout_id == rollout.id).order_by(Wave.ordinal)))
+
+
+def tally(session: Session, rollout: Rollout) -> Tally:
+    """Count a rollout's devices, in one statement."""
+    groups = session.execute(
+        select(
+            RolloutDevice.ordinal,
+            RolloutDevice.state,
+            RolloutDevice.prefetch,
+            func.count(),
+            func.count(RolloutDevice.exposed_by),
+            func.count(RolloutDevice.retry_at),
+            func.min(RolloutDevice.retry_at),
+        )
+        .where(RolloutDevice.rollout_id == rollout.id)
+        .group_by(RolloutDevice.ordinal, RolloutDevice.state, RolloutDevice.prefetch)
+    ).all()
+    states: Counter[DeviceState] = Counter()
+    waves: dict[int, Counter[DeviceState]] = defaultdict(Counter)
+    prefetches: Counter[Prefetch] = Counter()
+    exposed = unplaced = retrying = 0
+    for ordinal, state, prefetch, count, were_exposed, are_retried, _ in groups:
+        states[DeviceState(state)] += count
+        if ordinal is not None:
+            waves[ordinal][DeviceState(state)] += count
+        elif state != DeviceState.CONTROL:
+            unplaced += count
+        if prefetch is not None and state != DeviceState.LEFT:
+            prefetches[Prefetch(prefetch)] += count
+        exposed += were_exposed
+        retrying += are_retried
+    retry_at = min((first for *_, first in groups if first is not None), default=None)
+    return Tally(states, waves, prefetches, exposed, unplaced, retrying, retry_at)
 
 
 def devices_of(session: Session, rollout: Rollout, *, ordinal: int | None = None) -> list[RolloutDevice]:
@@ -342,24 +398,24 @@ def forget_prefetches(session: Session, model_id: UUID, device_ids: Collection[U
     )
 
 
-def live_parts(session: Session, device_id: UUID) -> list[RolloutDevice]:
-    """Return the parts of a device in rollouts that run or are paused."""
+def live_parts(session: Session, devices: Collection[UUID]) -> list[RolloutDevice]:
+    """Return the parts of devices in rollouts that run or are paused."""
     return list(
         session.scalars(
             select(RolloutDevice)
             .join(Rollout, Rollout.id == RolloutDevice.rollout_id)
-            .where(RolloutDevice.device_id == device_id, Rollout.state.in_(LIVE))
-            .order_by(Rollout.id)
+            .where(RolloutDevice.device_id.in_(devices), Rollout.state.in_(LIVE))
+            .order_by(Rollout.id, RolloutDevice.device_id)
         )
     )
 
 
-def leave_drafts(session: Session, device_id: UUID) -> None:
-    """Take a revoked device out of rollouts that have not started."""
+def leave_drafts(session: Session, devices: Collection[UUID]) -> None:
+    """Take revoked devices out of rollouts that have not started."""
     drafts = select(Rollout.id).where(Rollout.state == RolloutState.DRAFT)
     session.execute(
         update(RolloutDevice)
-        .where(RolloutDevice.device_id == device_id, RolloutDevice.rollout_id.in_(drafts))
+        .where(RolloutDevice.device_id.in_(devices), RolloutDevice.rollout_id.in_(drafts))
         .values(state=DeviceState.LEFT)
     )
 

@@ -21,7 +21,7 @@ from sprat_shared.errors import InvalidInput
 from sprat_shared.ids import new_id
 
 if TYPE_CHECKING:
-    from sprat_client.api.views import WhyView as Why
+    from sprat_client.api.rollout_views import WhyView as Why
 
 SITES = ("site=a", "site=b")
 
