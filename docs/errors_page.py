@@ -99,20 +99,30 @@ def template(message: ast.expr) -> str:
     return f"{{{ast.unparse(message)}}}"
 
 
-def calls(package_path: str) -> Iterator[ast.Call]:
-    """Every call in the source of a package, file by file in a stable order."""
+def calls(package_path: str) -> Iterator[tuple[ast.Call, dict[str, str]]]:
+    """Every call in the source of a package, and the texts that its file names, file by file in a stable order."""
     for file in sorted(Path(package_path).rglob("*.py")):
-        yield from (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+        parsed = ast.parse(file.read_text())
+        named = {
+            node.target.id: node.value.value
+            for node in parsed.body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        }
+        yield from ((node, named) for node in ast.walk(parsed) if isinstance(node, ast.Call))
 
 
 def raised_with_own_code(known: dict[str, type[SpratError]]) -> Iterator[Cause]:
     """Where an error is made with a code of its own: `raise InvalidInput("...", code="dataset.nan")`."""
     for package in PACKAGES:
-        for call in calls(package.__path__[0]):
+        for call, constants in calls(package.__path__[0]):
             error = known.get(ast.unparse(call.func).rpartition(".")[2])
             codes = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
-            if error and call.args and codes and isinstance(codes[0], ast.Constant):
-                yield Cause(str(codes[0].value), error, template(call.args[0]), package.__name__)
+            code = constants.get(codes[0].id) if codes and isinstance(codes[0], ast.Name) else None
+            if codes and isinstance(codes[0], ast.Constant):
+                code = str(codes[0].value)
+            if error and call.args and code:
+                yield Cause(code, error, template(call.args[0]), package.__name__)
 
 
 def causes() -> list[Cause]:
@@ -132,7 +142,7 @@ def causes() -> list[Cause]:
 def verdicts() -> Iterator[str]:
     """The rows of what shadow and trial can show: `Unhealthy("trial.slow", "...")`, `_go_back("...", "...")`."""
     found = {}
-    for call in calls(sprat_client.__path__[0]):
+    for call, _ in calls(sprat_client.__path__[0]):
         named = call.args[0] if len(call.args) > 1 else None
         if ast.unparse(call.func).rpartition(".")[2] in {"Unhealthy", "_go_back"} and isinstance(named, ast.Constant):
             found[str(named.value)] = template(call.args[1])

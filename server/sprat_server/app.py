@@ -14,6 +14,7 @@ from sprat_server.access.limits import Lockout, RateLimit
 from sprat_server.access.oidc import OidcVerifier
 from sprat_server.api import blobs as blob_routes
 from sprat_server.api import problems, repeats, routers
+from sprat_server.api.described import with_problem
 from sprat_server.api.event_hub import EventHub
 from sprat_server.api.limits import BodyLimit, CredentialsFirst
 from sprat_server.api.poll import Poll, PollApp
@@ -108,6 +109,10 @@ class _App(FastAPI):
     def __init__(self, poll: Poll, **how: Any) -> None:
         super().__init__(**how)
         self._poll = poll
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI description, with the schema of problems."""
+        return with_problem(super().openapi())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not await self._poll.answered_at_once(scope, send):

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import httpx
 import uvicorn
+from described_routes import require_described
 from fastapi import FastAPI
 
 from sprat_server.access import tokens
@@ -38,7 +39,9 @@ class Api:
             async with httpx.AsyncClient(transport=transport, base_url="http://sprat.test") as client:
                 return await client.request(method, url, headers=headers, **options)
 
-        return asyncio.run(send())
+        answer = asyncio.run(send())
+        require_described(self.app, answer)
+        return answer
 
     def get(self, url: str, **options: Any) -> httpx.Response:
         """GET."""

@@ -42,12 +42,13 @@ def test_devices_of_a_rollout_come_in_pages_wave_after_wave(house: House) -> Non
     rollout = house.begin(waves=["2", "100%"], control="20%")
     whole = parts_of(house.operator, rollout)
     assert [part["wave"] for part in whole] == [1, 1, 2, 2, None]
-    cursor, paged = None, []
+    asked, paged = {"limit": "2"}, []
     while True:
-        page = made(house.operator.get(f"{ROLLOUTS}/{rollout}/devices", params={"limit": 2, "cursor": cursor}))
+        page = made(house.operator.get(f"{ROLLOUTS}/{rollout}/devices", params=asked))
         paged += page["items"]
-        if (cursor := page["next"]) is None:
+        if page["next"] is None:
             break
+        asked["cursor"] = page["next"]
     assert paged == whole
     assert [part["wave"] for part in parts_of(house.operator, rollout, state="control")] == [None]
     shown = house.look(rollout)

@@ -54,7 +54,10 @@ class ProjectView(BaseModel):
 class NewToken(BaseModel):
     """A token to be made."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"name": "ci@line-3", "scopes": ["releaser"], "expires_s": 2592000}]},
+    )
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,63}$")]
     scopes: Annotated[list[Literal["viewer", "operator", "releaser", "admin"]], Field(min_length=1)]

@@ -11,6 +11,7 @@ from sprat_server.access import audit, tokens
 from sprat_server.access.models import AuditRecord, OperatorToken
 from sprat_server.access.schemas import AuditView, MadeToken, NewToken, TokenView
 from sprat_server.api.auth import Admin, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.routes import operators_router
 from sprat_server.db.projects import ACROSS
@@ -30,7 +31,7 @@ class ChainView(BaseModel):
     broken_at: int | None
 
 
-@router.post("/tokens", status_code=201)
+@router.post("/tokens", status_code=201, responses=raises(conflict=["token.exists"]))
 def create_token(body: NewToken, session: SessionDep, admin: Admin) -> MadeToken:
     """Make an operator's token. Its text is in this answer and nowhere else."""
     token, text = tokens.create(
@@ -59,7 +60,12 @@ def list_tokens(
     return Page(items=[TokenView.of(token) for token in rows], next=following)
 
 
-@router.delete("/tokens/{token_id}", status_code=204, response_class=Response)
+@router.delete(
+    "/tokens/{token_id}",
+    status_code=204,
+    response_class=Response,
+    responses=raises(not_found=["token.unknown"], conflict=["token.last-admin"]),
+)
 def revoke_token(token_id: UUID, session: SessionDep, admin: Admin) -> None:
     """Revoke a token at once."""
     token = tokens.revoke(session, token_id, by=admin)

@@ -1,8 +1,10 @@
 """/device/v1: what agents call besides the poll (`api.poll`), and the signed metadata files."""
 
+import json
 import re
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import Response
@@ -17,7 +19,7 @@ from sprat_server.observe.actors import Actor
 from sprat_server.publish import director, repository
 from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolPending, EnrolRequest
-from sprat_shared.protocol.report import SIGNATURE_HEADER, parse_signature
+from sprat_shared.protocol.report import SIGNATURE_HEADER, Outcome, Report, parse_signature
 from sprat_shared.protocol.token import ASSERTION_TYPE, GRANT_TYPE, TokenAnswer
 
 devices = APIRouter(tags=["agents"])
@@ -38,12 +40,41 @@ _TOKEN_BODY: Final = {
                         "client_assertion_type": {"const": ASSERTION_TYPE},
                         "client_assertion": {"type": "string", "maxLength": _LONGEST_ASSERTION},
                     },
-                }
+                },
+                "example": {
+                    "grant_type": GRANT_TYPE,
+                    "client_assertion_type": ASSERTION_TYPE,
+                    "client_assertion": "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiIwMWEyMjlkNyJ9.c2lnbmF0dXJl",
+                },
             }
         },
     }
 }
-_JSON_BODY: Final = {"requestBody": {"required": True, "content": {"application/json": {}}}}
+_DEVICE: Final = UUID("01a229d7-b64f-7047-a776-2de43df6354c")
+_ENROLMENT: Final = EnrolRequest(
+    name="press-3", public_key=bytes(32), agent="0.1.0", profile="pi-4", attributes={"machine": "aarch64"}
+)
+_REPORT: Final = Report(
+    device=_DEVICE,
+    sequence=18,
+    model="pcb-defects",
+    assignment=4,
+    release=7,
+    outcome=Outcome.COMMITTED,
+    serving_release=7,
+    serving_weights="sha256:" + "5c" * 32,
+    error_code=None,
+    error_detail=None,
+    evidence=None,
+    received_bytes=1061,
+    seconds=4.2,
+    agent="0.1.0",
+)
+
+
+def _json_body(example: EnrolRequest | Report) -> dict[str, Any]:
+    shown = {"schema": {"type": "object"}, "example": json.loads(example.to_json())}
+    return {"requestBody": {"required": True, "content": {"application/json": shown}}}
 
 
 async def _body(request: Request) -> bytes:
@@ -56,7 +87,9 @@ Body = Annotated[bytes, Depends(_body)]
 Signature = Annotated[str, Header(alias=SIGNATURE_HEADER, description="Base64 of ed25519 over the body.")]
 
 
-@devices.post("/enrol", openapi_extra=_JSON_BODY, response_class=Response, status_code=201, responses={202: {}})
+@devices.post(
+    "/enrol", openapi_extra=_json_body(_ENROLMENT), response_class=Response, status_code=201, responses={202: {}}
+)
 def enrol(
     request: Request, body: Body, session: SessionDep, settings: SettingsDep, signature: Signature = ""
 ) -> Response:
@@ -87,7 +120,7 @@ def issue_token(request: Request, body: Body, session: SessionDep, settings: Set
     return Response(answer.to_json(), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-@devices.post("/reports", status_code=204, openapi_extra=_JSON_BODY, response_class=Response)
+@devices.post("/reports", status_code=204, openapi_extra=_json_body(_REPORT), response_class=Response)
 def report(body: Body, session: SessionDep, device: Caller, signature: Signature = "") -> None:
     """Take a report, signed with the device's key."""
     rollout_reports.on_report(session, device, body, parse_signature(signature))

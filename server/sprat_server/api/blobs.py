@@ -1,6 +1,7 @@
 """Blobs over HTTP: uploads of operators, and downloads (with ranges) of operators and devices."""
 
 import re
+from http import HTTPStatus
 from typing import Final
 from uuid import UUID
 
@@ -13,7 +14,9 @@ from starlette.requests import ClientDisconnect
 from sprat_server.access import audit
 from sprat_server.access.tokens import Identity, Scope
 from sprat_server.api.auth import Reader, bearer, identify_operator
+from sprat_server.api.described import problems
 from sprat_server.api.problems import problem
+from sprat_server.api.routes import StreamedRoute
 from sprat_server.db.blobs import CHUNK_BYTES, Blob, Blobs, BlobTooLarge, Upload
 from sprat_server.db.projects import project_of
 from sprat_server.db.session import Database, SessionDep
@@ -24,7 +27,7 @@ UPLOAD_PATH: Final = "/api/v1/blobs"
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
 _CACHE_FOR_EVER: Final = "private, max-age=31536000, immutable"
 
-operators = APIRouter(tags=["blobs"])
+operators = APIRouter(route_class=StreamedRoute, tags=["blobs"])
 everyone = APIRouter(tags=["blobs"])
 
 
@@ -40,6 +43,7 @@ class BlobView(BaseModel):
     status_code=201,
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
     response_model=BlobView,
+    responses=problems({HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ["blob.too-large"]}),
 )
 async def upload_blob(request: Request) -> BlobView | Response:
     """Store the body. It is hashed as it arrives; storing what is stored already changes nothing."""

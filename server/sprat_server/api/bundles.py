@@ -9,13 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator
+from sprat_server.api.described import raises, together
 from sprat_server.api.ports import BlobsDep, SettingsDep
+from sprat_server.api.routes import StreamedRoute
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import bundles as flow
 from sprat_shared.errors import InvalidInput
 from sprat_shared.protocol.bundle import CONTENT_TYPE, MOST_DEVICES
 
-router = APIRouter(prefix="/bundles", tags=["bundles"])
+router = APIRouter(route_class=StreamedRoute, prefix="/bundles", tags=["bundles"])
 
 VALID_UNTIL: Final = "Sprat-Valid-Until"
 
@@ -33,7 +35,14 @@ class NewBundle(BaseModel):
     full: bool = False
 
 
-@router.post("", response_class=Response, responses={200: {"content": {CONTENT_TYPE: {}}}})
+@router.post(
+    "",
+    response_class=Response,
+    responses=together(
+        {200: {"content": {CONTENT_TYPE: {}}}},
+        raises(not_found=["device.unknown", "model.unknown"], conflict=["device.revoked"], invalid=["bundle.empty"]),
+    ),
+)
 def export_bundle(
     body: NewBundle, session: SessionDep, settings: SettingsDep, blobs: BlobsDep, operator: Operator
 ) -> Response:

@@ -4,6 +4,7 @@ from sqlalchemy import select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.paging import Page, Paging
 from sprat_server.api.ports import BlobsDep
 from sprat_server.api.routes import operators_router
@@ -18,7 +19,7 @@ from sprat_server.registry.schemas import DatasetView, NewDataset
 router = operators_router(prefix="/datasets", tags=["datasets"])
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, responses=raises(not_found=["blob.unknown"]))
 def create_dataset(body: NewDataset, session: SessionDep, operator: Operator, blobs: BlobsDep) -> JobAccepted:
     """Have a worker check an uploaded file and keep it as a dataset."""
     registry.owned_length(session, blobs, body.blob)
@@ -43,7 +44,7 @@ def list_datasets(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[Da
     return Page(items=[DatasetView.of(dataset) for dataset in rows], next=following)
 
 
-@router.get("/{digest}")
+@router.get("/{digest}", responses=raises(not_found=["dataset.unknown"]))
 def get_dataset(digest: str, session: SessionDep, _viewer: Viewer) -> DatasetView:
     """Show a dataset."""
     return DatasetView.of(registry.get_dataset(session, digest))

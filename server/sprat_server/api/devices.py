@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from sprat_server.access import audit
 from sprat_server.access.tokens import Identity
 from sprat_server.api.auth import Asker, Operator, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.paging import Page, Paging, SortedPaging
 from sprat_server.api.preconditions import Seen
 from sprat_server.api.routes import operators_router
@@ -76,21 +77,26 @@ def list_enrolment_requests(session: SessionDep, _viewer: Viewer, page: SortedPa
     return Page(items=[EnrolmentRequestView.of(row) for row in rows], next=following)
 
 
-@router.post("/enrolment-requests/accept")
+@router.post(
+    "/enrolment-requests/accept", responses=raises(not_found=["enrolment.unknown"], conflict=["enrolment.name-taken"])
+)
 def accept_devices(body: AcceptDevices, session: SessionDep, operator: Operator) -> list[DeviceView]:
     """Let devices that wait join, all or none."""
     joined = [enrolment.accept(session, one, group=body.group, by=operator) for one in dict.fromkeys(body.requests)]
     return fleet_views.device_views(session, joined)
 
 
-@router.post("/enrolment-requests/{request_id}/accept")
+@router.post(
+    "/enrolment-requests/{request_id}/accept",
+    responses=raises(not_found=["enrolment.unknown"], conflict=["enrolment.name-taken", "enrolment.was-rejected"]),
+)
 def accept_device(request_id: UUID, body: AcceptDevice, session: SessionDep, operator: Operator) -> DeviceView:
     """Let a device that waits join."""
     device = enrolment.accept(session, request_id, group=body.group, by=operator)
     return fleet_views.device_views(session, [device])[0]
 
 
-@router.post("/enrolment-requests/{request_id}/reject")
+@router.post("/enrolment-requests/{request_id}/reject", responses=raises(not_found=["enrolment.unknown"]))
 def reject_device(request_id: UUID, body: LeaveReason, session: SessionDep, operator: Operator) -> EnrolmentRequestView:
     """Refuse a device that waits; it may ask again when its request has expired."""
     row = fleet_enrolment.reject(session, request_id)
@@ -118,13 +124,13 @@ def list_devices(
     return Page(items=fleet_views.device_views(session, rows), next=following)
 
 
-@router.post("/devices/preview")
+@router.post("/devices/preview", responses=raises(not_found=["group.unknown"], invalid=["filter.bad", "filter.which"]))
 def preview_devices(body: Preview, session: SessionDep, _asker: Asker) -> PreviewView:
     """Say how many live devices a filter or a saved group means, and show some of them."""
     return targeting.preview(session, body)
 
 
-@router.post("/devices/labels")
+@router.post("/devices/labels", responses=raises(not_found=["group.unknown"], invalid=["label.too-many"]))
 def label_devices(body: BulkLabels, session: SessionDep, operator: Operator) -> DeviceCount:
     """Change labels of all live devices that a filter or a saved group means, all or none."""
     count = targeting.label_all(session, body)
@@ -132,13 +138,16 @@ def label_devices(body: BulkLabels, session: SessionDep, operator: Operator) -> 
     return DeviceCount(devices=count)
 
 
-@router.get("/devices/{device_id}/labels")
+@router.get("/devices/{device_id}/labels", responses=raises(not_found=["device.unknown"]))
 def get_labels(device_id: UUID, session: SessionDep, _viewer: Viewer) -> dict[str, str]:
     """Show the labels of a device by themselves: their entity tag changes with them alone."""
     return dict(fleet.get_device(session, device_id).labels)
 
 
-@router.patch("/devices/{device_id}/labels")
+@router.patch(
+    "/devices/{device_id}/labels",
+    responses=raises(not_found=["device.unknown"], invalid=["label.bad", "label.too-many"]),
+)
 def label_device(device_id: UUID, body: Labels, session: SessionDep, operator: Operator, seen: Seen) -> DeviceView:
     """Change labels of a device, as a JSON merge patch: a text sets a label, null removes it."""
     seen.require(session, f"device:{device_id}/labels", lambda: dict(fleet.get_device(session, device_id).labels))
@@ -148,13 +157,13 @@ def label_device(device_id: UUID, body: Labels, session: SessionDep, operator: O
     return fleet_views.device_views(session, [device])[0]
 
 
-@router.get("/devices/{device_id}")
+@router.get("/devices/{device_id}", responses=raises(not_found=["device.unknown"]))
 def get_device(device_id: UUID, session: SessionDep, _viewer: Viewer) -> DeviceView:
     """Show a device: what it should run, and what it said it runs."""
     return fleet_views.device_views(session, [fleet.get_device(session, device_id)])[0]
 
 
-@router.get("/devices/{device_id}/reports")
+@router.get("/devices/{device_id}/reports", responses=raises(not_found=["device.unknown"]))
 def list_reports(device_id: UUID, session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[ReportView]:
     """List what a device reported, newest first."""
     fleet.get_device(session, device_id)
@@ -164,33 +173,37 @@ def list_reports(device_id: UUID, session: SessionDep, _viewer: Viewer, page: So
     return Page(items=[ReportView.of(row) for row in rows], next=following)
 
 
-@router.post("/devices/revoke")
+@router.post("/devices/revoke", responses=raises(not_found=["group.unknown"], conflict=["device.other-count"]))
 def revoke_devices(body: BulkLeave, session: SessionDep, operator: Operator) -> DeviceCount:
     """Refuse many devices at once and for good, all or none; rollouts wait for them no more."""
     meant = targeting.counted(session, where=body.where, group=body.group, devices=body.devices)
     return DeviceCount(devices=len(_let_go(session, operator, "revoke", meant, body.reason)))
 
 
-@router.post("/devices/decommission")
+@router.post("/devices/decommission", responses=raises(not_found=["group.unknown"]))
 def decommission_devices(body: BulkLeave, session: SessionDep, operator: Operator) -> DeviceCount:
     """Let many devices go for good, all or none: revoke them, and forget what they hold."""
     meant = targeting.counted(session, where=body.where, group=body.group, devices=body.devices)
     return DeviceCount(devices=len(_let_go(session, operator, "decommission", meant, body.reason)))
 
 
-@router.post("/devices/{device_id}/revoke")
+@router.post("/devices/{device_id}/revoke", responses=raises(not_found=["device.unknown"]))
 def revoke_device(device_id: UUID, body: LeaveReason, session: SessionDep, operator: Operator) -> DeviceView:
     """Refuse a device at once and for good; rollouts wait for it no more. What it holds is remembered."""
     return fleet_views.device_views(session, _let_go(session, operator, "revoke", [device_id], body.reason))[0]
 
 
-@router.post("/devices/{device_id}/decommission")
+@router.post("/devices/{device_id}/decommission", responses=raises(not_found=["device.unknown"]))
 def decommission_device(device_id: UUID, body: LeaveReason, session: SessionDep, operator: Operator) -> DeviceView:
     """Let a device go for good: revoke it and forget what it holds, so that no release is kept for it."""
     return fleet_views.device_views(session, _let_go(session, operator, "decommission", [device_id], body.reason))[0]
 
 
-@router.post("/devices/{device_id}/replace", status_code=201)
+@router.post(
+    "/devices/{device_id}/replace",
+    status_code=201,
+    responses=raises(not_found=["device.unknown"], conflict=["device.is-revoked"]),
+)
 def replace_device(device_id: UUID, body: ReplaceDevice, session: SessionDep, operator: Operator) -> MadeEnrolmentToken:
     """Make a one-time token with which a device takes this one's place, with a new key; the old key is dead then."""
     device = fleet.get_device(session, device_id)

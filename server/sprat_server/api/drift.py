@@ -7,6 +7,7 @@ from fastapi import Query
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Releaser, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.preconditions import Seen, SeenState
 from sprat_server.api.routes import operators_router
 from sprat_server.db.session import SessionDep
@@ -20,7 +21,7 @@ from sprat_server.rollouts.requests import Reason
 router = operators_router(prefix="/models", tags=["drift"])
 
 
-@router.get("/{name}/drift")
+@router.get("/{name}/drift", responses=raises(not_found=["drift.no-policy", "model.unknown"]))
 def get_drift(
     name: str,
     session: SessionDep,
@@ -36,7 +37,7 @@ def get_drift(
     return DriftView.of(shown, finding, decision, events)
 
 
-@router.put("/{name}/drift-policy")
+@router.put("/{name}/drift-policy", responses=raises(not_found=["model.unknown"], invalid=["rollout.bad-waves"]))
 def set_drift_policy(
     name: str, body: DriftPolicy, session: SessionDep, releaser: Releaser, seen: Seen
 ) -> DriftPolicyView:
@@ -51,13 +52,13 @@ def set_drift_policy(
     return DriftPolicyView.of(name, row)
 
 
-@router.get("/{name}/drift-policy")
+@router.get("/{name}/drift-policy", responses=raises(not_found=["model.unknown"]))
 def get_drift_policy(name: str, session: SessionDep, _viewer: Viewer) -> DriftPolicyView:
     """Show how a model is watched."""
     return _policy(session, name)
 
 
-@router.delete("/{name}/drift-policy")
+@router.delete("/{name}/drift-policy", responses=raises(not_found=["model.unknown"]))
 def clear_drift_policy(name: str, session: SessionDep, operator: Operator, seen: Seen) -> DriftPolicyView:
     """Watch a model no more; what was done is remembered."""
     _require(seen, session, name)
@@ -66,7 +67,7 @@ def clear_drift_policy(name: str, session: SessionDep, operator: Operator, seen:
     return DriftPolicyView.of(name, row)
 
 
-@router.post("/{name}/drift/stop")
+@router.post("/{name}/drift/stop", responses=raises(not_found=["model.unknown"]))
 def stop_drift(name: str, body: Reason, session: SessionDep, operator: Operator, seen: Seen) -> DriftPolicyView:
     """Do nothing about drift of a model any more, until it is resumed: no word, no retrain, no rollout."""
     _require(seen, session, name)
@@ -75,7 +76,7 @@ def stop_drift(name: str, body: Reason, session: SessionDep, operator: Operator,
     return DriftPolicyView.of(name, row)
 
 
-@router.post("/{name}/drift/resume")
+@router.post("/{name}/drift/resume", responses=raises(not_found=["model.unknown"]))
 def resume_drift(name: str, body: Reason, session: SessionDep, releaser: Releaser, seen: Seen) -> DriftPolicyView:
     """Do again what the policy says."""
     _require(seen, session, name)

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from http import HTTPStatus
 from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Scope, Send
 
 from sprat_server.api.auth import bearer, identify_operator
+from sprat_server.api.described import problems, together
 from sprat_server.api.event_hub import EventHub
 from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.routes import operators_router
@@ -72,7 +74,10 @@ Kinds = Annotated[list[str] | None, Query(alias="type", description="Only these 
 @router.get(
     "",
     response_model=Page[EventView],
-    responses={200: {"content": {"text/event-stream": {}}, "description": "A page, or a stream."}},
+    responses=together(
+        {200: {"content": {"text/event-stream": {}}, "description": "A page, or a stream."}},
+        problems({HTTPStatus.SERVICE_UNAVAILABLE: ["events.too-many-streams"]}),
+    ),
 )
 async def read_events(
     request: Request,

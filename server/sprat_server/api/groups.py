@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.paging import Page, Paging, SortedPaging
 from sprat_server.api.preconditions import Seen
 from sprat_server.api.routes import operators_router
@@ -23,7 +24,7 @@ router = operators_router(prefix="/groups", tags=["groups"])
 Name = Annotated[str, Path(max_length=63, description="Of the group.")]
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=raises(conflict=["group.name-taken"]))
 def create_group(body: NewGroup, session: SessionDep, operator: Operator) -> GroupView:
     """Save a filter under a name; from then on its devices are kept as they change."""
     group = targeting.create_group(session, body.name, body.where, by=operator)
@@ -47,13 +48,13 @@ def list_groups(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[Grou
     return Page(items=[GroupView.of(row, counts.get(row.id, 0)) for row in rows], next=following)
 
 
-@router.get("/{name}")
+@router.get("/{name}", responses=raises(not_found=["group.unknown"]))
 def get_group(name: Name, session: SessionDep, _viewer: Viewer) -> GroupView:
     """Show a saved group."""
     return _view(session, groups.find(session, name))
 
 
-@router.put("/{name}")
+@router.put("/{name}", responses=raises(not_found=["group.unknown"]))
 def edit_group(name: Name, body: EditedGroup, session: SessionDep, operator: Operator, seen: Seen) -> GroupView:
     """Give a saved group another filter."""
     seen.require(session, f"group:{name}", lambda: _view(session, groups.find(session, name)))
@@ -64,7 +65,7 @@ def edit_group(name: Name, body: EditedGroup, session: SessionDep, operator: Ope
     return _view(session, group)
 
 
-@router.delete("/{name}")
+@router.delete("/{name}", responses=raises(not_found=["group.unknown"]))
 def delete_group(name: Name, session: SessionDep, operator: Operator, seen: Seen) -> GroupView:
     """Delete a saved group; its devices stay as they are."""
     seen.require(session, f"group:{name}", lambda: _view(session, groups.find(session, name)))
@@ -75,7 +76,7 @@ def delete_group(name: Name, session: SessionDep, operator: Operator, seen: Seen
     return shown
 
 
-@router.get("/{name}/devices")
+@router.get("/{name}/devices", responses=raises(not_found=["group.unknown"]))
 def list_group_devices(name: Name, session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[DeviceView]:
     """List the devices of a saved group, newest first."""
     rows, following = page.take(

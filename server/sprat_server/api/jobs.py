@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.routes import operators_router
 from sprat_server.db.session import SessionDep
@@ -36,13 +37,13 @@ def list_jobs(
     return Page(items=[JobView.of(job) for job in rows], next=following)
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", responses=raises(not_found=["job.unknown"]))
 def get_job(job_id: UUID, session: SessionDep, _viewer: Viewer) -> JobView:
     """Show one job."""
     return JobView.of(service.get(session, job_id))
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", responses=raises(not_found=["job.unknown"], conflict=["job.ended"]))
 def cancel_job(job_id: UUID, session: SessionDep, operator: Operator) -> JobView:
     """Cancel a job: at once while it is queued, at its task's next check while it runs."""
     before = service.get(session, job_id).state

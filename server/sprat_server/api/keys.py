@@ -5,6 +5,7 @@ from securesystemslib.signer import Signature
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Admin, Releaser, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.ports import SettingsDep
 from sprat_server.api.routes import operators_router
 from sprat_server.db.projects import project_of
@@ -51,7 +52,10 @@ def rotate_keys(
     return Signed(published=published, waiting=custody_views.custody(session).waiting)
 
 
-@router.post("/keys/drafts/{digest}/signatures")
+@router.post(
+    "/keys/drafts/{digest}/signatures",
+    responses=raises(conflict=["signing.stale", "signing.twice"], invalid=["signing.key", "signing.signature"]),
+)
 def add_signature(
     digest: str,
     body: NewSignature,
@@ -71,7 +75,7 @@ def add_signature(
     return Signed(published=published, waiting=custody_views.custody(session).waiting)
 
 
-@router.post("/keys/drafts/{digest}/withdraw")
+@router.post("/keys/drafts/{digest}/withdraw", responses=raises(conflict=["signing.stale"]))
 def withdraw_draft(digest: str, session: SessionDep, settings: SettingsDep, admin: Admin) -> Signed:
     """Drop what waits for signatures, with the signatures that it has."""
     draft = open_repository(session, settings).withdraw(digest)
@@ -80,7 +84,7 @@ def withdraw_draft(digest: str, session: SessionDep, settings: SettingsDep, admi
     return Signed(published=[], waiting=custody_views.custody(session).waiting)
 
 
-@router.post("/models/{name}/releases/{number}/draft")
+@router.post("/models/{name}/releases/{number}/draft", responses=raises(not_found=["model.unknown"]))
 def draft_release(name: str, number: int, session: SessionDep, settings: SettingsDep, releaser: Releaser) -> Signed:
     """Have what must be signed for a release wait for signatures; it stays the same until it is published."""
     draft = signing.draft_release(session, settings, name, number, releaser)

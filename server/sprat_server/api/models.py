@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Releaser, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.ports import BlobsDep
 from sprat_server.api.routes import operators_router
@@ -23,7 +24,7 @@ from sprat_server.registry.schemas import ModelView, NewModel, NewRelease, Relea
 router = operators_router(prefix="/models", tags=["models"])
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, responses=raises(not_found=["blob.unknown"], conflict=["model.exists"]))
 def register_model(body: NewModel, session: SessionDep, releaser: Releaser, blobs: BlobsDep) -> JobAccepted:
     """Have a worker register a model; the job makes its release 1."""
     registry.check_name_is_free(session, body.name)
@@ -45,7 +46,7 @@ def list_models(session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Pag
     return Page(items=[ModelView.of(model, latest.get(model.id)) for model in rows], next=following)
 
 
-@router.get("/{name}")
+@router.get("/{name}", responses=raises(not_found=["model.unknown"]))
 def get_model(name: str, session: SessionDep, _viewer: Viewer) -> ModelView:
     """Show a model."""
     model = registry.get_model(session, name)
@@ -53,7 +54,7 @@ def get_model(name: str, session: SessionDep, _viewer: Viewer) -> ModelView:
     return ModelView.of(model, None if newest is None else newest.number)
 
 
-@router.get("/{name}/releases")
+@router.get("/{name}/releases", responses=raises(not_found=["model.unknown"]))
 def list_releases(name: str, session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[ReleaseView]:
     """List the releases of a model, newest first."""
     model = registry.get_model(session, name)
@@ -70,7 +71,7 @@ def list_releases(name: str, session: SessionDep, _viewer: Viewer, page: SortedP
     return Page(items=items, next=following)
 
 
-@router.get("/{name}/releases/{number}")
+@router.get("/{name}/releases/{number}", responses=raises(not_found=["model.unknown", "release.unknown"]))
 def get_release(name: str, number: int, session: SessionDep, _viewer: Viewer) -> ReleaseView:
     """Show a release and the updates that lead to it."""
     model = registry.get_model(session, name)
@@ -80,7 +81,7 @@ def get_release(name: str, number: int, session: SessionDep, _viewer: Viewer) ->
     return ReleaseView.of(model, release, registry.updates_of(session, release), since, halted)
 
 
-@router.get("/{name}/updates")
+@router.get("/{name}/updates", responses=raises(not_found=["model.unknown", "release.unknown"]))
 def list_updates(
     name: str,
     session: SessionDep,
@@ -97,7 +98,7 @@ def list_updates(
     return Page(items=ways(session, model, target, rows), next=following)
 
 
-@router.post("/{name}/releases", status_code=202)
+@router.post("/{name}/releases", status_code=202, responses=raises(not_found=["model.unknown"]))
 def create_release(
     name: str, body: NewRelease, session: SessionDep, releaser: Releaser, blobs: BlobsDep
 ) -> JobAccepted:
@@ -114,7 +115,11 @@ def create_release(
     return JobAccepted(job=JobView.of(job))
 
 
-@router.post("/{name}/retrain", status_code=202)
+@router.post(
+    "/{name}/retrain",
+    status_code=202,
+    responses=raises(not_found=["dataset.unknown", "model.unknown"], conflict=["model.not-retrainable"]),
+)
 def retrain(name: str, body: RetrainRequest, session: SessionDep, operator: Operator) -> JobAccepted:
     """Have a worker retrain a model on a dataset and make a release of what it learned."""
     model = registry.get_model(session, name)

@@ -6,6 +6,7 @@ from fastapi import Body, Query
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.preconditions import Seen
 from sprat_server.api.routes import operators_router
 from sprat_server.db.session import SessionDep
@@ -34,13 +35,13 @@ Policy = Annotated[
 ]
 
 
-@router.get("/{name}/policy")
+@router.get("/{name}/policy", responses=raises(not_found=["model.unknown"]))
 def get_policy(name: str, session: SessionDep, _viewer: Viewer, profile: Profile = None) -> PolicyView:
     """Show the policy that holds for devices of a profile, or of none, and where it comes from."""
     return _view(session, registry.get_model(session, name), profile)
 
 
-@router.put("/{name}/policy")
+@router.put("/{name}/policy", responses=raises(not_found=["model.unknown"], invalid=["policy.invalid"]))
 def set_policy(
     name: str, body: Policy, session: SessionDep, operator: Operator, *, seen: Seen, profile: Profile = None
 ) -> PolicyView:
@@ -54,7 +55,7 @@ def set_policy(
     return _view(session, model, profile)
 
 
-@router.delete("/{name}/policy")
+@router.delete("/{name}/policy", responses=raises(not_found=["model.unknown", "policy.unknown"]))
 def clear_policy(
     name: str, session: SessionDep, operator: Operator, *, seen: Seen, profile: Profile = None
 ) -> PolicyView:

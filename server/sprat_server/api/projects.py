@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sprat_server.access import audit, projects
 from sprat_server.access.schemas import NewProject, ProjectChange, ProjectView
 from sprat_server.api.auth import ServerAdmin, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.ports import SettingsDep
 from sprat_server.api.preconditions import Seen
@@ -18,7 +19,7 @@ from sprat_server.flows import founding
 router = operators_router(prefix="/projects", tags=["projects"])
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=raises(conflict=["project.exists"]))
 def create_project(body: NewProject, session: SessionDep, settings: SettingsDep, admin: ServerAdmin) -> ProjectView:
     """Make a project, with signing keys and metadata of its own; tokens for it are made in it."""
     project = projects.create(session, name=body.name, title=body.title, by=admin)

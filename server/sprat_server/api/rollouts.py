@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from sprat_server.access import audit
 from sprat_server.access.tokens import Identity
 from sprat_server.api.auth import Operator, Previewer, Releaser, Viewer
+from sprat_server.api.described import raises, together
 from sprat_server.api.paging import Page, Paging, SortedPaging
 from sprat_server.api.ports import SettingsDep
 from sprat_server.api.preconditions import Seen, SeenState
@@ -41,27 +42,46 @@ _BY_WAVE: Final[Order[RolloutDevice]] = Order(
     parse=int,
     descending=False,
 )
+_ASKED: Final = raises(
+    not_found=["device.unknown", "group.unknown", "model.unknown", "release.unknown"],
+    conflict=["device.revoked", "release.pending", "release.pruned", "release.quarantined", "rollout.name-taken"],
+    invalid=[
+        "filter.bad",
+        "gates.bad-policy",
+        "rollout.bad-plan",
+        "rollout.bad-retries",
+        "rollout.bad-waves",
+        "rollout.rehearsal",
+    ],
+)
+_MOVED: Final = raises(not_found=["rollout.unknown"], conflict=["rollout.wrong-state"])
+_STARTED: Final = together(
+    _MOVED,
+    raises(
+        conflict=["release.pruned", "release.quarantined", "rollout.busy", "rollout.no-devices", "rollout.unapproved"]
+    ),
+)
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=_ASKED)
 def create_rollout(body: NewRollout, session: SessionDep, releaser: Releaser) -> RolloutView:
     """Draft a rollout; nothing happens to devices before it is started."""
     return views.view(session, rollout_apply.make(session, body, releaser))
 
 
-@router.post("/plan")
+@router.post("/plan", responses=_ASKED)
 def plan_rollout(body: NewRollout, session: SessionDep, _viewer: Previewer) -> PlanView:
     """Show what a rollout would be: waves, dates, what its gate would ask, what stands in its way. Nothing is kept."""
     return rollout_preview.preview(session, body)
 
 
-@router.post("/apply")
+@router.post("/apply", responses=together(_ASKED, _STARTED, raises(conflict=["rollout.differs"])))
 def apply_rollout(body: Apply, session: SessionDep, settings: SettingsDep, releaser: Releaser) -> AppliedView:
     """Make a rollout unless it is there already: of its name, or, without one, of the same content."""
     return rollout_apply.apply(session, body, releaser, settings)
 
 
-@router.get("")
+@router.get("", responses=raises(not_found=["model.unknown"]))
 def list_rollouts(
     session: SessionDep,
     _viewer: Viewer,
@@ -82,13 +102,13 @@ def list_rollouts(
     return Page(items=[views.view(session, rollout) for rollout in rows], next=following)
 
 
-@router.get("/{rollout_id}")
+@router.get("/{rollout_id}", responses=raises(not_found=["rollout.unknown"]))
 def get_rollout(rollout_id: UUID, session: SessionDep, _viewer: Viewer) -> RolloutView:
     """Show a rollout, its waves, and how many of their devices are in which state."""
     return views.view(session, service.get(session, rollout_id))
 
 
-@router.get("/{rollout_id}/devices")
+@router.get("/{rollout_id}/devices", responses=raises(not_found=["rollout.unknown"]))
 def list_rollout_devices(
     rollout_id: UUID,
     session: SessionDep,
@@ -110,7 +130,10 @@ def list_rollout_devices(
     return Page(items=views.device_views(session, rows), next=following)
 
 
-@router.get("/{rollout_id}/why")
+@router.get(
+    "/{rollout_id}/why",
+    responses=raises(not_found=["rollout.unknown"], conflict=["rollout.no-evidence"], invalid=["gates.bad-policy"]),
+)
 def why_rollout(
     rollout_id: UUID,
     session: SessionDep,
@@ -123,7 +146,7 @@ def why_rollout(
     return views.why(session, service.get(session, rollout_id), None if policy is None else _policy(policy))
 
 
-@router.post("/{rollout_id}/approve")
+@router.post("/{rollout_id}/approve", responses=together(_MOVED, raises(denied=["rollout.own-approval"])))
 def approve_rollout(rollout_id: UUID, body: Reason, session: SessionDep, releaser: Releaser, seen: Seen) -> RolloutView:
     """Say, as another person than its maker, that a draft may start."""
     return _moved(
@@ -131,7 +154,7 @@ def approve_rollout(rollout_id: UUID, body: Reason, session: SessionDep, release
     )
 
 
-@router.post("/{rollout_id}/prefetch")
+@router.post("/{rollout_id}/prefetch", responses=_STARTED)
 def prefetch_rollout(
     rollout_id: UUID,
     session: SessionDep,
@@ -145,7 +168,7 @@ def prefetch_rollout(
     return _moved(seen, session, operator, "prefetch", rollout_id, partial(flow.prefetch, settings=settings), body)
 
 
-@router.post("/{rollout_id}/start")
+@router.post("/{rollout_id}/start", responses=_STARTED)
 def start_rollout(
     rollout_id: UUID, body: Reason, session: SessionDep, settings: SettingsDep, operator: Operator, *, seen: Seen
 ) -> RolloutView:
@@ -153,13 +176,16 @@ def start_rollout(
     return _moved(seen, session, operator, "start", rollout_id, partial(flow.start, settings=settings), body)
 
 
-@router.post("/{rollout_id}/pause")
+@router.post("/{rollout_id}/pause", responses=_MOVED)
 def pause_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator, seen: Seen) -> RolloutView:
     """Open no further wave until it is resumed; a failure still halts it."""
     return _moved(seen, session, operator, "pause", rollout_id, partial(flow.pause, reason=body.reason), body)
 
 
-@router.post("/{rollout_id}/resume")
+@router.post(
+    "/{rollout_id}/resume",
+    responses=together(_STARTED, raises(conflict=["rollout.halted", "rollout.harmful", "rollout.overtaken"])),
+)
 def resume_rollout(
     rollout_id: UUID, body: Resume, session: SessionDep, settings: SettingsDep, operator: Operator, *, seen: Seen
 ) -> RolloutView:
@@ -168,20 +194,20 @@ def resume_rollout(
     return _moved(seen, session, operator, "resume", rollout_id, move, body)
 
 
-@router.post("/{rollout_id}/promote")
+@router.post("/{rollout_id}/promote", responses=together(_MOVED, raises(conflict=["rollout.nothing-to-promote"])))
 def promote_rollout(rollout_id: UUID, body: Reason, session: SessionDep, operator: Operator, seen: Seen) -> RolloutView:
     """Open the next wave on a person's word where the gate holds it; proof of harm still halts."""
     return _moved(seen, session, operator, "promote", rollout_id, flow.promote, body)
 
 
-@router.post("/{rollout_id}/abort")
+@router.post("/{rollout_id}/abort", responses=_MOVED)
 def abort_rollout(rollout_id: UUID, body: Abort, session: SessionDep, operator: Operator, seen: Seen) -> RolloutView:
     """End it; devices go back to the release they had, but for those that have this one where they keep it."""
     move = partial(flow.abort, reason=body.reason, keep=body.keep)
     return _moved(seen, session, operator, "abort", rollout_id, move, body)
 
 
-@router.post("/{rollout_id}/undo")
+@router.post("/{rollout_id}/undo", responses=together(_STARTED, raises(conflict=["rollout.nothing-to-undo"])))
 def undo_rollout(
     rollout_id: UUID, body: Reason, session: SessionDep, settings: SettingsDep, operator: Operator, *, seen: Seen
 ) -> RolloutView:

@@ -9,25 +9,72 @@ leaves, so what is done here to an answer is part of that transaction.
 import inspect
 import json
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any, Final, get_args
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
+from sprat_server.access import idempotency
 from sprat_server.api import repeats
+from sprat_server.api.described import problems, together
 from sprat_server.api.preconditions import SeenState, entity_tag, tags_of
 from sprat_shared.errors import InvalidInput
 
 _SAFE: Final = frozenset({"GET", "HEAD"})
-_OK: Final = 200
-_NOT_MODIFIED: Final = 304
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
+_ALWAYS: Final = problems(
+    {
+        HTTPStatus.UNAUTHORIZED: ["access.unauthenticated", "oidc.expired"],
+        HTTPStatus.FORBIDDEN: ["access.scope", "access.whole-server", "oidc.no-scope", "oidc.which-project"],
+        HTTPStatus.NOT_FOUND: ["project.unknown"],
+        HTTPStatus.UNPROCESSABLE_ENTITY: ["input.invalid", "request.invalid"],
+        HTTPStatus.TOO_MANY_REQUESTS: ["access.too-many-failures"],
+        HTTPStatus.SERVICE_UNAVAILABLE: ["database.away", "oidc.issuer-away"],
+    }
+)
+_OF_CHANGES: Final = problems(
+    {
+        HTTPStatus.CONFLICT: ["request.still-running"],
+        HTTPStatus.UNPROCESSABLE_ENTITY: ["request.bad-key", "request.key-reused"],
+    }
+)
+_TOO_LARGE: Final = problems({HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ["request.too-large"]})
+_SEEN: Final = problems({HTTPStatus.PRECONDITION_FAILED: ["request.changed-meanwhile"]})
+_UNSEEN: Final = problems({HTTPStatus.UNPROCESSABLE_ENTITY: ["request.no-precondition"]})
+_KEY: Final = {
+    "name": repeats.HEADER,
+    "in": "header",
+    "required": False,
+    "description": "A random text of the caller's: sent again under it within a day, a call is answered as before.",
+    "schema": {"type": "string", "minLength": idempotency.SHORTEST, "maxLength": idempotency.LONGEST},
+}
+
+
+class StreamedRoute(APIRoute):
+    """A route below /api/v1 that takes or answers a stream: neither entity tags nor answers given again."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **how: Any) -> None:
+        how["responses"] = together(how.get("responses"), _ALWAYS, _TOO_LARGE)
+        super().__init__(path, endpoint, **how)
+
+
 class OperatorsRoute(APIRoute):
     """A route below /api/v1 that answers JSON."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **how: Any) -> None:
+        methods = set(how.get("methods") or _SAFE)
+        if methods <= _SAFE:
+            how["responses"] = together(how.get("responses"), _ALWAYS)
+        else:
+            precondition = _SEEN if _takes_precondition(endpoint) else _UNSEEN
+            how["responses"] = together(how.get("responses"), _ALWAYS, _TOO_LARGE, _OF_CHANGES, precondition)
+            how["openapi_extra"] = {"parameters": [_KEY]} | (how.get("openapi_extra") or {})
+        super().__init__(path, endpoint, **how)
 
     def get_route_handler(self) -> Handler:
         """Return what answers a request."""
@@ -64,12 +111,12 @@ def _tagged(handle: Handler) -> Handler:
 
     async def answer(request: Request) -> Response:
         response = await handle(request)
-        if response.status_code != _OK or response.headers.get("content-type") != "application/json":
+        if response.status_code != HTTPStatus.OK or response.headers.get("content-type") != "application/json":
             return response
         tag = entity_tag(json.loads(bytes(response.body)))
         headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
         if tags_of(request.headers.get("if-none-match", "")) & {tag, f"W/{tag}", "*"}:
-            return Response(status_code=_NOT_MODIFIED, headers=headers)
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         response.headers.update(headers)
         return response
 

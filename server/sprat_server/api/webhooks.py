@@ -10,6 +10,7 @@ from sprat_server.access import audit, delivery, webhooks
 from sprat_server.access.webhook_models import Delivery, Webhook
 from sprat_server.access.webhook_schemas import DeliveryView, NewWebhook, WebhookSecret, WebhookView
 from sprat_server.api.auth import Admin, Operator, Viewer
+from sprat_server.api.described import raises
 from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.ports import SettingsDep
 from sprat_server.api.routes import operators_router
@@ -19,7 +20,7 @@ from sprat_server.observe.outbox import Event
 router = operators_router(prefix="/webhooks", tags=["webhooks"])
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=raises(conflict=["webhook.exists", "webhook.too-many"]))
 def create_webhook(body: NewWebhook, session: SessionDep, settings: SettingsDep, admin: Admin) -> WebhookSecret:
     """Have events sent to an address, signed. The secret is in this answer and nowhere else."""
     delivery.check_url(body.url, private=settings.webhook_private)
@@ -35,13 +36,13 @@ def list_webhooks(session: SessionDep, _viewer: Viewer, page: SortedPaging) -> P
     return Page(items=[WebhookView.of(row) for row in rows], next=following)
 
 
-@router.get("/{webhook}")
+@router.get("/{webhook}", responses=raises(not_found=["webhook.unknown"]))
 def get_webhook(webhook: str, session: SessionDep, _viewer: Viewer) -> WebhookView:
     """Show a webhook."""
     return WebhookView.of(webhooks.find(session, webhook))
 
 
-@router.delete("/{webhook}", status_code=204, response_class=Response)
+@router.delete("/{webhook}", status_code=204, response_class=Response, responses=raises(not_found=["webhook.unknown"]))
 def delete_webhook(webhook: str, session: SessionDep, admin: Admin) -> None:
     """Send nothing more to an address, and forget what was sent."""
     found = webhooks.find(session, webhook, lock=True)
@@ -51,7 +52,7 @@ def delete_webhook(webhook: str, session: SessionDep, admin: Admin) -> None:
     audit.record(session, admin, "webhook.delete", f"webhook:{found.id}", before)
 
 
-@router.post("/{webhook}/rotate")
+@router.post("/{webhook}/rotate", responses=raises(not_found=["webhook.unknown"]))
 def rotate_webhook(webhook: str, session: SessionDep, admin: Admin) -> WebhookSecret:
     """Give a webhook another secret; the one before signs beside it for a day."""
     found = webhooks.find(session, webhook, lock=True)
@@ -60,7 +61,7 @@ def rotate_webhook(webhook: str, session: SessionDep, admin: Admin) -> WebhookSe
     return WebhookSecret(**WebhookView.of(found).model_dump(), secret=secret)
 
 
-@router.post("/{webhook}/enable")
+@router.post("/{webhook}/enable", responses=raises(not_found=["webhook.unknown"]))
 def enable_webhook(webhook: str, session: SessionDep, operator: Operator) -> WebhookView:
     """Send to an address again that was disabled because no delivery succeeded for days."""
     found = webhooks.find(session, webhook, lock=True)
@@ -70,7 +71,7 @@ def enable_webhook(webhook: str, session: SessionDep, operator: Operator) -> Web
     return WebhookView.of(found)
 
 
-@router.post("/{webhook}/test", status_code=202)
+@router.post("/{webhook}/test", status_code=202, responses=raises(not_found=["webhook.unknown"]))
 def test_webhook(webhook: str, session: SessionDep, operator: Operator) -> WebhookView:
     """Send an event of the type webhook.test to this address alone; its deliveries show how that went."""
     found = webhooks.find(session, webhook)
@@ -79,7 +80,7 @@ def test_webhook(webhook: str, session: SessionDep, operator: Operator) -> Webho
     return WebhookView.of(found)
 
 
-@router.get("/{webhook}/deliveries")
+@router.get("/{webhook}/deliveries", responses=raises(not_found=["webhook.unknown"]))
 def list_deliveries(
     webhook: str,
     session: SessionDep,
@@ -99,7 +100,11 @@ def list_deliveries(
     return Page(items=[DeliveryView.of(row, by_seq[row.event_seq]) for row in rows], next=following)
 
 
-@router.post("/{webhook}/deliveries/{event_id}/replay", status_code=202)
+@router.post(
+    "/{webhook}/deliveries/{event_id}/replay",
+    status_code=202,
+    responses=raises(not_found=["webhook.unknown"], conflict=["webhook.disabled"]),
+)
 def replay_delivery(webhook: str, event_id: UUID, session: SessionDep, operator: Operator) -> DeliveryView:
     """Send an event again, whether it was delivered or given up."""
     found = webhooks.find(session, webhook)

@@ -119,7 +119,17 @@ class Signed(BaseModel):
 class NewSignature(BaseModel):
     """One signature over a draft, in hex."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "keyid": "4e777de0d275f9d28588dd9a1606cc748e548f9e22b6795b7cb3f63f98035fcb",
+                    "signature": "5c" * 64,
+                }
+            ]
+        },
+    )
 
     keyid: Annotated[str, Field(min_length=1, max_length=128)]
     signature: Annotated[str, Field(min_length=2, max_length=20_000, pattern=_HEX)]

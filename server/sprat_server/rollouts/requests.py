@@ -169,7 +169,9 @@ class Reason(BaseModel):
 class MaybeReason(BaseModel):
     """Why something is done, where a reason is not asked for."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"reason": "the line stands still tonight"}]}
+    )
 
     reason: Annotated[str | None, Field(max_length=1000)] = None
 

@@ -404,7 +404,7 @@ def live_parts(session: Session, devices: Collection[UUID]) -> list[RolloutDevic
         session.scalars(
             select(RolloutDevice)
             .join(Rollout, Rollout.id == RolloutDevice.rollout_id)
-            .where(RolloutDevice.device_id.in_(devices), Rollout.state.in_(LIVE))
+            .where(among(RolloutDevice.device_id, devices), Rollout.state.in_(LIVE))
             .order_by(Rollout.id, RolloutDevice.device_id)
         )
     )
@@ -415,7 +415,7 @@ def leave_drafts(session: Session, devices: Collection[UUID]) -> None:
     drafts = select(Rollout.id).where(Rollout.state == RolloutState.DRAFT)
     session.execute(
         update(RolloutDevice)
-        .where(RolloutDevice.device_id.in_(devices), RolloutDevice.rollout_id.in_(drafts))
+        .where(among(RolloutDevice.device_id, devices), RolloutDevice.rollout_id.in_(drafts))
         .values(state=DeviceState.LEFT)
     )
 

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0021_kept_answers"
-down_revision = "0020_events"
+revision = "0023_kept_answers"
+down_revision = "0022_counted_deliveries"
 
 
 def upgrade() -> None:
