@@ -27,6 +27,7 @@ from sprat_server.jobs import service as jobs
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.publish.models import DraftMetadata
 from sprat_server.registry.models import Dataset, Release, UpdateFile
+from sprat_server.sharing import records as sharing
 from sprat_shared.protocol.poll import PollAnswer
 from sprat_shared.protocol.report import Outcome
 
@@ -77,6 +78,7 @@ def worlds(app: FastAPI, admin: Api, server_admin: Api) -> Worlds:
         session.add(_draft())
         job = jobs.enqueue(session, kind="retrain", args={"model": "secret-model"}, by=SYSTEM)
         asked = session.scalars(select(EnrolmentRequest.id)).one()
+        plan = sharing.add(session, asked={}, result={"chosen": []}, by="secret-asker", refit_of=None)
         release = session.scalars(select(Release).where(Release.number == 2)).one()
         update = session.scalars(select(UpdateFile.blob).where(UpdateFile.base_number == 1)).one()
         graph, full = release.graph_digest, release.weights_blob
@@ -84,6 +86,7 @@ def worlds(app: FastAPI, admin: Api, server_admin: Api) -> Worlds:
     stranger = as_scope(app, Scope.ADMIN, other)
     ids = {
         "rollout_id": rollout["id"],
+        "plan_id": str(plan.id),
         "device_id": str(own.id),
         "token_id": token["id"],
         "job_id": str(job.id),
@@ -151,6 +154,14 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("DELETE", "/api/v1/models/{name}/drift-policy"): [{}],
     ("POST", "/api/v1/models/{name}/drift/stop"): [{"json": REASON}],
     ("POST", "/api/v1/models/{name}/drift/resume"): [{"json": REASON}],
+    ("POST", "/api/v1/sharing/plans"): [
+        {"json": {"models": ["own-model", "other-model"], "dataset": "{digest}"}},
+    ],
+    ("GET", "/api/v1/sharing/plans/{plan_id}"): [{}],
+    ("GET", "/api/v1/sharing/plans/{plan_id}/preview"): [{}],
+    ("POST", "/api/v1/sharing/plans/{plan_id}/apply"): [{"json": {}}],
+    ("POST", "/api/v1/sharing/plans/{plan_id}/undo"): [{"json": REASON}],
+    ("POST", "/api/v1/sharing/plans/{plan_id}/refit"): [{}],
     ("POST", "/api/v1/devices/preview"): [{"json": {"group": "{name}"}}],
     ("POST", "/api/v1/devices/labels"): [{"json": {"group": "{name}", "labels": {"site": "mine"}}}],
     ("GET", "/api/v1/devices/{device_id}/labels"): [{}],
@@ -223,6 +234,7 @@ LISTS: dict[tuple[str, str], int | None] = {  # how many items; None: it is no l
     ("GET", "/api/v1/events"): 2,  # a release, a device; numbered from one
     ("GET", "/api/v1/webhooks"): 0,
     ("GET", "/api/v1/models"): 1,
+    ("GET", "/api/v1/sharing/plans"): 0,
     ("GET", "/api/v1/groups"): 0,
     ("GET", "/api/v1/datasets"): 0,
     ("GET", "/api/v1/jobs"): 0,

@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.projects import DEFAULT_PROJECT
 from sprat_server.db.session import Database
+from sprat_server.flows.release_files import BaseRelease
 from sprat_server.registry import service as registry
-from sprat_server.registry.models import Dataset, DirectBuild, Graph, Model, Release, UpdateFile
+from sprat_server.registry.models import Dataset, DirectBuild, Graph, Model, Publication, Release, UpdateFile
 from sprat_server.registry.service import NewUpdate
 from sprat_server.settings import Settings
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
@@ -137,6 +138,43 @@ def test_a_dataset_counts_every_sample_once(database: Database) -> None:
         database.transaction(DEFAULT_PROJECT) as session,
     ):
         session.add(dataset)
+
+
+SHARES = {"base": 2, "weights": DIGEST, "donor": "face", "budget_ppm": 50_000}
+
+
+@pytest.mark.parametrize(
+    ("changes", "constraint"),
+    [
+        ({"shares": SHARES}, "only_shared_ones_share"),
+        ({"origin": "shared"}, "only_shared_ones_share"),
+        ({"origin": "shared", "shares": SHARES | {"base": 1}}, "what_shares_was_made_from_its_base"),
+        ({"origin": "shared", "shares": {"base": 2}}, "what_shares_was_made_from_its_base"),
+        ({"origin": "shared", "shares": [SHARES]}, "what_shares_was_made_from_its_base"),
+    ],
+)
+def test_the_database_refuses_a_release_that_shares_without_saying_what(
+    database: Database, model_at_2: Model, changes: dict[str, Any], constraint: str
+) -> None:
+    with database.transaction(DEFAULT_PROJECT) as session:
+        graph = session.scalars(select(Graph.digest)).one()
+    with pytest.raises(IntegrityError, match=constraint), database.transaction(DEFAULT_PROJECT) as session:
+        session.add(a_release(model_at_2, graph_digest=graph, **changes))
+
+
+def test_work_goes_on_from_the_newest_release_that_shares_nothing(database: Database, model_at_2: Model) -> None:
+    with database.transaction(DEFAULT_PROJECT) as session:
+        digest = session.scalars(select(Graph.digest)).first()
+        session.add(a_release(model_at_2, graph_digest=digest, origin="shared", shares=SHARES))
+        session.add(UpdateFile(model_id=model_at_2.id, number=3, base_number=None, blob=DIGEST, bytes=5, wire=1))
+        session.flush()
+        session.add(Publication(model_id=model_at_2.id, number=3))
+        session.flush()
+        assert registry.latest_release(session, model_at_2).number == 2
+        assert registry.newest_numbers(session, [model_at_2]) == {model_at_2.id: 2}
+        assert BaseRelease.of(session, "mnist", None).number == 2
+        with pytest.raises(Conflict, match=r"mnist@3 shares layers with face .* take mnist@2"):
+            BaseRelease.of(session, "mnist", 3)
 
 
 def test_the_same_release_is_not_made_twice(database: Database, model_at_2: Model) -> None:

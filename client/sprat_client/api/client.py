@@ -16,6 +16,7 @@ from sprat_client.api.jobs import Jobs
 from sprat_client.api.registry import Datasets, Models
 from sprat_client.api.reports import Reports
 from sprat_client.api.rollouts import Rollouts
+from sprat_client.api.sharing import Sharing
 from sprat_client.api.targeting import Groups
 from sprat_client.api.transport import Transport
 from sprat_client.api.views import BlobRef
@@ -49,6 +50,7 @@ class SpratClient:
         self.devices = Devices(self._transport)
         self.groups = Groups(self._transport)
         self.drift = Drift(self._transport)
+        self.sharing = Sharing(self._transport)
         self.reports = Reports(self._transport)
         self.enrolment_tokens = EnrolmentTokens(self._transport)
         self.tokens = Tokens(self._transport)

@@ -58,6 +58,15 @@ class QuarantineView(TypedDict):
     since: str
 
 
+class SharesView(TypedDict):
+    """That a release is a near copy of another one of its model that uses a donor's layers."""
+
+    base: int
+    weights: str
+    donor: str
+    budget: float
+
+
 class ReleaseView(TypedDict):
     """One immutable, numbered state of a model."""
 
@@ -73,6 +82,7 @@ class ReleaseView(TypedDict):
     local: list[str]
     origin: str
     base: int | None
+    shares: SharesView | None
     updates: list[UpdateView]
     metrics: dict[str, Any]
     state: Literal["pending-signatures", "published"]

@@ -29,6 +29,7 @@ from sprat_client.cli import (
     reports,
     rollout_moves,
     rollouts,
+    sharing,
     simulate,
     webhooks,
 )
@@ -60,6 +61,7 @@ app = typer.Typer(
 app.add_typer(models.app, name="model")
 app.add_typer(policies.app, name="policy")
 app.add_typer(drift.app, name="drift")
+app.add_typer(sharing.app, name="sharing")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(releases.app, name="release")
 app.command("retrain")(releases.retrain)

@@ -18,6 +18,7 @@ from sprat_shared.errors import InvalidInput
 
 if TYPE_CHECKING:
     from sprat_client.api import JobView
+    from sprat_client.api.views import ReleaseView
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Releases: numbered, immutable weights of a model.")
 
@@ -32,7 +33,9 @@ class Strategy(StrEnum):
 
 
 Model = Annotated[str, typer.Argument(help="The model's name.")]
-Base = Annotated[int | None, typer.Option(help="Number of the release to start from.  [default: the latest]")]
+Base = Annotated[
+    int | None, typer.Option(help="Number of the release to start from.  [default: the latest of its own]")
+]
 
 
 @app.command()
@@ -80,11 +83,17 @@ def list_(ctx: typer.Context, *, model: Model, json_: JsonFlag = False) -> None:
         "weights": lambda one: short(one["weights"]),
         "model": lambda one: size(one["model_bytes"]),
         "updates": lambda one: ", ".join(update_text(update) for update in one["updates"]) or "-",
-        "origin": lambda one: one["origin"],
+        "origin": _origin,
         "state": lambda one: one["state"] if one["quarantine"] is None else f"{one['state']}, in quarantine",
         "since": lambda one: one["created_at"],
     }
     emit_table(releases, columns, as_json=json_, empty=f"{model} has no release yet")
+
+
+def _origin(release: "ReleaseView") -> str:
+    """Say where a release comes from, and whose layers it shares."""
+    shares = release["shares"]
+    return release["origin"] if shares is None else f"@{shares['base']} with layers of {shares['donor']}"
 
 
 @app.command()

@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Releaser, Viewer
@@ -18,7 +18,7 @@ from sprat_server.flows.ways import ways
 from sprat_server.jobs import service as jobs
 from sprat_server.jobs.schemas import JobAccepted, JobView
 from sprat_server.registry import service as registry
-from sprat_server.registry.models import Model, Publication, Release
+from sprat_server.registry.models import Model, Release
 from sprat_server.registry.schemas import ModelView, NewModel, NewRelease, ReleaseView, RetrainRequest, WayView
 
 router = operators_router(prefix="/models", tags=["models"])
@@ -41,8 +41,7 @@ def register_model(body: NewModel, session: SessionDep, releaser: Releaser, blob
 def list_models(session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[ModelView]:
     """List models, newest first."""
     rows, following = page.take(session, select(Model), key=Model.id, parse=UUID)
-    newest = select(Publication.model_id, func.max(Publication.number)).group_by(Publication.model_id)
-    latest = dict(session.execute(newest.where(Publication.model_id.in_([model.id for model in rows]))).all())
+    latest = registry.newest_numbers(session, rows)
     return Page(items=[ModelView.of(model, latest.get(model.id)) for model in rows], next=following)
 
 
@@ -87,7 +86,7 @@ def list_updates(
     session: SessionDep,
     _viewer: Viewer,
     page: SortedPaging,
-    to: Annotated[int | None, Query(description="Number of the release; the newest where left out.")] = None,
+    to: Annotated[int | None, Query(description="Number of the release; the newest of its own where left out.")] = None,
 ) -> Page[WayView]:
     """Show how devices come to a release from each release of the model, newest first, and what it costs them."""
     model = registry.get_model(session, name)
@@ -105,7 +104,7 @@ def create_release(
     """Have a worker make a release from weights that were trained elsewhere."""
     model = registry.get_model(session, name)
     base = body.base if body.base is not None else registry.latest_release(session, model).number
-    registry.get_release(session, model, base)
+    registry.check_trainable(model, registry.get_release(session, model, base))
     for digest in (body.weights, body.graph):
         if digest is not None:
             registry.owned_length(session, blobs, digest)
@@ -124,7 +123,7 @@ def retrain(name: str, body: RetrainRequest, session: SessionDep, operator: Oper
     """Have a worker retrain a model on a dataset and make a release of what it learned."""
     model = registry.get_model(session, name)
     base = body.base if body.base is not None else registry.latest_release(session, model).number
-    registry.get_release(session, model, base)
+    registry.check_trainable(model, registry.get_release(session, model, base))
     registry.check_retrainable(model)
     registry.get_dataset(session, body.dataset)
     if body.retain is not None:

@@ -23,6 +23,7 @@ from sprat_server.api import (
     projects,
     rollouts,
     savings,
+    sharing,
     webhooks,
 )
 
@@ -42,6 +43,7 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     projects.router,
     rollouts.router,
     savings.router,
+    sharing.router,
     webhooks.router,
 )
 """Below /api/v1."""

@@ -1,7 +1,8 @@
 """What the signed metadata of a model must name now: all that devices may need, and nothing of the past.
 
 A release is live if a device can be told to run it: it is assigned, it serves (so a halt may lead back to it), a
-rollout that is not over leads to it or back to it, new devices get it, or it is the newest. Signed are the full update
+rollout that is not over leads to it or back to it, new devices get it, or it is the newest that shares no layers. Of a
+release that shares some, all levels of its ladder are live: a device goes down it by itself. Signed are the full update
 and the graphs of each live release, and the updates on the cheapest way from what devices hold to where they may be
 sent. A release that is only the previous one of a device needs nothing: the device has it. History stays in PostgreSQL;
 what becomes live again is signed back in before it is assigned.
@@ -54,6 +55,8 @@ def needed(session: Session, model: Model, *, also: Iterable[int] = ()) -> Neede
     groups = fleet.holders(session, model.id)
     live = ahead | rollouts.releases_to_return_to(session, model.id) | _assigned(session, model)
     live |= {group.active for group in groups}
+    ladders = registry.ladders(session, model, live)
+    live |= set(ladders)
     live &= set(registry.publications(session, model)) | wanted
     updates = registry.all_updates(session, model, also=wanted)
     steps: dict[tuple[int, int | None], UpdateFile] = {}
@@ -65,7 +68,9 @@ def needed(session: Session, model: Model, *, also: Iterable[int] = ()) -> Neede
                 steps |= {(step.number, step.base_number): step for step in way}
     for update in updates:
         key = (update.number, update.base_number)
-        made_from_live = update.number in wanted and update.base_number in live
+        made_from_live = (update.number in wanted and update.base_number in live) or (
+            update.base_number is not None and ladders.get(update.number) == update.base_number
+        )
         if made_from_live or (update.base_number is None and update.number in live):
             steps[key] = update
     return Needed(frozenset(live), tuple(steps[key] for key in sorted(steps, key=lambda key: (key[0], key[1] or 0))))
@@ -94,6 +99,7 @@ def target_files(session: Session, model: Model, what: Needed) -> list[TargetFil
             base_release=step.base_number,
             base_weights=None if step.base_number is None else releases[step.base_number].weights_digest,
             local=release.local,
+            shares=release.shared,
         )
         files.append(update_file_target(said, SignedFile(step.blob, step.bytes)))
     return files

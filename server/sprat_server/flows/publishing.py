@@ -12,7 +12,8 @@ from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model, Release
 from sprat_server.registry.service import NewUpdate, Origin
 from sprat_server.settings import Settings
-from sprat_shared.trust.targets import LocalStatistics
+from sprat_server.sharing import records
+from sprat_shared.trust.targets import LocalStatistics, Shares
 from sprat_shared.wire.tensors import TensorTable
 
 
@@ -33,6 +34,7 @@ def publish_release(
     probe_blob: str | None = None,
     recipe_config: Mapping[str, Any] | None = None,
     local: LocalStatistics | None = None,
+    shares: Shares | None = None,
 ) -> Release:
     """Add the next release of `model` and have it signed; devices know of it when the transaction commits.
 
@@ -49,11 +51,12 @@ def publish_release(
         weights_digest: over them.
         updates: `NewUpdate(base, blob, length)`; exactly one with base None (full), and one for each base.
         metrics: what is known about its quality; JSON.
-        origin: "registered" (the first), "retrained" or "created".
+        origin: "registered" (the first), "retrained", "created" or "shared".
         base: number of the release it came from; None for the first.
         probe_blob: digest of the probe graph, where there is one.
         recipe_config: of the recipe in this release; None: as in the base.
         local: what each device computes itself; None: all is sent. Its graph is a stored blob.
+        shares: of which release this one is a near copy that uses a donor's layers; None: of none.
 
     Raises:
         Conflict: the model has exactly this release already.
@@ -78,11 +81,14 @@ def publish_release(
         base=base,
         recipe_config=recipe_config,
         local=local,
+        shares=shares,
     )
     live.sign(
         session, open_repository(session, settings), model, reason=f"release {release.number}", release=release.number
     )
     direct.enqueue(session, model)
+    if shares is None:
+        records.mark_stale(session, model.name, release.number)
     return release
 
 

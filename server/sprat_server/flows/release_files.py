@@ -50,15 +50,17 @@ class BaseRelease:
 
     @classmethod
     def of(cls, session: Session, name: str, number: int | None) -> "BaseRelease":
-        """Look up `name@number`, or the newest where number is None.
+        """Look up `name@number`, or the newest that shares no layers where number is None.
 
         Raises:
             NotFound: there is no such model or release.
+            Conflict: it shares layers, so nothing is made from it.
         """
         model: Model = registry.get_model(session, name)
         release: Release = (
             registry.latest_release(session, model) if number is None else registry.get_release(session, model, number)
         )
+        registry.check_trainable(model, release)
         graph, recipe = session.get_one(Graph, release.graph_digest), model.recipe
         if recipe is not None and release.recipe_config is not None:
             recipe = {**recipe, "config": release.recipe_config}

@@ -44,6 +44,7 @@ KINDS: Final[Mapping[str, str]] = {
     "drift.retrain": "A model is retrained because of its drift.",
     "drift.retrained": "That retrain ended; its outcome says how.",
     "release.published": "Devices can have a release.",
+    "sharing.stale": "A plan to share layers rests on a release that is not the newest any more.",
     "job.succeeded": "A job ended well.",
     "job.failed": "A job ended with an error.",
     "job.cancelled": "A job was cancelled.",

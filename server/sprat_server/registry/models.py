@@ -19,7 +19,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sprat_server.db.base import Base
 from sprat_server.db.projects import ProjectOwned, in_project, within
 from sprat_shared.ids import new_id
-from sprat_shared.trust.targets import LocalStatistics
+from sprat_shared.trust.targets import LocalStatistics, Shares
 
 _DIGEST = "~ '^sha256:[0-9a-f]{64}$'"
 
@@ -73,7 +73,13 @@ class Release(ProjectOwned, Base):
         CheckConstraint("base_number < number", name="base_came_before"),
         CheckConstraint("(number = 1) = (base_number IS NULL)", name="only_the_first_has_no_base"),
         CheckConstraint("(number = 1) = (origin = 'registered')", name="only_the_first_is_registered"),
-        CheckConstraint("origin IN ('registered', 'retrained', 'created')", name="origin_is_known"),
+        CheckConstraint("origin IN ('registered', 'retrained', 'created', 'shared')", name="origin_is_known"),
+        CheckConstraint("(origin = 'shared') = (shares IS NOT NULL)", name="only_shared_ones_share"),
+        CheckConstraint(
+            "shares IS NULL OR jsonb_typeof(shares) = 'object' AND shares ?& array['base', 'weights', 'donor', "
+            "'budget_ppm'] AND (shares ->> 'base')::integer = base_number",
+            name="what_shares_was_made_from_its_base",
+        ),
         CheckConstraint(f"release_id {_DIGEST}", name="release_id_is_sha256"),
         CheckConstraint(f"weights_digest {_DIGEST}", name="weights_digest_is_sha256"),
         CheckConstraint(f"weights_blob {_DIGEST}", name="weights_blob_is_sha256"),
@@ -103,7 +109,15 @@ class Release(ProjectOwned, Base):
         JSONB(none_as_null=True)
     )  # indices in tensor_table of what each device computes itself; NULL: all is sent
     statistics_graph: Mapped[str | None] = mapped_column(ForeignKey("graph.digest"))  # from which it does
+    shares: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB(none_as_null=True)
+    )  # {base, weights, donor, budget_ppm}: a near copy that uses a donor's layers; NULL: a release by itself
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    @property
+    def shared(self) -> Shares | None:
+        """Of which release it is a near copy that shares layers; None of a release by itself."""
+        return None if self.shares is None else Shares.of(self.shares)
 
     @property
     def local(self) -> LocalStatistics | None:

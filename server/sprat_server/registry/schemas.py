@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sprat_server.registry.models import Dataset, Model, Release, UpdateFile
-from sprat_shared.trust.targets import update_path
+from sprat_shared.trust.targets import Shares, update_path
 from sprat_shared.wire.tensors import DTYPES
 
 _EXAMPLE_DIGEST = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -109,9 +109,27 @@ class QuarantineView(BaseModel):
     since: datetime
 
 
+class SharesView(BaseModel):
+    """That a release is a near copy of release `base` of its model, of weights `weights`, with layers of `donor`.
+
+    `budget` is the largest share of answers that may differ from that release's, 0 to 1.
+    """
+
+    base: int
+    weights: str
+    donor: str
+    budget: float
+
+    @classmethod
+    def of(cls, shares: Shares) -> Self:
+        """Show what is signed."""
+        return cls(base=shares.base, weights=shares.weights, donor=shares.donor, budget=shares.budget)
+
+
 class ReleaseView(BaseModel):
     """One immutable, numbered state of a model; `local` names the tensors that each device computes itself.
 
+    `shares` is there where it uses layers of another model: no release is made from it.
     `state` is `pending-signatures` until signed metadata name the release; no device can have it before. `quarantine`
     is there where its last rollout halted.
     """
@@ -128,6 +146,7 @@ class ReleaseView(BaseModel):
     local: list[str]
     origin: str
     base: int | None
+    shares: SharesView | None
     updates: list[UpdateView]
     metrics: dict[str, Any]
     state: Literal["pending-signatures", "published"]
@@ -158,6 +177,7 @@ class ReleaseView(BaseModel):
             local=release.local_names,
             origin=release.origin,
             base=release.base_number,
+            shares=None if release.shared is None else SharesView.of(release.shared),
             updates=[
                 UpdateView(
                     base=update.base_number,

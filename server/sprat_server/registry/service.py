@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
+from uuid import UUID
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
@@ -24,11 +25,11 @@ from sprat_server.registry.models import (
 )
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.ids import check_model_name, parse_digest
-from sprat_shared.trust.targets import WIRE_VERSION, LocalStatistics, update_path
+from sprat_shared.trust.targets import WIRE_VERSION, LocalStatistics, Shares, update_path
 from sprat_shared.wire.tensors import TensorTable
 from sprat_shared.wire.tensors import release_id as release_id_of
 
-Origin = Literal["registered", "retrained", "created"]
+Origin = Literal["registered", "retrained", "created", "shared"]
 ReleaseState = Literal["pending-signatures", "published"]
 
 
@@ -116,7 +117,9 @@ def get_release(session: Session, model: Model, number: int) -> Release:
 
 
 def latest_release(session: Session, model: Model) -> Release:
-    """Return the newest release of the model that devices can have; what waits for signatures does not count.
+    """Return the newest release of the model that devices can have and that shares no layers: what work goes on from.
+
+    What waits for signatures does not count.
 
     Raises:
         NotFound: it has none.
@@ -132,14 +135,50 @@ def latest_release(session: Session, model: Model) -> Release:
 
 
 def newest_published(session: Session, model: Model) -> Release | None:
-    """Return the newest release of the model that signed metadata ever named; None where there is none."""
+    """Return the newest release that signed metadata ever named and that shares no layers; None where there is none."""
     return session.scalar(
         select(Release)
         .join(Publication, and_(Publication.model_id == Release.model_id, Publication.number == Release.number))
-        .where(Release.model_id == model.id)
+        .where(Release.model_id == model.id, Release.shares.is_(None))
         .order_by(Release.number.desc())
         .limit(1)
     )
+
+
+def newest_numbers(session: Session, models: Iterable[Model]) -> dict[UUID, int]:
+    """Return for each of these models the number of its `newest_published` release; those without are left out."""
+    newest = (
+        select(Publication.model_id, func.max(Publication.number))
+        .join(Release, and_(Publication.model_id == Release.model_id, Publication.number == Release.number))
+        .where(Publication.model_id.in_([model.id for model in models]), Release.shares.is_(None))
+        .group_by(Publication.model_id)
+    )
+    return dict(session.execute(newest).all())
+
+
+def ladders(session: Session, model: Model, live: Iterable[int]) -> dict[int, int]:
+    """Return the levels of the ladders to which some releases belong: number of the level -> of what it was made from.
+
+    The levels of a ladder were made from one release with one donor and budget.
+    """
+    shared = session.scalars(select(Release).where(Release.model_id == model.id, Release.shares.is_not(None))).all()
+    here = set(live)
+    of_live = [release.shares for release in shared if release.number in here]
+    return {one.number: one.shared.base for one in shared if one.shares in of_live and one.shared is not None}
+
+
+def check_trainable(model: Model, release: Release) -> None:
+    """Raise if a release shares layers: nothing goes on from it.
+
+    Raises:
+        Conflict: it does; the message says which one to take.
+    """
+    if release.shared is not None:
+        raise Conflict(
+            f"{model.name}@{release.number} shares layers with {release.shared.donor} and is no base for a release; "
+            f"take {model.name}@{release.shared.base}, which it was made from",
+            code="release.shared",
+        )
 
 
 def require_published(session: Session, model: Model, number: int) -> None:
@@ -219,6 +258,7 @@ def add_release(
     base: int | None,
     recipe_config: Mapping[str, Any] | None = None,
     local: LocalStatistics | None = None,
+    shares: Shares | None = None,
 ) -> Release:
     """Add the next release of a model with its updates; the number is allocated under a lock on the model.
 
@@ -262,6 +302,7 @@ def add_release(
         recipe_config=None if recipe_config is None else dict(recipe_config),
         local_tensors=None if local is None else list(local.tensors),
         statistics_graph=None if local is None else local.graph,
+        shares=None if shares is None else shares.as_json(),
     )
     session.add(release)
     session.flush()
