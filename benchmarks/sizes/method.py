@@ -76,7 +76,7 @@ class Method:
         """
         code = self._code_digest()
         points, before = ledger.points(self.key, code), ledger.before(self.key, code)
-        if not points and before.keys() >= set(self.settings):
+        if before and not points and before.keys() >= set(self.settings):
             ends = dict.fromkeys([self.settings[0], self.settings[-1]])
             again = dict(self._made(list(ends), ready))
             points = before if all(again[setting].same_as(before[setting]) for setting in ends) else again
