@@ -9,11 +9,10 @@ from sqlalchemy.orm import Session
 from sprat_server.access import audit
 from sprat_server.api.auth import Operator, Releaser, Viewer
 from sprat_server.api.described import raises, together
-from sprat_server.api.paging import Page, Paging
+from sprat_server.api.paging import Page, SortedPaging
 from sprat_server.api.ports import BlobsDep, SettingsDep
 from sprat_server.api.preconditions import Seen, SeenState
 from sprat_server.api.routes import operators_router
-from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
 from sprat_server.flows import sharing_plans as flow
 from sprat_server.jobs.schemas import JobAccepted, JobView
@@ -46,11 +45,9 @@ def plan_sharing(body: NewSharingPlan, session: SessionDep, operator: Operator) 
 
 
 @router.get("/plans")
-def list_sharing_plans(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[SharingPlanView]:
+def list_sharing_plans(session: SessionDep, _viewer: Viewer, page: SortedPaging) -> Page[SharingPlanView]:
     """List plans, newest first."""
-    rows, following = take_page(
-        session, select(SharingPlan), key=SharingPlan.id, parse=UUID, cursor=page.cursor, limit=page.limit
-    )
+    rows, following = page.take(session, select(SharingPlan), key=SharingPlan.id, parse=UUID)
     return Page(items=[flow.view(session, plan) for plan in rows], next=following)
 
 
