@@ -15,6 +15,8 @@ from sprat_shared.errors import InvalidInput
 EXACT_MODELS: Final = 14
 """Up to so many models every set of donors is tried."""
 
+_FRONT: Final = 40  # bounds that are looked at for a front
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
@@ -68,7 +70,6 @@ class Plan:
 
 
 Budget = float | Mapping[str, float]
-_Offers = Mapping[str, Mapping[str, Candidate]]  # donor -> recipient -> the best it offers
 
 
 def plan(
@@ -77,6 +78,7 @@ def plan(
     *,
     budget: Budget,
     memory_bytes: int | None = None,
+    slack: float = 0.0,
 ) -> Plan:
     """Return the plan that saves most, or the one of least bound that fits a memory.
 
@@ -85,32 +87,38 @@ def plan(
         candidates: ways to share, of any models among these.
         budget: largest bound that is allowed, for all models or for each.
         memory_bytes: that all models together may take; None: save as much as can be.
+        slack: share of its own bytes for which a recipient takes a way of smaller bound instead, of each donor, and
+            then of the donors.
 
     Raises:
         InvalidInput: a candidate names a model that there is not, or shares with itself.
     """
     allowed = _allowed(sizes, candidates, budget)
     if memory_bytes is None:
-        return _best(sizes, allowed)
+        return _best(sizes, allowed, slack)
     if sum(sizes.values()) <= memory_bytes:
         return _of(sizes, {})
     bounds = sorted({one.bound for one in allowed})
     low, high = 0, len(bounds)  # plans of the first `high` bounds fit, if any does
     while low < high:
         middle = (low + high) // 2
-        found = _best(sizes, [one for one in allowed if one.bound <= bounds[middle]])
+        found = _best(sizes, [one for one in allowed if one.bound <= bounds[middle]], slack)
         low, high = (low, middle) if _left(found) <= memory_bytes else (middle + 1, high)
     limit = bounds[min(low, len(bounds) - 1)] if bounds else 0.0
-    found = _best(sizes, [one for one in allowed if one.bound <= limit])
+    found = _best(sizes, [one for one in allowed if one.bound <= limit], slack)
     return _of(sizes, found.chosen, fits=_left(found) <= memory_bytes)
 
 
 def front(sizes: Mapping[str, int], candidates: Iterable[Candidate], *, budget: Budget = 1.0) -> list[Plan]:
-    """Return the plans of which no other saves more within a bound as small, from the smallest bound on."""
+    """Return the plans of which no other saves more within a bound as small, from the smallest bound on.
+
+    Where there are hundreds of bounds, some of them are looked at.
+    """
     allowed = _allowed(sizes, candidates, budget)
     best: list[Plan] = []
-    for limit in sorted({one.bound for one in allowed}):
-        found = _best(sizes, [one for one in allowed if one.bound <= limit])
+    limits = sorted({one.bound for one in allowed})
+    for limit in limits[-1 :: -max(1, len(limits) // _FRONT)][::-1]:
+        found = _best(sizes, [one for one in allowed if one.bound <= limit], 0.0)
         if found.saved_bytes > (best[-1].saved_bytes if best else 0):
             best.append(found)
     return best
@@ -142,17 +150,17 @@ def exact(sizes: Mapping[str, int], candidates: Iterable[Candidate], *, budget: 
     """
     if len(sizes) > 20:  # noqa: PLR2004 - a million sets
         raise InvalidInput(f"every set of donors of {len(sizes)} models is more than can be tried")
-    return _of(sizes, _all_sets(_offers(_allowed(sizes, candidates, budget))))
+    return _of(sizes, _all_sets(_Offers(sizes, _allowed(sizes, candidates, budget), 0.0)))
 
 
 def greedy(sizes: Mapping[str, int], candidates: Iterable[Candidate], *, budget: Budget) -> Plan:
     """Return a plan by adding, swapping and dropping donors, two at a time, as long as that saves more."""
-    return _of(sizes, _search(_offers(_allowed(sizes, candidates, budget))))
+    return _of(sizes, _search(_Offers(sizes, _allowed(sizes, candidates, budget), 0.0)))
 
 
-def _best(sizes: Mapping[str, int], allowed: Sequence[Candidate]) -> Plan:
-    offers = _offers(allowed)
-    return _of(sizes, _all_sets(offers) if len(offers) <= EXACT_MODELS else _search(offers))
+def _best(sizes: Mapping[str, int], allowed: Sequence[Candidate], slack: float) -> Plan:
+    offers = _Offers(sizes, allowed, slack)
+    return _of(sizes, _all_sets(offers) if len(offers.donors) <= EXACT_MODELS else _search(offers))
 
 
 def _allowed(sizes: Mapping[str, int], candidates: Iterable[Candidate], budget: Budget) -> list[Candidate]:
@@ -165,23 +173,33 @@ def _allowed(sizes: Mapping[str, int], candidates: Iterable[Candidate], budget: 
     return kept
 
 
-def _offers(candidates: Iterable[Candidate]) -> _Offers:
-    """Return the best of each donor for each recipient: most bytes, then the least bound."""
-    best: dict[str, dict[str, Candidate]] = {}
-    for one in sorted(candidates, key=lambda one: (one.saved_bytes, -one.bound)):
-        best.setdefault(one.donor, {})[one.recipient] = one
-    return best
+class _Offers:
+    """What each donor offers each recipient: the way of most bytes, or a safer one that saves nearly as much."""
 
+    def __init__(self, sizes: Mapping[str, int], candidates: Iterable[Candidate], slack: float) -> None:
+        self._spare = {name: slack * size for name, size in sizes.items()}
+        ways: dict[str, dict[str, list[Candidate]]] = {}
+        for one in candidates:
+            ways.setdefault(one.donor, {}).setdefault(one.recipient, []).append(one)
+        self._best = {
+            donor: {recipient: self._pick(some) for recipient, some in of_donor.items()}
+            for donor, of_donor in ways.items()
+        }
+        self.donors = sorted(self._best)
 
-def _taken(offers: _Offers, donors: Collection[str]) -> dict[str, Candidate]:
-    """Return what each other model takes from these donors."""
-    taken: dict[str, Candidate] = {}
-    for donor in sorted(donors):
-        for recipient, one in offers[donor].items():
-            held = taken.get(recipient)
-            if recipient not in donors and (held is None or one.saved_bytes > held.saved_bytes):
-                taken[recipient] = one
-    return taken
+    def taken(self, donors: Collection[str]) -> dict[str, Candidate]:
+        """Return what each other model takes from these donors."""
+        ways: dict[str, list[Candidate]] = {}
+        for donor in sorted(donors):
+            for recipient, one in self._best[donor].items():
+                if recipient not in donors:
+                    ways.setdefault(recipient, []).append(one)
+        return {recipient: self._pick(some) for recipient, some in ways.items()}
+
+    def _pick(self, ways: Sequence[Candidate]) -> Candidate:
+        most = max(one.saved_bytes for one in ways)
+        near = [one for one in ways if one.saved_bytes >= most - self._spare[one.recipient]]
+        return min(near, key=lambda one: (one.bound, -one.saved_bytes)) if len(near) > 1 else near[0]
 
 
 def _saved(taken: Mapping[str, Candidate]) -> int:
@@ -189,20 +207,18 @@ def _saved(taken: Mapping[str, Candidate]) -> int:
 
 
 def _all_sets(offers: _Offers) -> dict[str, Candidate]:
-    donors = sorted(offers)
-    sets = (chosen for size in range(1, len(donors) + 1) for chosen in combinations(donors, size))
-    return max((_taken(offers, chosen) for chosen in sets), key=_saved, default={})
+    sets = (c for size in range(1, len(offers.donors) + 1) for c in combinations(offers.donors, size))
+    return max(map(offers.taken, sets), key=_saved, default={})
 
 
 def _search(offers: _Offers) -> dict[str, Candidate]:
     donors: frozenset[str] = frozenset()
     taken: dict[str, Candidate] = {}
     while True:
-        moves = _moves(donors, sorted(offers))
-        better = max(moves, key=lambda chosen: _saved(_taken(offers, chosen)), default=donors)
-        if _saved(_taken(offers, better)) <= _saved(taken):
+        better = max(_moves(donors, offers.donors), key=lambda some: _saved(offers.taken(some)), default=donors)
+        if _saved(offers.taken(better)) <= _saved(taken):
             return taken
-        donors, taken = better, _taken(offers, better)
+        donors, taken = better, offers.taken(better)
 
 
 def _moves(donors: frozenset[str], everyone: Sequence[str]) -> Iterable[frozenset[str]]:

@@ -87,7 +87,7 @@ class Tie:
                 initialiser.name = renamed[initialiser.name]
         nodes: list[Any] = []
         for node in model.graph.node:
-            thin = next((name for name in node.input if name in self.residuals), None)
+            thin = next((name for name in node.input if name in self.residuals and node.op_type in _THIN), None)
             for position, name in enumerate(node.input):
                 node.input[position] = renamed.get(name, name)
             nodes += [node] if thin is None else self._thin(model, parts, node, thin)

@@ -110,6 +110,13 @@ def test_a_model_may_have_a_budget_of_its_own() -> None:
     assert set(found.chosen) == {"b"}
 
 
+def test_for_a_little_slack_a_safer_way_is_taken() -> None:
+    ways = [candidate("a", "b", 960, 0.04), candidate("a", "b", 900, 0.01), candidate("a", "b", 500, 0.0)]
+    sizes = dict.fromkeys("ab", 1000)
+    assert plan(sizes, ways, budget=0.05).saved_bytes == 960
+    assert plan(sizes, ways, budget=0.05, slack=0.1).saved_bytes == 900
+
+
 def test_a_ladder_goes_down_with_the_same_donor_to_less_and_safer() -> None:
     first = candidate("a", "b", 900, 0.05)
     others = [

@@ -1,6 +1,7 @@
 """Ties between siblings, with and without a residual."""
 
 import numpy as np
+import onnx
 import pytest
 from small_graphs import images, plain, tokens
 
@@ -63,6 +64,19 @@ def test_a_residual_comes_nearer_and_thin_products_compute_it(make: "object") ->
         np.testing.assert_allclose(thin, rebuilt, rtol=1e-3, atol=1e-4)
         assert derived.own_bytes == sibling.nbytes - tie.saved_bytes
     assert off[1] < off[0] / 4
+
+
+def test_who_only_asks_for_a_weights_shape_gets_no_thin_layer() -> None:
+    """As graphs of torch's exporter do for the zeros of a bias."""
+    base = plain(width=16)
+    base.model.graph.node.insert(0, onnx.helper.make_node("Shape", ["c2.w"], ["asked"], start=0, end=1))
+    sibling = sibling_of(base)
+    tie = Siblings(base, sibling).tie(last_cut(sibling), miss=0.1)
+    derived = tie.derived()
+    thin = Runner(Release("thin", derived.graph, derived.tensors).filled()).answers(images(8))
+    wished = Runner(sibling.filled(tie.replaced())).answers(images(8))
+    np.testing.assert_allclose(thin, wished, rtol=1e-3, atol=1e-4)
+    assert "c2.w" in tie.residuals
 
 
 def test_a_residual_has_the_bits_of_an_update() -> None:
