@@ -28,6 +28,7 @@ class Candidate:
         way: which form, where; for those who make it.
         saved_bytes: of the recipient's tensors that go, less those that come new.
         bound: upper bound of the share of answers that change.
+        chance: of getting its certificate on inputs that chose nothing; it is planned with that part of what it saves.
     """
 
     donor: str
@@ -35,6 +36,12 @@ class Candidate:
     way: str
     saved_bytes: int
     bound: float
+    chance: float = 1.0
+
+    @property
+    def expected_bytes(self) -> float:
+        """Return what it saves on average, if it saves nothing without a certificate."""
+        return self.saved_bytes * self.chance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,25 +94,24 @@ def plan(
         candidates: ways to share, of any models among these.
         budget: largest bound that is allowed, for all models or for each.
         memory_bytes: that all models together may take; None: save as much as can be.
-        slack: share of its own bytes for which a recipient takes a way of smaller bound instead, of each donor, and
-            then of the donors.
+        slack: share of what could be saved that is given up for the smallest bound.
 
     Raises:
         InvalidInput: a candidate names a model that there is not, or shares with itself.
     """
     allowed = _allowed(sizes, candidates, budget)
     if memory_bytes is None:
-        return _best(sizes, allowed, slack)
+        return _safest(sizes, allowed, slack)
     if sum(sizes.values()) <= memory_bytes:
         return _of(sizes, {})
     bounds = sorted({one.bound for one in allowed})
     low, high = 0, len(bounds)  # plans of the first `high` bounds fit, if any does
     while low < high:
         middle = (low + high) // 2
-        found = _best(sizes, [one for one in allowed if one.bound <= bounds[middle]], slack)
+        found = _best(sizes, [one for one in allowed if one.bound <= bounds[middle]])
         low, high = (low, middle) if _left(found) <= memory_bytes else (middle + 1, high)
     limit = bounds[min(low, len(bounds) - 1)] if bounds else 0.0
-    found = _best(sizes, [one for one in allowed if one.bound <= limit], slack)
+    found = _best(sizes, [one for one in allowed if one.bound <= limit])
     return _of(sizes, found.chosen, fits=_left(found) <= memory_bytes)
 
 
@@ -118,7 +124,7 @@ def front(sizes: Mapping[str, int], candidates: Iterable[Candidate], *, budget: 
     best: list[Plan] = []
     limits = sorted({one.bound for one in allowed})
     for limit in limits[-1 :: -max(1, len(limits) // _FRONT)][::-1]:
-        found = _best(sizes, [one for one in allowed if one.bound <= limit], 0.0)
+        found = _best(sizes, [one for one in allowed if one.bound <= limit])
         if found.saved_bytes > (best[-1].saved_bytes if best else 0):
             best.append(found)
     return best
@@ -150,16 +156,32 @@ def exact(sizes: Mapping[str, int], candidates: Iterable[Candidate], *, budget: 
     """
     if len(sizes) > 20:  # noqa: PLR2004 - a million sets
         raise InvalidInput(f"every set of donors of {len(sizes)} models is more than can be tried")
-    return _of(sizes, _all_sets(_Offers(sizes, _allowed(sizes, candidates, budget), 0.0)))
+    return _of(sizes, _all_sets(_Offers(_allowed(sizes, candidates, budget))))
 
 
 def greedy(sizes: Mapping[str, int], candidates: Iterable[Candidate], *, budget: Budget) -> Plan:
     """Return a plan by adding, swapping and dropping donors, two at a time, as long as that saves more."""
-    return _of(sizes, _search(_Offers(sizes, _allowed(sizes, candidates, budget), 0.0)))
+    return _of(sizes, _search(_Offers(_allowed(sizes, candidates, budget))))
 
 
-def _best(sizes: Mapping[str, int], allowed: Sequence[Candidate], slack: float) -> Plan:
-    offers = _Offers(sizes, allowed, slack)
+def _safest(sizes: Mapping[str, int], allowed: Sequence[Candidate], slack: float) -> Plan:
+    """Return the plan of the smallest bound that saves all but `slack` of what can be saved."""
+    best = _best(sizes, allowed)
+    enough = (1 - slack) * _saved(best.chosen)
+    bounds = sorted({one.bound for one in allowed})
+    low, high = 0, len(bounds) - 1  # the plan of all bounds up to `high` saves enough
+    while low < high:
+        middle = (low + high) // 2
+        found = _best(sizes, [one for one in allowed if one.bound <= bounds[middle]])
+        if _saved(found.chosen) >= enough:
+            best, high = found, middle
+        else:
+            low = middle + 1
+    return best
+
+
+def _best(sizes: Mapping[str, int], allowed: Sequence[Candidate]) -> Plan:
+    offers = _Offers(allowed)
     return _of(sizes, _all_sets(offers) if len(offers.donors) <= EXACT_MODELS else _search(offers))
 
 
@@ -174,36 +196,31 @@ def _allowed(sizes: Mapping[str, int], candidates: Iterable[Candidate], budget: 
 
 
 class _Offers:
-    """What each donor offers each recipient: the way of most bytes, or a safer one that saves nearly as much."""
+    """What each donor offers each recipient: the way of most bytes."""
 
-    def __init__(self, sizes: Mapping[str, int], candidates: Iterable[Candidate], slack: float) -> None:
-        self._spare = {name: slack * size for name, size in sizes.items()}
-        ways: dict[str, dict[str, list[Candidate]]] = {}
-        for one in candidates:
-            ways.setdefault(one.donor, {}).setdefault(one.recipient, []).append(one)
-        self._best = {
-            donor: {recipient: self._pick(some) for recipient, some in of_donor.items()}
-            for donor, of_donor in ways.items()
-        }
+    def __init__(self, candidates: Iterable[Candidate]) -> None:
+        self._best: dict[str, dict[str, Candidate]] = {}
+        for one in sorted(candidates, key=_worth):
+            self._best.setdefault(one.donor, {})[one.recipient] = one
         self.donors = sorted(self._best)
 
     def taken(self, donors: Collection[str]) -> dict[str, Candidate]:
         """Return what each other model takes from these donors."""
-        ways: dict[str, list[Candidate]] = {}
+        taken: dict[str, Candidate] = {}
         for donor in sorted(donors):
             for recipient, one in self._best[donor].items():
-                if recipient not in donors:
-                    ways.setdefault(recipient, []).append(one)
-        return {recipient: self._pick(some) for recipient, some in ways.items()}
-
-    def _pick(self, ways: Sequence[Candidate]) -> Candidate:
-        most = max(one.saved_bytes for one in ways)
-        near = [one for one in ways if one.saved_bytes >= most - self._spare[one.recipient]]
-        return min(near, key=lambda one: (one.bound, -one.saved_bytes)) if len(near) > 1 else near[0]
+                held = taken.get(recipient)
+                if recipient not in donors and (held is None or _worth(one) > _worth(held)):
+                    taken[recipient] = one
+        return taken
 
 
-def _saved(taken: Mapping[str, Candidate]) -> int:
-    return sum(one.saved_bytes for one in taken.values())
+def _worth(one: Candidate) -> tuple[float, float]:
+    return one.expected_bytes, -one.bound
+
+
+def _saved(taken: Mapping[str, Candidate]) -> float:
+    return sum(one.expected_bytes for one in taken.values())
 
 
 def _all_sets(offers: _Offers) -> dict[str, Candidate]:
@@ -233,4 +250,5 @@ def _left(found: Plan) -> int:
 
 
 def _of(sizes: Mapping[str, int], chosen: Mapping[str, Candidate], *, fits: bool = True) -> Plan:
-    return Plan(chosen=chosen, total_bytes=sum(sizes.values()), saved_bytes=_saved(chosen), fits=fits)
+    saved_bytes = sum(one.saved_bytes for one in chosen.values())
+    return Plan(chosen=chosen, total_bytes=sum(sizes.values()), saved_bytes=saved_bytes, fits=fits)

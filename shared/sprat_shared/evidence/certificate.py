@@ -158,6 +158,42 @@ def samples_needed(bound: float, *, share: float = 0.0, looks: int = 1, alpha: f
     return high
 
 
+def chance(disagreed: int, compared: int, *, budget: float, more: int, looks: int = 1, alpha: float = ALPHA) -> float:
+    """Return how likely a copy is to get its certificate on further inputs, by what it did on some.
+
+    The share that disagrees is taken to be anything with equal weight before (Bayes, Laplace), so the further count is
+    beta-binomial.
+
+    Args:
+        disagreed: inputs that it was chosen by,
+        compared: of so many.
+        budget: largest bound that is allowed.
+        more: inputs that will certify.
+        looks: see `certify`.
+        alpha: see `certify`.
+
+    Raises:
+        InvalidInput: the counts or looks are impossible.
+    """
+    _check(disagreed, compared, looks)
+    low, high = -1, more  # so many disagreeing are within the budget, so many are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        within = certify(middle, more, looks=looks, alpha=alpha).bound <= budget
+        low, high = (middle, high) if within else (low, middle)
+    return min(
+        1.0, sum(_beta_binomial(count, more, disagreed + 1, compared - disagreed + 1) for count in range(low + 1))
+    )
+
+
+def _beta_binomial(count: int, trials: int, a: int, b: int) -> float:
+    def beta(x: int, y: int) -> float:
+        return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
+
+    ways = math.lgamma(trials + 1) - math.lgamma(count + 1) - math.lgamma(trials - count + 1)
+    return math.exp(ways + beta(count + a, trials - count + b) - beta(a, b))
+
+
 def _check_same_inputs(original: Sequence[object], copy: Sequence[object]) -> None:
     if len(original) != len(copy):
         raise InvalidInput(f"{len(original)} answers of the original, {len(copy)} of its copy; compare the same inputs")

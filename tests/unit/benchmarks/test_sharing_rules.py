@@ -28,7 +28,7 @@ def row(donor: str, recipient: str, **given: object) -> Row:
 
 def known(*rows: Row) -> Measured:
     names = sorted({name for one in rows for name in (one.donor, one.recipient)})
-    return Measured(dict.fromkeys(names, 1000), {name: name[0] for name in names}, rows, 0)
+    return Measured(dict.fromkeys(names, 1000), {name: name[0] for name in names}, rows, dict.fromkeys(names, 1000), 0)
 
 
 ROWS = known(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sprat_shared.errors import InvalidInput
 from sprat_shared.evidence.bounds import highest_share
-from sprat_shared.evidence.certificate import certify, certify_answers, outside, samples_needed
+from sprat_shared.evidence.certificate import certify, certify_answers, chance, outside, samples_needed
 
 
 def test_one_look_is_the_bound_of_clopper_and_pearson() -> None:
@@ -84,6 +84,17 @@ def test_so_many_samples_prove_the_bound(bound: float, part: float, looks: int) 
     share = part * bound
     count = samples_needed(bound, share=share, looks=looks)
     assert certify(-int(-share * count // 1), count, looks=looks).bound <= bound
+
+
+def test_the_chance_of_a_certificate_is_how_often_one_is_given() -> None:
+    """Shares of any size, those that gave this count on the inputs that chose: how many are certified then."""
+    draw = np.random.default_rng(11)
+    shares = draw.uniform(0, 0.2, 400_000)
+    alike = shares[draw.binomial(200, shares) == 5]
+    given_to = [certify(int(k), 300, looks=2).bound <= 0.05 for k in draw.binomial(300, alike)]
+    assert chance(5, 200, budget=0.05, more=300, looks=2) == pytest.approx(np.mean(given_to), abs=0.02)
+    assert chance(0, 200, budget=1.0, more=300) == pytest.approx(1)
+    assert chance(0, 200, budget=0.05, more=20) == 0
 
 
 @pytest.mark.parametrize("call", [lambda: certify(5, 4), lambda: certify(1, 4, looks=0), lambda: samples_needed(0.0)])

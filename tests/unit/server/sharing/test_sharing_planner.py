@@ -1,5 +1,7 @@
 """The planner: donors stay whole, bounds hold, and no plan beats the best one."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,11 +112,24 @@ def test_a_model_may_have_a_budget_of_its_own() -> None:
     assert set(found.chosen) == {"b"}
 
 
-def test_for_a_little_slack_a_safer_way_is_taken() -> None:
+def test_for_a_little_slack_the_safest_plan_that_saves_nearly_as_much_is_taken() -> None:
     ways = [candidate("a", "b", 960, 0.04), candidate("a", "b", 900, 0.01), candidate("a", "b", 500, 0.0)]
     sizes = dict.fromkeys("ab", 1000)
     assert plan(sizes, ways, budget=0.05).saved_bytes == 960
     assert plan(sizes, ways, budget=0.05, slack=0.1).saved_bytes == 900
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.floats(0, 0.5))
+def test_slack_gives_up_no_more_than_it_says(problem: Problem, slack: float) -> None:
+    most, safer = (plan(*problem, budget=0.2, slack=given) for given in (0.0, slack))
+    assert safer.bound <= most.bound
+    assert safer.saved_bytes >= (1 - slack) * most.saved_bytes - 1e-6
+
+
+def test_a_way_that_may_get_no_certificate_counts_for_less() -> None:
+    ways = [replace(candidate("a", "b", 900, 0.05), chance=0.5), candidate("a", "b", 600, 0.02)]
+    assert plan(dict.fromkeys("ab", 1000), ways, budget=0.05).saved_bytes == 600
 
 
 def test_a_ladder_goes_down_with_the_same_donor_to_less_and_safer() -> None:
