@@ -28,7 +28,7 @@ def test_a_device_two_releases_behind_fetches_one_file_that_a_worker_built_for_i
     weights = tiny_models.write_weights(house.folder / "wells.safetensors", wells())
     graph = tiny_models.write_graph(house.folder / "wells.onnx", wells())
     shell.one("model", "register", "wells", "--graph", str(graph), "--weights", str(weights))
-    with house.devices("wells", "cellar", right=wells()) as devices:
+    with house.devices("wells", "quarry", right=wells()) as devices:
         house.roll_out("wells", 1, devices, "100%")
         for retrained in ((1,), (1, 2)):
             file = tiny_models.write_weights(house.folder / "wells.safetensors", wells(*retrained))
