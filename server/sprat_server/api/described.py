@@ -51,16 +51,14 @@ def raises(
     not_found: Iterable[str] = (),
     conflict: Iterable[str] = (),
     invalid: Iterable[str] = (),
-    broken: Iterable[str] = (),
 ) -> Responses:
-    """Return the description of problems by codes: of 403, 404, 409, 422, and 500 where the server is set up wrong."""
+    """Return the description of problems by codes: of 403, 404, 409 and 422."""
     return problems(
         {
             HTTPStatus.FORBIDDEN: denied,
             HTTPStatus.NOT_FOUND: not_found,
             HTTPStatus.CONFLICT: conflict,
             HTTPStatus.UNPROCESSABLE_ENTITY: invalid,
-            HTTPStatus.INTERNAL_SERVER_ERROR: broken,
         }
     )
 

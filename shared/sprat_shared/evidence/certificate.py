@@ -91,10 +91,7 @@ def certify_answers(
     Raises:
         InvalidInput: the two gave not as many answers, or looks are impossible.
     """
-    if len(original) != len(copy):
-        raise InvalidInput(
-            f"{len(original)} answers of the original and {len(copy)} of its copy; compare the same inputs"
-        )
+    _check_same_inputs(original, copy)
     compared = Counter(original)
     disagreed = Counter(one for one, other in zip(original, copy, strict=True) if one != other)
     _check(disagreed.total(), len(original), looks)
@@ -119,10 +116,7 @@ def outside(original: Sequence[Sequence[float]], copy: Sequence[Sequence[float]]
     Raises:
         InvalidInput: the two gave not as many answers.
     """
-    if len(original) != len(copy):
-        raise InvalidInput(
-            f"{len(original)} answers of the original and {len(copy)} of its copy; compare the same inputs"
-        )
+    _check_same_inputs(original, copy)
     return sum(
         not all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))
         for one, other in zip(original, copy, strict=True)
