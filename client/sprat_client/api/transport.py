@@ -19,6 +19,7 @@ _CHUNK_BYTES: Final = 1 << 20
 _PAGE_ITEMS: Final = 100
 _RECONNECT_S: Final = 1.0
 _AGAIN_AFTER_S: Final = (0.3, 1.0, 3.0)
+_KEYED: Final = frozenset({"POST", "PATCH"})  # others do no more the second time
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -82,7 +83,7 @@ class Transport:
 
         A call whose answer was lost on the way is sent again under the same `Idempotency-Key`: it is carried out once.
         """
-        return self._json("POST", path, json={} if body is None else body, once=True)
+        return self._json("POST", path, json={} if body is None else body)
 
     def put(self, path: str, body: Any, **query: Any) -> Any:
         """Put `body` as JSON to `/api/v1` + `path` and return the answer's JSON; query values as with `get`."""
@@ -90,7 +91,7 @@ class Transport:
 
     def patch(self, path: str, body: Any, **query: Any) -> Any:
         """Patch `/api/v1` + `path` with `body` as JSON and return the answer's JSON; sent once as by `post`."""
-        return self._json("PATCH", path, json=body, params=_said(query), once=True)
+        return self._json("PATCH", path, json=body, params=_said(query))
 
     def delete(self, path: str, **query: Any) -> Any:
         """Delete `/api/v1` + `path` and return the answer's JSON, or None; query values as with `get`."""
@@ -166,6 +167,7 @@ class Transport:
             return self._json(
                 "POST",
                 path,
+                streamed=True,
                 content=pieces(),
                 headers={"Content-Type": "application/octet-stream", "Content-Length": str(total)},
             )
@@ -234,9 +236,9 @@ class Transport:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 2.0)
 
-    def _json(self, method: str, path: str, *, once: bool = False, **kwargs: Any) -> Any:
+    def _json(self, method: str, path: str, *, streamed: bool = False, **kwargs: Any) -> Any:
         try:
-            response = self._sent_once(method, path, **kwargs) if once else self._sent(method, path, **kwargs)
+            response = self._sent(method, path, **kwargs) if streamed else self._sent_again(method, path, **kwargs)
         except httpx.HTTPError as error:
             raise unreachable(self._client.base_url, error) from error
         if response.status_code >= HTTPStatus.BAD_REQUEST:
@@ -253,9 +255,9 @@ class Transport:
     def _sent(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         return self._client.request(method, API + path, **kwargs)
 
-    def _sent_once(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
-        """Send a call that is carried out once; again, a few times, while it is not known what came of it."""
-        headers, left = {"Idempotency-Key": str(uuid4())}, False
+    def _sent_again(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        """Send a call, and again, a few times, where it is not known what came of it; it is carried out once."""
+        headers, left = {"Idempotency-Key": str(uuid4())} if method in _KEYED else {}, False
         for pause_s in _AGAIN_AFTER_S:
             try:
                 response = self._sent(method, path, headers=headers, **kwargs)
@@ -264,6 +266,8 @@ class Transport:
             except httpx.TransportError as error:
                 if isinstance(error, httpx.ConnectError) and not left:
                     raise  # nothing is there, and nothing was asked of it
+                if isinstance(error, httpx.TimeoutException) and not headers:
+                    raise  # whoever asks decides whether to wait as long again
             left = True
             time.sleep(pause_s)
         return self._sent(method, path, headers=headers, **kwargs)

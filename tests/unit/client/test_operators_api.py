@@ -87,6 +87,35 @@ def test_a_change_whose_answer_was_lost_is_sent_again_under_its_key(monkeypatch:
     assert keys[3] != keys[0]
 
 
+def test_a_question_whose_answer_was_lost_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sprat_client.api.transport._AGAIN_AFTER_S", (0.01, 0.02, 0.03))
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if len(asked) == 1:
+            raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+        return httpx.Response(200, json={"id": "r"})
+
+    with client_of(answer) as client:
+        assert client.rollouts.get("r") == {"id": "r"}
+    assert len(asked) == 2
+    assert "Idempotency-Key" not in asked[0].headers
+
+
+def test_what_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sprat_client.api.transport._AGAIN_AFTER_S", (0.01, 0.02, 0.03))
+    asked = []
+
+    def cut(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        raise httpx.ReadError("cut")
+
+    with client_of(cut) as client, pytest.raises(errors.TryLater, match="broke"):
+        client.rollouts.get("r")
+    assert len(asked) == 4
+
+
 def test_a_change_that_found_nobody_is_not_waited_for() -> None:
     asked = []
 
