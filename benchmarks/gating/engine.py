@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gating.devices import SITES, Devices, Draw, Flags, Floats
-from sprat_server.rollouts.eprocess import Game
 from sprat_server.rollouts.gate_policy import FAILURES, GatePolicy
 from sprat_server.rollouts.gates import CAREFUL_FROM, CAREFUL_STEP
+from sprat_shared.evidence.eprocess import Game
 
 Counts = npt.NDArray[np.int64]
 NEVER: Final = 2**40

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sprat_server.rollouts.eprocess import no_harm_game
 from sprat_server.rollouts.evidence import Evidence, Exposed, Reported, Segment
 from sprat_server.rollouts.gate_policy import FAILURES, GatePolicy, MetricRule
 from sprat_server.rollouts.gate_state import ALL, GateState, Scope
 from sprat_server.rollouts.gates import Decision, Gate, Verdict
+from sprat_shared.evidence.eprocess import no_harm_game
 
 MOST_MORE: Final = 2000
 """So many further devices are imagined at most."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from sprat_server.rollouts.eprocess import Game, harm_game, no_harm_game, rate_game
 from sprat_server.rollouts.evidence import Segment, kind_of
 from sprat_server.rollouts.gate_state import ALL
 from sprat_shared.errors import InvalidInput
+from sprat_shared.evidence.eprocess import Game, harm_game, no_harm_game, rate_game
 
 CODE: Final = "gates.bad-policy"
 FAILURES: Final = "failures"

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sprat_server.rollouts.eprocess import Capital, Wealth, capital_as_json, capital_of
+from sprat_shared.evidence.eprocess import Capital, Wealth, capital_as_json, capital_of
 
 ALL: Final = "all"
 """The scope of every device, beside the segments."""

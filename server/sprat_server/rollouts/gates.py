@@ -15,10 +15,10 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from sprat_server.rollouts.eprocess import Game, Wealth, scaled
 from sprat_server.rollouts.evidence import Acknowledged, Event, Evidence, Exposed, Left, Reported, Segment, kind_of
 from sprat_server.rollouts.gate_policy import FAILURES, GatePolicy
 from sprat_server.rollouts.gate_state import ALL, GateState, Scope, in_order
+from sprat_shared.evidence.eprocess import Game, Wealth, scaled
 
 _PRIOR_DEVICES: Final = 10.0  # a segment's response rate is drawn to everyone's as if so many devices had said so
 

@@ -6,12 +6,12 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sprat_server.rollouts.eprocess import rate_game
 from sprat_server.rollouts.evidence import Acknowledged, Event, Evidence, Exposed, Reported
 from sprat_server.rollouts.explain import explain
 from sprat_server.rollouts.gate_policy import FAILURES, GatePolicy
 from sprat_server.rollouts.gate_state import ALL
 from sprat_server.rollouts.gates import Decision, Gate
+from sprat_shared.evidence.eprocess import rate_game
 
 POLICY = GatePolicy()
 

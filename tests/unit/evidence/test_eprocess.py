@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sprat_server.rollouts.eprocess import (
+from sprat_shared.errors import InvalidInput
+from sprat_shared.evidence.eprocess import (
     Game,
     capital_as_json,
     capital_of,
@@ -18,7 +19,6 @@ from sprat_server.rollouts.eprocess import (
     rate_game,
     scaled,
 )
-from sprat_shared.errors import InvalidInput
 
 GAMES = {
     "harm": harm_game(0.005, 0.04),
