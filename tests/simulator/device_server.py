@@ -47,7 +47,7 @@ from sprat_shared.protocol.report import SIGNATURE_HEADER, Report, TrustReport, 
 from sprat_shared.protocol.token import AUDIENCE, SERVER_TIME, TOKEN_PATH, TokenAnswer
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.signed_time import NONCE_HEADER
-from sprat_shared.trust.targets import UpdateTarget, graph_path, role_of_model, update_path
+from sprat_shared.trust.targets import Shares, UpdateTarget, graph_path, role_of_model, update_path
 from sprat_shared.wire.tensors import ArrayTensors, WithoutLocal, digest_of
 
 ENROLMENT_TOKEN = "let-me-in"
@@ -121,6 +121,7 @@ class DeviceServer:
         corrupt: bool = False,
         local: tuple[int, ...] = (),
         statistics: bytes | None = None,
+        shares: Shares | None = None,
     ) -> Release:
         """Make the next release; from `base` the released weights are what decoding the update gives.
 
@@ -133,6 +134,7 @@ class DeviceServer:
             corrupt: the signed update gives other weights than the signed digest.
             local: indices of the tensors that devices compute themselves.
             statistics: the graph from which they do.
+            shares: of which release it is a near copy that shares layers.
         """
         with self.lock:
             releases = self.models.setdefault(model, {})
@@ -150,7 +152,7 @@ class DeviceServer:
             if corrupt:
                 digest = digest_text(sha256(digest.encode()).digest())
             full = bytes(encode_full(source))
-            release = Release(number, weights, digest, graph, base, update, full, local, statistics)
+            release = Release(number, weights, digest, graph, base, update, full, local, statistics, shares)
             releases[number] = release
             self._publish(model, release)
             return release
@@ -169,6 +171,7 @@ class DeviceServer:
                 base_release=base,
                 base_weights=base_weights,
                 local=release.signed_local,
+                shares=release.shares,
             )
             self.repository.add(model, target.path, data, target.to_custom())
             self.blobs[sha256(data).hexdigest()] = data

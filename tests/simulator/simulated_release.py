@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sprat_shared.ids import digest_text
-from sprat_shared.trust.targets import LocalStatistics
+from sprat_shared.trust.targets import LocalStatistics, Shares
 from sprat_shared.wire.tensors import ArrayTensors, TensorSource, TensorTable, WithoutLocal
 
 
@@ -46,6 +46,7 @@ class Release:
     full: bytes
     local: tuple[int, ...] = ()
     statistics: bytes | None = None
+    shares: Shares | None = None
 
     @property
     def source(self) -> WithoutLocal:

@@ -3,7 +3,7 @@
     models/<name>/releases/<first 16 hex of the release id>/
         graph.onnx      hard link into the store
         t/<index>       hard link into the store; for bfloat16 a float32 copy, which is what the graph reads
-        manifest.json   release, digests, tensor table, which tensors are local
+        manifest.json   release, digests, tensor table, which tensors are local, of what it is a near copy
     models/<name>/slots.json            {active, previous}
 A folder appears under its name whole or not at all. Swap and rollback replace `slots.json` and nothing else.
 """
@@ -11,10 +11,10 @@ A folder appears under its name whole or not at all. Swap and rollback replace `
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sprat_client.agent.bfloat16 import are_exact, narrowed, widened
 from sprat_client.agent.desired import Desired
@@ -32,13 +32,14 @@ from sprat_client.agent.store import StoreCorrupted, TensorStore, damaged, file_
 from sprat_shared.errors import InvalidInput
 from sprat_shared.ids import digest_text, parse_digest
 from sprat_shared.protocol.fields import Fields
-from sprat_shared.trust.targets import LocalStatistics, graph_path, update_path
+from sprat_shared.trust.targets import LocalStatistics, Shares, graph_path, update_path
 from sprat_shared.wire.tensors import LOCAL_SHA256, TensorSpec, TensorTable, weights_digest
 
 MANIFEST: Final = "manifest.json"
 GRAPH: Final = "graph.onnx"
 _TENSORS: Final = "t"
 _BFLOAT16: Final = "BF16"
+_T = TypeVar("_T")
 _SLOTS: Final = "slots.json"
 _SLOTS_FORMAT: Final = 1
 _MANIFEST_FORMAT: Final = 1
@@ -86,6 +87,7 @@ class Manifest:
         table: the tensor table.
         sha256s: digest of each tensor, by index; of a local one that of this device's own.
         local: which tensors this device computed; None where all were sent.
+        shares: of which release it is a near copy that shares layers; None of a release by itself.
     """
 
     model: str
@@ -96,6 +98,7 @@ class Manifest:
     table: TensorTable
     sha256s: tuple[bytes, ...]
     local: LocalStatistics | None = None
+    shares: Shares | None = None
 
     @property
     def files(self) -> set[bytes]:
@@ -137,6 +140,7 @@ class Manifest:
             "weights": self.weights,
             **tensors_as_json(self.table, self.sha256s),
             "local": None if self.local is None else self.local.as_json(),
+            "shares": None if self.shares is None else self.shares.as_json(),
         }
 
     @classmethod
@@ -158,15 +162,19 @@ class Manifest:
             weights=fields.digest("weights"),
             table=table,
             sha256s=sha256s,
-            local=_local(fields.mapping("local")) if fields.has("local") else None,
+            local=_said(LocalStatistics.of, fields, "local"),
+            shares=_said(Shares.of, fields, "shares"),
         )
 
 
-def _local(value: dict[str, Any]) -> LocalStatistics:
+def _said(read: Callable[[Any], _T], fields: Fields, name: str) -> _T | None:
+    """Return a part of the signed description that the manifest keeps; None where there is none."""
+    if not fields.has(name):
+        return None
     try:
-        return LocalStatistics.of(value)
+        return read(fields.mapping(name))
     except (KeyError, TypeError, ValueError) as bad:
-        raise InvalidInput(f"manifest: which tensors are local cannot be read: {bad}") from bad
+        raise InvalidInput(f"manifest: {name!r} cannot be read: {bad!r}") from bad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -294,6 +294,7 @@ def rebuild(shop: Workshop, shelf: Shelf, work: Work) -> None:
         table=rebuilt.table,
         sha256s=rebuilt.sha256s,
         local=updates[-1].target.local,
+        shares=updates[-1].target.shares,
     )
     if (weights := manifest.weights_of(rebuilt.sha256s)) != work.wish.weights:
         raise DigestMismatch(

@@ -103,7 +103,7 @@ def as_0_1(device: OneDevice) -> None:
     for name, path in files(device).items():
         rewrite(path, journal_of_0_1 if name == "journal.json" else lambda value: value)
     for path in [files(device)["slots.json"], *(device.folder / "models").rglob("manifest.json")]:
-        rewrite(path, lambda value: {name: value[name] for name in value if name != "format"})
+        rewrite(path, lambda value: {name: value[name] for name in value if name not in {"format", "shares"}})
     (device.folder / "stopped.json").unlink(missing_ok=True)
 
 
