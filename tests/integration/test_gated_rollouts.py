@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
 from sprat_server.flows import rollout_reports
+from sprat_server.flows.rollout_upkeep import look_after
 from sprat_server.rollouts import gating
 from sprat_server.rollouts.gate_plan import GatePlan
 from sprat_server.rollouts.gates import Gate, judge
@@ -210,6 +211,49 @@ def test_devices_that_fall_silent_count_as_lost_after_the_timeout_and_a_late_wor
     assert (fleet.why()["reported"], fleet.why()["lost"]) == (8, 2)
 
 
+def test_a_hold_with_nobody_left_to_hear_is_told_and_halts_in_time(
+    app: FastAPI, fleet: Fleet, operator: Api, releaser: Api
+) -> None:
+    fleet.begin(["100%"], gates=None, release=1)
+    for device in fleet.devices.values():
+        device.tell(Outcome.COMMITTED)
+    fleet.begin(["10", "100%"], gates={**EVIDENCE, "held_s": 3600})
+
+    def hours_later(hours: float) -> dict[str, Any]:
+        look_after(app.state.database, app.state.settings, datetime.now(UTC) + timedelta(hours=hours))
+        return fleet.look()
+
+    def told() -> list[dict[str, Any]]:
+        events = made(operator.get("/api/v1/events", params={"type": "rollout.held"}))["items"]
+        return [one["data"] for one in events]
+
+    for one in fleet.exposed()[:7]:
+        fleet.devices[one].tell(Outcome.COMMITTED, evidence=measured(0.0))
+    assert hours_later(2)["held_since"] is None, "three are awaited"
+    for one in fleet.exposed():
+        fleet.devices[one].tell(Outcome.REFUSED, evidence=None, error_code="verify.refused", error_detail="no luck")
+    held = fleet.look()
+    assert (held["state"], held["exposed"]) == ("running", 10)
+    assert held["held_since"] is not None
+    assert "a person: nobody is awaited, and nothing is proven (7 devices measured accuracy" in held["waits_for"][0]
+    assert [data["reason"] for data in told()] == ["7 devices measured accuracy, at least 9 must"]
+    assert hours_later(0.5)["state"] == "running"
+
+    made(releaser.post(f"/api/v1/rollouts/{fleet.rollout}/pause", json={"reason": "I look"}))
+    assert hours_later(2)["state"] == "paused", "a person has it in hand"
+    made(releaser.post(f"/api/v1/rollouts/{fleet.rollout}/resume", json={"reason": "go on"}))
+    assert len(told()) == 2
+
+    halted = hours_later(2)
+    assert (halted["state"], halted["held_since"]) == ("halted", None)
+    assert re.fullmatch(
+        r"nothing is proven either way, and nobody was awaited for 7,\d\d\d s: 7 devices measured .*", halted["reason"]
+    )
+    wishes = [device.wish() for device in fleet.devices.values()]
+    assert [wish.release for wish in wishes if wish is not None] == [1] * 24
+    assert made(fleet.viewer.get("/api/v1/models/mnist/releases/2"))["quarantine"] is not None
+
+
 def test_a_device_that_is_revoked_counts_no_more(fleet: Fleet, operator: Api) -> None:
     fleet.begin(["4", "100%"])
     gone = fleet.exposed()[0]
@@ -314,6 +358,7 @@ def test_gates_that_are_wrong_are_refused_where_they_are_said(pair: Fleet) -> No
         {"rule": "luck"},
         {"silence_s": 0},
         {"silence_s": True},
+        {"held_s": 0.5},
         {"policy": []},
         {"more": 1},
         {"policy": {"alpha": 2}},

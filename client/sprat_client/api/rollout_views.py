@@ -65,6 +65,7 @@ class RolloutView(TypedDict):
     plan: dict[str, Any]
     approvals: list[ApprovalView]
     waits_for: list[str]
+    held_since: str | None
     waves: list[WaveView]
     devices: int
     unplaced: int

@@ -45,7 +45,7 @@ _KNOWN: Final[Mapping[str, str]] = {
 _INNER: Final[Mapping[str, frozenset[str]]] = {
     "grow": frozenset({"from", "factor"}),
     "retries": frozenset({"link", "disk", "busy", "first_wait_s"}),
-    "gates": frozenset({"rule", "silence_s", "policy"}),
+    "gates": frozenset({"rule", "silence_s", "held_s", "policy"}),
 }
 _SCALARS: Final = (
     (re.compile(r"true|false"), lambda text: text == "true"),

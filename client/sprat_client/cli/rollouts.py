@@ -42,7 +42,7 @@ WhereOption = Annotated[
 GroupOption = Annotated[str | None, typer.Option(help="The devices of this saved group when it starts.")]
 Gates = Annotated[
     Path | None,
-    typer.Option(help="JSON file: rule, silence_s and policy of the gate.  [default: evidence from 100 devices]"),
+    typer.Option(help="JSON file of its gate: rule, silence_s, held_s, policy.  [default: evidence from 100 devices]"),
 ]
 Control = Annotated[str | None, typer.Option(help="Share of the devices that is held back to compare with: 5%.")]
 InFlight = Annotated[int | None, typer.Option(help="Most devices that may be at work on it at a time.")]

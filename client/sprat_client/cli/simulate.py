@@ -41,6 +41,9 @@ def fleet(
     ] = None,
     interval_s: Annotated[float, typer.Option(min=0.01, help="Seconds between two polls of a device.")] = 2.0,
     silence_s: Annotated[float, typer.Option(min=1, help="Seconds after which a silent device counts as lost.")] = 20.0,
+    held_s: Annotated[
+        float, typer.Option(min=1, help="Seconds after which a rollout halts that is held with nobody left to hear.")
+    ] = 20.0,
     patience_s: Annotated[
         float, typer.Option(min=1, help="Seconds without a change before it counts as held.")
     ] = 120.0,
@@ -70,6 +73,7 @@ def fleet(
         seed=seed,
         interval_s=interval_s,
         silence_s=silence_s,
+        held_s=held_s,
         patience_s=patience_s,
         waves=None if waves is None else tuple(wave.strip() for wave in waves.split(",")),
     )

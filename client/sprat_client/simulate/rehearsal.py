@@ -41,6 +41,7 @@ class Plan:
         seed: of everything that is left to chance.
         interval_s: between two polls of a device.
         silence_s: after which a device that says nothing counts as lost.
+        held_s: after which a rollout halts whose gate has heard everyone and decides nothing.
         patience_s: without a change of the rollout, before it counts as held.
         waves: cumulative counts or percents; None: the server's default.
     """
@@ -54,6 +55,7 @@ class Plan:
     seed: int = 7
     interval_s: float = 2.0
     silence_s: float = 20.0
+    held_s: float = 20.0
     patience_s: float = 120.0
     waves: tuple[str, ...] | None = None
 
@@ -186,7 +188,7 @@ def _roll(
     tell: Callable[[str], None],
 ) -> "tuple[RolloutView, bool]":
     """Make and start a rollout to the played devices; return it at its end, and whether it was held and aborted."""
-    gates = {"rule": rule, "silence_s": plan.silence_s}
+    gates = {"rule": rule, "silence_s": plan.silence_s, "held_s": plan.held_s}
     made = client.rollouts.create(plan.model, number, waves=waves, devices=ids, gates=gates, rehearsal=True)
     rollout = client.rollouts.start(made["id"], reason="a rehearsal with played devices")
     changed, seen, was_held = time.monotonic(), "", False

@@ -105,6 +105,12 @@ def view(session: Session, rollout: Rollout) -> tuple[GateView | None, str]:
     return GateView(halts=verdict.decision is Decision.HALT, room=room), "; ".join(verdict.reasons)
 
 
+def hold_ends(rollout: Rollout) -> datetime | None:
+    """Return when a rollout halts that is held with nobody left to hear; None: it is not."""
+    held_s = GatePlan.of(rollout.gates).held_s
+    return None if rollout.held_since is None else rollout.held_since + timedelta(seconds=held_s)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """Where the gate of a live rollout is, for metrics.

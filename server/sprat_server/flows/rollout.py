@@ -192,7 +192,7 @@ def pause(session: Session, rollout_id: UUID, reason: str) -> Rollout:
     """Open no further wave; a failure still halts. Raises NotFound, and Conflict unless it runs."""
     rollout = steps.lock(session, rollout_id)
     rollouts.require(rollout, "pause")
-    rollout.state, rollout.reason = RolloutState.PAUSED, reason
+    rollout.state, rollout.reason, rollout.held_since = RolloutState.PAUSED, reason, None
     session.flush()
     steps.tell(session, rollout, "paused")
     return rollout

@@ -25,7 +25,16 @@ from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
 from sprat_server.rollouts.models import Rollout, RolloutDevice
 from sprat_server.rollouts.reaches import in_order, reaches_everyone
-from sprat_server.rollouts.waves import DeviceState, Limits, RolloutState, Step, WaveState, next_step, room_for
+from sprat_server.rollouts.waves import (
+    DeviceState,
+    GateView,
+    Limits,
+    RolloutState,
+    Step,
+    WaveState,
+    next_step,
+    room_for,
+)
 from sprat_shared.trust.windows import any_open
 
 _MOVES_LOCK: Final = 0x5350_5241_5443  # an arbitrary number that only this lock uses
@@ -101,11 +110,10 @@ def advance(session: Session, rollout: Rollout, cause: str = "", *, room: int = 
         bounds = limits(session, rollout, now)
         match next_step(RolloutState(rollout.state), rollouts.views(session, rollout), gate, bounds):
             case Step.HOLD:
+                _note_hold(session, rollout, gate, why, now or datetime.now(UTC))
                 return
             case Step.HALT:
-                before, after = {"state": rollout.state}, {"state": RolloutState.HALTED.value, "reason": cause}
-                stop(session, rollout, RolloutState.HALTED, cause)
-                audit.record(session, SYSTEM, "rollout.halt", f"rollout:{rollout.id}", before, after)
+                _halt(session, rollout, cause)
                 return
             case Step.CLOSE_WAVE:
                 wave = next(wave for wave in waves if wave.state == WaveState.OPEN)
@@ -119,6 +127,20 @@ def advance(session: Session, rollout: Rollout, cause: str = "", *, room: int = 
             case Step.SUCCEED:
                 _succeed(session, rollout, rollouts.reached(session, rollout))
                 return
+
+
+def end_hold(session: Session, rollout: Rollout, now: datetime) -> bool:
+    """Halt a rollout that its gate has held for too long with nobody left to hear; return whether. Holds the lock.
+
+    Devices would else run a release for ever of which neither harm nor its absence is shown.
+    """
+    ends = gating.hold_ends(rollout)
+    if ends is None or now < ends:
+        return False
+    _, why = gating.view(session, rollout)
+    held_s = (now - (rollout.held_since or now)).total_seconds()
+    _halt(session, rollout, f"nothing is proven either way, and nobody was awaited for {held_s:,.0f} s: {why}")
+    return True
 
 
 def tell(session: Session, rollout: Rollout, kind: str, **more: Any) -> None:
@@ -171,6 +193,22 @@ def offer(session: Session, rollout: Rollout, parts: Sequence[RolloutDevice]) ->
 def model_of(session: Session, rollout: Rollout) -> Model:
     """Return the model of a rollout."""
     return session.scalars(select(Model).where(Model.id == rollout.model_id)).one()
+
+
+def _halt(session: Session, rollout: Rollout, cause: str) -> None:
+    before, after = {"state": rollout.state}, {"state": RolloutState.HALTED.value, "reason": cause}
+    stop(session, rollout, RolloutState.HALTED, cause)
+    audit.record(session, SYSTEM, "rollout.halt", f"rollout:{rollout.id}", before, after)
+
+
+def _note_hold(session: Session, rollout: Rollout, gate: GateView | None, why: str, now: datetime) -> None:
+    runs = rollout.state == RolloutState.RUNNING
+    if not runs or gate is None or gate.room or rollouts.in_flight(session, rollout):
+        rollout.held_since = None
+    elif rollout.held_since is None:
+        rollout.held_since = now
+        session.flush()
+        tell(session, rollout, "held", reason=why, halts_at=str(gating.hold_ends(rollout)))
 
 
 def _expose(session: Session, rollout: Rollout, devices: Sequence[RolloutDevice], *, most: int | None = None) -> None:

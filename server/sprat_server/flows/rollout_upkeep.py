@@ -1,4 +1,4 @@
-"""What rollouts do at a time of day: start, open after a window opened, ask again, notice silence.
+"""What rollouts do at a time of day: start, open after a window opened, ask again, notice silence, end a long hold.
 
 Replicas may all look; one at a time does. Each thing is a transaction of its own, so that a killed one is done by the
 next look.
@@ -56,6 +56,11 @@ def _look_after(database: Database, settings: Settings, project_id: UUID, at: da
         asked = rollout_reports.retry(session, at)
     with database.transaction(project_id) as session:
         moved = rollout_reports.on_silence(session, at)
+    with database.transaction(project_id) as session:
+        held = rollouts.held(session)
+    for rollout_id in held:
+        with database.transaction(project_id) as session:
+            steps.end_hold(session, steps.lock(session, rollout_id), at)
     if asked:
         _log.info("rollouts.asked-again", devices=asked)
     if moved:

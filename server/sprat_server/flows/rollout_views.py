@@ -60,6 +60,10 @@ def waits_for(session: Session, rollout: Rollout, tally: Tally, now: datetime) -
         said.append(f"its next maintenance window, at {_clock(next_opening(plan.windows, now))}")
     if bounds.free == 0:
         said.append(f"the {plan.in_flight} devices in flight, of which no more may be")
+    ends = gating.hold_ends(rollout)
+    if ends is not None:
+        _, undecided = gating.view(session, rollout)
+        said.append(f"a person: nobody is awaited, and nothing is proven ({undecided}); it halts at {_clock(ends)}")
     if tally.retry_at is not None:
         said.append(f"{tally.retrying} failed devices that are asked again, the first at {_clock(tally.retry_at)}")
     return said

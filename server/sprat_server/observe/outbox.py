@@ -32,6 +32,7 @@ KINDS: Final[Mapping[str, str]] = {
     "rollout.paused": "It opens no further wave.",
     "rollout.resumed": "It goes on.",
     "rollout.promoted": "A person opened the next wave.",
+    "rollout.held": "Nobody is awaited, and its gate neither opens nor halts; after a time it halts by itself.",
     "rollout.halted": "A gate stopped it; devices that had the release go back.",
     "rollout.aborted": "A person ended it.",
     "rollout.superseded": "A later rollout took its devices over.",

@@ -34,6 +34,7 @@ class Rollout(ProjectOwned, Base):
         Index("uq_rollout_name", "project_id", "name", unique=True, postgresql_where="state <> 'aborted'"),
         CheckConstraint("name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'", name="name_is_plain"),
         CheckConstraint("rule IN ('first_failure', 'evidence')", name="rule_is_known"),
+        CheckConstraint("held_since IS NULL OR state = 'running'", name="only_what_runs_is_held"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -48,6 +49,7 @@ class Rollout(ProjectOwned, Base):
     start_at: Mapped[datetime | None]  # it starts by itself then
     rule: Mapped[str | None]  # who decides, chosen at the start: the first failure, or evidence
     reason: Mapped[str | None]  # of the last pause, halt or abort
+    held_since: Mapped[datetime | None]  # it runs, nobody is awaited, and its gate neither opens nor halts
     created_by: Mapped[str]
     creator_id: Mapped[str | None]  # of that actor: who may not approve it
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -67,7 +67,7 @@ class NewRollout(BaseModel):
     group: Annotated[str | None, Field(max_length=63, description="The devices of this saved group, likewise")] = None
     gates: Annotated[
         dict[str, Any] | None,
-        Field(description="rule (evidence or first_failure), silence_s, and the policy of the gate; docs/gates.md"),
+        Field(description="Of its gate: rule (evidence or first_failure), silence_s, held_s, policy; docs/gates.md"),
     ] = None
     control: Annotated[
         str | None, Field(max_length=10, description="Share of the devices that is held back, such as 5%")

@@ -80,7 +80,8 @@ class RolloutView(BaseModel):
     `prefetched` counts those that were asked to fetch it ahead, `fetching` those that are at it, and `ready` those that
     have it. `excused` failed, which a person acknowledged; `retrying` failed and are asked again; `controls` are held
     back; `unplaced` are in no wave (before the start, or out of every wave's reach). `plan` is how it is run, and
-    `waits_for` what holds it back now, beside devices that have not answered.
+    `waits_for` what holds it back now, beside devices that have not answered. `held_since`: all exposed devices were
+    heard, and its gate neither opens nor halts; that ends with a halt in time.
     """
 
     id: UUID
@@ -102,6 +103,7 @@ class RolloutView(BaseModel):
     plan: dict[str, Any]
     approvals: list[ApprovalView]
     waits_for: list[str]
+    held_since: datetime | None
     waves: list[WaveView]
     devices: int
     unplaced: int
@@ -145,6 +147,7 @@ class RolloutView(BaseModel):
             plan=rollout.plan,
             approvals=[ApprovalView(by=one.actor, reason=one.reason, at=one.at) for one in approvals],
             waits_for=list(waits_for),
+            held_since=rollout.held_since,
             waves=[
                 WaveView(
                     ordinal=wave.ordinal,

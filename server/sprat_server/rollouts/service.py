@@ -243,6 +243,11 @@ def running(session: Session) -> list[UUID]:
     return list(session.scalars(select(Rollout.id).where(Rollout.state.in_(LIVE)).order_by(Rollout.id)))
 
 
+def held(session: Session) -> list[UUID]:
+    """Return the rollouts that run and whose gates hold them with nobody left to hear, in one order."""
+    return list(session.scalars(select(Rollout.id).where(Rollout.held_since.is_not(None)).order_by(Rollout.id)))
+
+
 def exposed_devices(session: Session, rollout: Rollout) -> list[RolloutDevice]:
     """Return the parts of devices that were offered the release, or fetched it ahead, and were not assigned back."""
     return list(
@@ -309,7 +314,7 @@ def end_wave(session: Session, wave: Wave, state: WaveState) -> None:
 
 def end(session: Session, rollout: Rollout, state: RolloutState, reason: str | None = None) -> None:
     """End a rollout: succeeded, halted or aborted."""
-    rollout.state, rollout.ended_at = state, datetime.now(UTC)
+    rollout.state, rollout.ended_at, rollout.held_since = state, datetime.now(UTC), None
     rollout.reason = reason if reason is not None else rollout.reason
     session.flush()
 
