@@ -76,6 +76,32 @@ def test_rotated_roots_are_followed_from_a_poll_and_from_the_network(trust: OneT
     assert trust.versions()["image/root"] == 3
 
 
+def test_a_device_lives_through_more_roots_than_one_refresh_takes(trust: OneTrust, server: DeviceServer) -> None:
+    trust.take()
+    for version in (200, 301):
+        for repository in (server.repository, server.director):
+            while repository.root.version < version:
+                repository.rotate("timestamp")
+        server.repository.publish()
+        server.director.stamp(trust.device.id)
+        trust.take()
+        assert (trust.versions()["image/root"], trust.versions()["director/root"]) == (version, version)
+
+
+def test_a_device_that_missed_more_roots_than_one_refresh_takes_goes_on_at_the_next(
+    trust: OneTrust, server: DeviceServer
+) -> None:
+    trust.take()
+    while server.director.root.version < 301:
+        server.director.rotate("timestamp")
+    server.director.stamp(trust.device.id)
+    with pytest.raises(UntrustedUpdate):
+        trust.take()
+    assert trust.versions()["director/root"] == 257
+    trust.take()
+    assert trust.versions()["director/root"] == 301
+
+
 @pytest.mark.parametrize("name", ["image", "director"])
 def test_metadata_signed_by_other_keys_are_refused(trust: OneTrust, server: DeviceServer, name: str) -> None:
     trust.take()

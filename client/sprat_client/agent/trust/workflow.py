@@ -124,6 +124,8 @@ class Workflow(Updater):
         self.history: dict[int, bytes] = {}
         self.accepted: dict[str, bytes | None] = {}
         super().__init__(str(folder), _UNUSED_URL, fetcher=fetcher, bootstrap=bootstrap)
+        # The cap is for new roots: those that were trusted before are walked again from enrolment's, every time.
+        self.config.max_root_rotations += max(0, marks.versions.get(Root.type, 0) - self._trusted_set.root.version)
 
     def refresh(self) -> None:
         """Run the workflow of the four top roles."""
