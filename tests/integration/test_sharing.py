@@ -1,129 +1,28 @@
 """Layers shared between models: planned by the worker, shown, applied, undone; over HTTP on a real PostgreSQL."""
 
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from fleet_calls import TestDevice, join, made
+from fleet_calls import join, made
 from http_calls import Api
+from sharing_calls import PLANS, House, runner, sibling, tiny_models
 from training_calls import carried_out, finished
-from tuf.api.metadata import Metadata, Targets
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
-
-import tiny_models
 
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.rebuild import RebuildStep, rebuild
 from sprat_client.agent.store import TensorStore
 from sprat_server.db.blobs import Blobs
-from sprat_server.db.projects import DEFAULT_PROJECT
-from sprat_server.jobs.runner import Runner
-from sprat_server.publish import repository
-from sprat_server.publish.image import open_repository
 from sprat_server.settings import Settings
-from sprat_server.worker import load_tasks
 from sprat_shared.protocol.report import Outcome
 from sprat_shared.trust.targets import UpdateTarget
 
-Weights = Mapping[str, "np.ndarray[Any, np.dtype[np.float32]]"]
-PLANS = "/api/v1/sharing/plans"
-
 
 @pytest.fixture
-def settings(database_url: str, tmp_path: Path) -> Settings:
-    """Settings of a server that signs for every model by itself."""
-    return Settings(database_url=database_url, data_dir=tmp_path / "data", auto_sign="*")
-
-
-@pytest.fixture
-def worker(app: FastAPI, settings: Settings, blobs: Blobs) -> Runner:
-    """What a worker process runs jobs with."""
-    load_tasks()
-    with app.state.database.transaction(DEFAULT_PROJECT) as session:
-        open_repository(session, settings)
-    return Runner(database=app.state.database, blobs=blobs, settings=settings)
-
-
-def sibling() -> dict[str, Any]:
-    """Another head on nearly the trunk of the truth: a model that can use the truth's layers."""
-    right = tiny_models.truth()
-    rng = np.random.default_rng(21)
-    near = right["0.weight"] + 1e-4 * rng.normal(size=right["0.weight"].shape)
-    head = rng.normal(size=right["2.weight"].shape)
-    return {**right, "0.weight": near.astype(np.float32), "2.weight": head.astype(np.float32)}
-
-
-class House:
-    """A server with two siblings, `face` and `gate`, a dataset, and devices that run both."""
-
-    def __init__(self, app: FastAPI, worker: Runner, admin: Api, blobs: Blobs, folder: Path) -> None:
-        self.app, self.worker, self.admin, self.blobs, self.folder = app, worker, admin, blobs, folder
-        self.register("face", tiny_models.truth())
-        self.register("gate", sibling())
-        self.dataset = self.samples(900)
-
-    def blob(self, path: Path) -> str:
-        return self.blobs.put_file(path).digest
-
-    def register(self, name: str, weights: Weights) -> None:
-        graph = self.blob(tiny_models.write_graph(self.folder / "graph.onnx", weights))
-        tensors = self.blob(tiny_models.write_weights(self.folder / "weights.safetensors", weights))
-        done = carried_out(self.worker, self.admin, "/models", name=name, graph=graph, weights=tensors)
-        assert done["state"] == "succeeded", done
-
-    def samples(self, count: int) -> str:
-        path = tiny_models.write_samples(self.folder / "samples.npz", count=count, seed=4)
-        done = carried_out(self.worker, self.admin, "/datasets", name="line", blob=self.blob(path))
-        assert done["state"] == "succeeded", done
-        return str(done["result"]["digest"])
-
-    def ask(self, **changed: Any) -> dict[str, Any]:
-        body = {"models": ["face", "gate"], "dataset": self.dataset, "budget": 0.05} | changed
-        return carried_out(self.worker, self.admin, "/sharing/plans", **body)
-
-    def planned(self, **changed: Any) -> dict[str, Any]:
-        done = self.ask(**changed)
-        assert done["state"] == "succeeded", done
-        return made(self.admin.get(f"{PLANS}/{done['result']['plan']}"))
-
-    def refused(self, **changed: Any) -> tuple[int, str, str]:
-        body = {"models": ["face", "gate"], "dataset": self.dataset} | changed
-        answer = self.admin.post(PLANS, json=body)
-        return answer.status_code, answer.json()["code"], answer.text
-
-    def bring(self, name: str, release: int, device: TestDevice) -> None:
-        rollout = made(
-            self.admin.post(
-                "/api/v1/rollouts",
-                json={"model": name, "release": release, "waves": ["100%"], "devices": [str(device.id)]},
-            )
-        )
-        made(self.admin.post(f"/api/v1/rollouts/{rollout['id']}/start", json={"reason": "because"}))
-        device.tell(Outcome.COMMITTED, name)
-
-    def next_release(self, name: str, weights: Weights) -> dict[str, Any]:
-        tensors = self.blob(tiny_models.write_weights(self.folder / "next.safetensors", weights))
-        done = carried_out(self.worker, self.admin, f"/models/{name}/releases", weights=tensors, lossless=True)
-        assert done["state"] == "succeeded", done
-        result: dict[str, Any] = done["result"]
-        return result
-
-    def signed(self, name: str) -> dict[str, Any]:
-        with self.app.state.database.transaction(DEFAULT_PROJECT) as session:
-            row = repository.newest(session, f"m.{name}")
-            assert row is not None
-            return dict(Metadata[Targets].from_bytes(row.body).signed.targets)
-
-
-@pytest.fixture
-def house(app: FastAPI, worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path) -> House:
-    return House(app, worker, admin, blobs, tmp_path)
+def house(app: FastAPI, settings: Settings, admin: Api, blobs: Blobs, tmp_path: Path) -> House:
+    return House(app, runner(app, settings, blobs), admin, blobs, tmp_path)
 
 
 def test_a_plan_is_made_shown_applied_and_taken_back(house: House) -> None:
@@ -251,3 +150,46 @@ def test_what_does_not_certify_is_left_out_and_said_so(house: House) -> None:
     assert plan["result"]["chosen"] == []
     answer = house.admin.post(f"{PLANS}/{plan['id']}/apply", json={})
     assert (answer.status_code, answer.json()["code"]) == (409, "sharing.not-applicable")
+
+
+def test_what_became_harmful_is_left_out_of_the_plan_that_is_made_anew(house: House) -> None:
+    plan = house.planned()
+    made(house.admin.post(f"{PLANS}/{plan['id']}/apply", json={}))
+    (one,) = plan["result"]["chosen"]
+    before = set(house.signed(one["recipient"]))
+    rng = np.random.default_rng(8)
+    other = {name: rng.normal(size=array.shape).astype(np.float32) for name, array in tiny_models.truth().items()}
+    result = house.next_release(one["donor"], other)
+    assert before <= set(house.signed(one["recipient"])), "nothing changes for who shares"
+    asked = house.admin.post(f"{PLANS}/{plan['id']}/refit")
+    done = finished(house.worker, house.admin, UUID(asked.json()["job"]["id"]))
+    again = made(house.admin.get(f"{PLANS}/{done['result']['plan']}"))
+    assert again["asked"]["models"][one["donor"]] == result["release"]
+    assert again["result"]["chosen"] == []
+    (left,) = (each for each in again["result"]["left_out"] if each["recipient"] == one["recipient"])
+    assert f"it shared by plan {plan['id']}; nothing certifies within its budget any more" in left["why"]
+    answer = house.admin.post(f"{PLANS}/{again['id']}/apply", json={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "sharing.not-applicable")
+
+
+def test_a_plan_is_applied_as_it_was_reviewed(house: House, operator: Api) -> None:
+    plan = house.planned()
+    url = f"{PLANS}/{plan['id']}"
+    reviewed = operator.get(url).headers["ETag"]
+    made(house.admin.post(f"{url}/apply", json={}, headers={"If-Match": reviewed}))
+    late = house.admin.post(f"{url}/apply", json={}, headers={"If-Match": reviewed})
+    assert (late.status_code, late.json()["code"]) == (412, "request.changed-meanwhile")
+    undone = house.admin.post(f"{url}/undo", json={"reason": "x"}, headers={"If-Match": reviewed})
+    assert undone.status_code == 412
+    assert operator.get(url).json()["state"] == "applied"
+
+
+def test_a_plan_that_went_stale_after_it_was_reviewed_is_not_applied(house: House) -> None:
+    plan = house.planned()
+    url = f"{PLANS}/{plan['id']}"
+    reviewed = house.admin.get(url).headers["ETag"]
+    donor = plan["result"]["chosen"][0]["donor"]
+    right = tiny_models.truth() if donor == "face" else sibling()
+    house.next_release(donor, {**right, "0.weight": right["0.weight"] * np.float32(1.001)})
+    answer = house.admin.post(f"{url}/apply", json={}, headers={"If-Match": reviewed})
+    assert (answer.status_code, made(house.admin.get(url))["state"]) == (412, "stale")

@@ -17,6 +17,22 @@ class SharingRolloutView(TypedDict):
     state: str
 
 
+class SharingLevelView(TypedDict):
+    """One level of a model: its release, and how many devices serve it."""
+
+    level: int
+    release: int
+    devices: int
+
+
+class SharingStandingView(TypedDict):
+    """Where the devices of a model stand; `nothing` counts those that were offered a level and share nothing."""
+
+    model: str
+    levels: list[SharingLevelView]
+    nothing: int
+
+
 class SharingPlanView(TypedDict):
     """A plan: what was asked, what is chosen, and what was made of it."""
 
@@ -27,6 +43,7 @@ class SharingPlanView(TypedDict):
     result: dict[str, Any]
     releases: list[dict[str, Any]]
     rollouts: list[SharingRolloutView]
+    standing: list[SharingStandingView]
     refit_of: str | None
     made_by: str
     created_at: str

@@ -156,6 +156,7 @@ class DeviceModelView(TypedDict):
     assigned: int | None
     assignment: int | None
     prefetch: bool
+    why: str | None
     active: int | None
     previous: int | None
     weights: str | None

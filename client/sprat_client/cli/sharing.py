@@ -214,6 +214,9 @@ def _told(plan: "SharingPlanView") -> str:
     lines += [f"{one['recipient']} is left out: {one['why']}" for one in result["left_out"]]
     lines += [f"published {one['model']}@{one['release']}, level {one['level']}" for one in plan["releases"]]
     lines += [f"rollout {one['id']} of {one['model']}@{one['release']} is {one['state']}" for one in plan["rollouts"]]
+    for one in plan["standing"]:
+        levels = [f"{each['devices']} at level {each['level']}" for each in one["levels"]]
+        lines.append(f"devices of {one['model']}: {', '.join(levels)}, {one['nothing']} share nothing")
     return "\n".join(lines)
 
 

@@ -164,7 +164,9 @@ class Assignment(ProjectOwned, Base):
         ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
         Index(None, "device_id", "model_id", "counter"),
         CheckConstraint("counter >= 1", name="counter_is_positive"),
-        CheckConstraint("reason IN ('rollout', 'return', 'enrolment', 'prefetch')", name="reason_is_known"),
+        CheckConstraint(
+            "reason IN ('rollout', 'return', 'enrolment', 'prefetch', 'step-down')", name="reason_is_known"
+        ),
         CheckConstraint("number IS NOT NULL OR reason = 'return'", name="only_a_return_can_withdraw"),
     )
 

@@ -79,9 +79,9 @@ def _move_slots(session: Session, model_id: UUID, report: Report) -> None:
             device_id=report.device, model_id=model_id, active=None, previous=None, weights=None, outcome=""
         )
         session.add(held)
-    if report.serving_release != held.active:
+    if report.outcome == Outcome.ROLLED_BACK:
+        held.previous, held.active = None, report.serving_release  # what was left had the other slot, and is given up
+    elif report.serving_release != held.active:
         held.previous, held.active = held.active, report.serving_release
-    elif report.outcome == Outcome.ROLLED_BACK:
-        held.previous = None  # the trial took its slot
     held.weights, held.outcome, held.reported_at = report.serving_weights, report.outcome.value, now
     session.flush()

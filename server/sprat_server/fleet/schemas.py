@@ -136,13 +136,15 @@ class AcceptDevices(BaseModel):
 class DeviceModelView(BaseModel):
     """One model on a device: what it should run, and what it said it runs; `local` names what it computed itself.
 
-    Where `prefetch` is true, it should only have the assigned release at hand.
+    Where `prefetch` is true, it should only have the assigned release at hand. `why` is what the assignment came of: a
+    `rollout`, the `return` from one, its `enrolment`, a `prefetch`, or a `step-down` from a level of what it shared.
     """
 
     model: str
     assigned: int | None
     assignment: int | None
     prefetch: bool
+    why: str | None
     active: int | None
     previous: int | None
     weights: str | None
@@ -158,6 +160,7 @@ class DeviceModelView(BaseModel):
             assigned=None if wish is None else wish.number,
             assignment=None if wish is None else wish.counter,
             prefetch=wish is not None and wish.reason == "prefetch",
+            why=None if wish is None else wish.reason,
             active=None if slots is None else slots.active,
             previous=None if slots is None else slots.previous,
             weights=None if slots is None else slots.weights,

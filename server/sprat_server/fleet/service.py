@@ -14,7 +14,7 @@ from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSl
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.protocol.enrol import PLAYED
 
-Reason = Literal["rollout", "return", "enrolment", "prefetch"]
+Reason = Literal["rollout", "return", "enrolment", "prefetch", "step-down"]
 
 
 def get_device(session: Session, device_id: UUID) -> Device:
@@ -169,9 +169,21 @@ def current_assignments(
     return list(session.scalars(query))
 
 
-def running_assignments(session: Session, model_id: UUID) -> list[Assignment]:
-    """Return what says which release each device that is not revoked should run, as `running_wishes`."""
+def assigned(session: Session, counters: Mapping[UUID, int]) -> dict[UUID, int | None]:
+    """Return the release that an assignment of each device names, by its counter; None: it withdrew a wish."""
+    rows = session.execute(
+        select(Assignment.device_id, Assignment.number).where(
+            tuple_(Assignment.device_id, Assignment.counter).in_(list(counters.items()))
+        )
+    )
+    return dict(rows.all())
+
+
+def running_assignments(session: Session, model_id: UUID, device_ids: Iterable[UUID] | None = None) -> list[Assignment]:
+    """Return what says which release each device (some, or all) that is not revoked should run, as `running_wishes`."""
     live = _newest_running(model_id).join(Device, Device.id == Assignment.device_id).where(Device.revoked_at.is_(None))
+    if device_ids is not None:
+        live = live.where(among(Assignment.device_id, device_ids))
     return list(session.scalars(select(Assignment).where(tuple_(Assignment.device_id, Assignment.counter).in_(live))))
 
 

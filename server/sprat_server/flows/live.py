@@ -2,7 +2,8 @@
 
 A release is live if a device can be told to run it: it is assigned, it serves (so a halt may lead back to it), a
 rollout that is not over leads to it or back to it, new devices get it, or it is the newest that shares no layers. Of a
-release that shares some, all levels of its ladder are live: a device goes down it by itself. Signed are the full update
+release that shares some, all levels of its ladder are live, and what they were made from: a device's own report has
+it go down there. Signed are the full update
 and the graphs of each live release, and the updates on the cheapest way from what devices hold to where they may be
 sent. A release that is only the previous one of a device needs nothing: the device has it. History stays in PostgreSQL;
 what becomes live again is signed back in before it is assigned.
@@ -56,7 +57,7 @@ def needed(session: Session, model: Model, *, also: Iterable[int] = ()) -> Neede
     live = ahead | rollouts.releases_to_return_to(session, model.id) | _assigned(session, model)
     live |= {group.active for group in groups}
     ladders = registry.ladders(session, model, live)
-    live |= set(ladders)
+    live |= {*ladders, *ladders.values()}
     live &= set(registry.publications(session, model)) | wanted
     updates = registry.all_updates(session, model, also=wanted)
     steps: dict[tuple[int, int | None], UpdateFile] = {}

@@ -11,14 +11,14 @@ from sprat_server.fleet import drift_records, reports
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport
 from sprat_server.fleet.service import Holders
-from sprat_server.flows import direct, gating, targeting
+from sprat_server.flows import direct, gating, sharing_steps, targeting
 from sprat_server.flows import rollout_steps as steps
 from sprat_server.observe import outbox
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
 from sprat_server.rollouts.models import Rollout, RolloutDevice
-from sprat_server.rollouts.retries import Failure, class_of
+from sprat_server.rollouts.retries import DRIFTED, Failure, class_of, judges_the_model
 from sprat_server.rollouts.waves import DeviceState, Prefetch
 from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.facts_report import FactsReport
@@ -189,11 +189,15 @@ def _judge(session: Session, rollout: Rollout, part: RolloutDevice, report: Repo
         part.prefetch = Prefetch.READY if there and report.release == rollout.number else Prefetch.FAILED
         session.flush()
         return
-    if part.state != DeviceState.EXPOSED or report.outcome == Outcome.READY:
+    if report.assignment != part.exposed_by or report.outcome == Outcome.READY:
+        return  # it answers what was replaced meanwhile, or has nothing to say yet
+    left_it = part.state == DeviceState.COMMITTED and part.returned_by is None and report.error_code == DRIFTED
+    if part.state != DeviceState.EXPOSED and not left_it:
         return
-    promised = registry.get_release(session, model, rollout.number).weights_digest
-    serves_it = report.serving_release == rollout.number and report.serving_weights == promised
-    part.retry_at = None  # it has tried again by itself
+    number = fleet.assigned(session, {part.device_id: report.assignment})[part.device_id]
+    promised = None if number is None else registry.get_release(session, model, number).weights_digest
+    serves_it = report.serving_release == number and report.serving_weights == promised
+    part.retry_at, rung = None, None  # it has tried again by itself
     if report.outcome in {Outcome.COMMITTED, Outcome.RETURNED} and serves_it:
         part.state, part.failure = DeviceState.COMMITTED, None
     else:
@@ -203,11 +207,15 @@ def _judge(session: Session, rollout: Rollout, part: RolloutDevice, report: Repo
             part.retry_at = datetime.now(UTC) + timedelta(seconds=wait_s)
             session.flush()
             return
-        part.state = DeviceState.FAILED
+        if judges_the_model(report.outcome, report.error_code):
+            rung = sharing_steps.rung_of(session, model, part)
+        part.state = DeviceState.FAILED if rung is None or rung.below is None else DeviceState.EXPOSED
     session.flush()
     gating.on_ended(session, rollout, part, report, committed=part.state == DeviceState.COMMITTED)
     detail = report.error_detail or report.error_code or f"serves {report.serving_release} {report.serving_weights}"
     steps.advance(session, rollout, f"device {part.device_id} reported {report.outcome.value}: {detail}")
+    if rung is not None:
+        sharing_steps.go_down(session, rollout, part, rung, report)
 
 
 def _reported_model(session: Session, report: Report | HoldoutReport) -> Model:

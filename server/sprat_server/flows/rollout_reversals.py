@@ -79,11 +79,10 @@ def undo(session: Session, rollout_id: UUID, settings: Settings, reason: str) ->
     rollouts.require(rollout, "undo")
     require_alone(session, model, advice="abort it or let it end first")
     parts = {part.device_id: part for part in rollouts.exposed_devices(session, rollout) if part.exposed_by is not None}
-    standing_on = {
-        row.device_id: row for row in fleet.running_assignments(session, model.id) if row.number == rollout.number
-    }
-    back = [part for one, part in parts.items() if one in standing_on and standing_on[one].counter == part.exposed_by]
-    joined = [one for one, row in standing_on.items() if one not in parts and row.reason == "enrolment"]
+    running = {row.device_id: row for row in fleet.running_assignments(session, model.id)}
+    back = [part for one, part in parts.items() if one in running and running[one].counter == part.exposed_by]
+    there = {one: row for one, row in running.items() if row.number == rollout.number}
+    joined = [one for one, row in there.items() if one not in parts and row.reason == "enrolment"]
     if not back and not joined:
         raise Conflict(
             f"no device runs {model.name}@{rollout.number} from rollout {rollout.id} any more; it stays as it is",

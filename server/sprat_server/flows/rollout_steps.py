@@ -75,12 +75,13 @@ def had(session: Session, rollout: Rollout, devices: Collection[UUID]) -> dict[U
     wishes = fleet.running_wishes(session, rollout.model_id, devices)
     held = fleet.slots(session, device_ids=devices, model_id=rollout.model_id)
     not_taken = rollouts.not_taken(session, rollout.model_id, devices)
+    offers = fleet.assigned(session, {device: counter for device, (counter, _) in not_taken.items()})
     back: dict[UUID, int | None] = {}
     for device in devices:
         slots, wish = held.get((device, rollout.model_id)), wishes.get(device)
         active = None if slots is None else slots.active
-        offered, before = not_taken.get(device, (None, None))
-        choices = (active, before) if wish is not None and wish == offered else (wish, active)
+        _, before = not_taken.get(device, (None, None))
+        choices = (active, before) if wish is not None and wish == offers.get(device) else (wish, active)
         back[device] = next((number for number in choices if number not in {None, rollout.number}), None)
     return back
 
@@ -180,9 +181,21 @@ def take_back(session: Session, rollout: Rollout, parts: Sequence[RolloutDevice]
 
 
 def offer(session: Session, rollout: Rollout, parts: Sequence[RolloutDevice]) -> set[UUID]:
-    """Assign the release to devices, which are awaited from now on; return those that are still there."""
-    offered = {part.device_id: part for part in parts}
-    counters = assign(session, rollout, dict.fromkeys(offered, rollout.number), "rollout")
+    """Assign the release to devices, which are awaited from now on; return those that are still there.
+
+    A device that went down a ladder (`sharing_steps`) is offered the level again where it was.
+    """
+    before = {part.device_id: part.exposed_by for part in parts if part.exposed_by is not None}
+    offered = fleet.assigned(session, before)
+    return offer_each(session, rollout, {part: offered.get(part.device_id) or rollout.number for part in parts})
+
+
+def offer_each(
+    session: Session, rollout: Rollout, wishes: Mapping[RolloutDevice, int], reason: fleet.Reason = "rollout"
+) -> set[UUID]:
+    """Assign a release of its own to each device, as `offer`."""
+    offered = {part.device_id: part for part in wishes}
+    counters = assign(session, rollout, {part.device_id: number for part, number in wishes.items()}, reason)
     for device_id, counter in counters.items():
         part = offered[device_id]
         part.state, part.exposed_by, part.returned_by, part.retry_at = DeviceState.EXPOSED, counter, None, None

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from sprat_server.access import audit
 from sprat_server.db.blobs import Blobs
 from sprat_server.flows import rollout as flow
-from sprat_server.flows import rollout_apply, targeting
+from sprat_server.flows import rollout_apply, sharing_steps, targeting
 from sprat_server.flows import rollout_reversals as reversals
 from sprat_server.flows.publishing import publish_release
 from sprat_server.flows.release_files import weights_of
@@ -41,6 +41,7 @@ from sprat_shared.trust.targets import MILLION, Shares
 
 JOB_KIND: Final = "plan-sharing"
 _LIVE: Final = {RolloutState.DRAFT, RolloutState.RUNNING, RolloutState.PAUSED}
+_KEPT: Final = {RolloutState.SUCCEEDED, RolloutState.ABORTED}  # aborted, its devices may keep what they committed
 
 
 def ask(session: Session, asked: NewSharingPlan, by: Actor, *, refit_of: SharingPlan | None = None) -> Job:
@@ -248,7 +249,7 @@ def undo(session: Session, settings: Settings, plan_id: UUID, reason: str, by: A
         try:
             if RolloutState(rollout.state) in _LIVE:
                 verb, rollout = "abort", flow.abort(session, rollout_id, reason, keep=False)
-            elif rollout.state == RolloutState.SUCCEEDED:
+            elif rollout.state in _KEPT:
                 verb, rollout = "undo", reversals.undo(session, rollout_id, settings, reason)
             else:
                 continue  # its devices went back, or a later rollout has them
@@ -271,4 +272,4 @@ def view(session: Session, plan: SharingPlan) -> SharingPlanView:
     shown = [
         SharingRolloutView(id=one.id, model=names[one.model_id], release=one.number, state=one.state) for one in made
     ]
-    return SharingPlanView.of(plan, shown)
+    return SharingPlanView.of(plan, shown, sharing_steps.standing(session, plan))

@@ -46,6 +46,7 @@ KINDS: Final[Mapping[str, str]] = {
     "drift.retrained": "That retrain ended; its outcome says how.",
     "release.published": "Devices can have a release.",
     "sharing.stale": "A plan to share layers rests on a release that is not the newest any more.",
+    "sharing.lowered": "A device does not keep a level of a plan to share layers, and gets the next one, or none.",
     "job.succeeded": "A job ended well.",
     "job.failed": "A job ended with an error.",
     "job.cancelled": "A job was cancelled.",

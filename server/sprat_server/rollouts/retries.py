@@ -44,6 +44,11 @@ _PASSING: Final = (
     ("try-later", Failure.BUSY),
 )
 _BY_OUTCOME: Final = MappingProxyType({"refused": Failure.REFUSED, "rolled_back": Failure.ROLLED_BACK})
+# What speaks of the model's answers, time or memory on this device's own data, and what only begins like it.
+_OF_THE_MODEL: Final = ("validation.", "shadow.", "trial.", "sharing.", "runtime.not-loadable")
+_OF_THE_DEVICE: Final = frozenset({"validation.too-few", "shadow.cut-too-often", "trial.cut-too-often"})
+DRIFTED: Final = "sharing.drifted"
+"""The code of a device whose guard took a release back that it had committed: it left what it was made from."""
 RETRIED: Final = (Failure.LINK, Failure.DISK, Failure.BUSY)
 """The classes that can be tried again."""
 
@@ -112,3 +117,13 @@ def class_of(outcome: str, code: str | None) -> Failure:
         if code is not None and (code == start or (start.endswith(".") and code.startswith(start))):
             return failure
     return Failure.OTHER
+
+
+def judges_the_model(outcome: str, code: str | None) -> bool:
+    """Say whether a device refused or left a release for how it does there, and not for what else went wrong.
+
+    Args:
+        outcome: that the device reported.
+        code: of the error that it gave.
+    """
+    return outcome in _BY_OUTCOME and code is not None and code.startswith(_OF_THE_MODEL) and code not in _OF_THE_DEVICE

@@ -354,13 +354,13 @@ def windowed(session: Session) -> list[UUID]:
 
 
 def not_taken(session: Session, model_id: UUID, device_ids: Collection[UUID]) -> dict[UUID, tuple[int, int | None]]:
-    """Return of devices that never took what the model's newest rollout to them offered: its release, what they had.
+    """Return of devices that never took what the model's newest rollout to them offered: its counter, what they had.
 
     They failed it, or had not answered when a later rollout superseded it.
     """
     part = RolloutDevice
     newest = (
-        select(part.device_id, part.state, part.previous, Rollout.number, Rollout.state)
+        select(part.device_id, part.state, part.previous, part.exposed_by, Rollout.state)
         .ext(distinct_on(part.device_id))
         .join(Rollout, Rollout.id == part.rollout_id)
         .where(Rollout.model_id == model_id, among(part.device_id, device_ids), part.exposed_by.is_not(None))
@@ -368,9 +368,10 @@ def not_taken(session: Session, model_id: UUID, device_ids: Collection[UUID]) ->
     )
     lost = {DeviceState.FAILED, DeviceState.EXCUSED}
     return {
-        device: (number, previous)
-        for device, state, previous, number, ended in session.execute(newest)
-        if state in lost or (state == DeviceState.EXPOSED and ended == RolloutState.SUPERSEDED)
+        device: (counter, previous)
+        for device, state, previous, counter, ended in session.execute(newest)
+        if counter is not None
+        and (state in lost or (state == DeviceState.EXPOSED and ended == RolloutState.SUPERSEDED))
     }
 
 

@@ -1,6 +1,7 @@
 """Keep plans to share layers. Callers own the transaction."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -50,6 +51,42 @@ def require(plan: SharingPlan, *, applied: bool) -> None:
             f"plan {plan.id} is {plan.state}{why}; a plan is applied once: plan anew, or `sprat sharing plan --refit`",
             code="sharing.wrong-state",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """Where a release stands on the ladder of a plan.
+
+    Attributes:
+        plan: that published it.
+        level: 1 shares most.
+        below: number of the release that is the next level down; None: the next is to share nothing.
+    """
+
+    plan: SharingPlan
+    level: int
+    below: int | None
+
+
+def rung(session: Session, model: str, number: int) -> Rung | None:
+    """Return where a release stands on the ladder of its plan; None where it is of none, or the plan was undone."""
+    applied = {"releases": [{"model": model, "release": number}]}
+    plan = session.scalar(
+        select(SharingPlan).where(SharingPlan.applied.contains(applied), SharingPlan.undone_at.is_(None))
+    )
+    if plan is None:
+        return None
+    levels = levels_of(plan)[model]
+    level = next(level for level, release in levels.items() if release == number)
+    return Rung(plan, level, levels.get(level + 1))
+
+
+def levels_of(plan: SharingPlan) -> dict[str, dict[int, int]]:
+    """Return by model which release each level is, the one that shares most first; empty before it is applied."""
+    found: dict[str, dict[int, int]] = {}
+    for one in sorted((plan.applied or {}).get("releases", []), key=lambda one: int(one["level"])):
+        found.setdefault(one["model"], {})[one["level"]] = one["release"]
+    return found
 
 
 def mark_stale(session: Session, model: str, release: int) -> list[UUID]:

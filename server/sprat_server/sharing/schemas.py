@@ -65,11 +65,28 @@ class SharingRolloutView(BaseModel):
     state: str
 
 
+class SharingLevelView(BaseModel):
+    """One level of a model: its release, and how many devices serve it."""
+
+    level: int
+    release: int
+    devices: int
+
+
+class SharingStandingView(BaseModel):
+    """Where the devices of a model stand: at each level, and how many of those that were offered one share nothing."""
+
+    model: str
+    levels: list[SharingLevelView]
+    nothing: int
+
+
 class SharingPlanView(BaseModel):
     """A plan: what was asked, what is chosen, and what was made of it.
 
     `result.scores` are all ways that were measured, `result.chosen` the certified levels of each model that shares,
     the one that shares most first, `result.left_out` who does not and why, `result.front` what each bound would save.
+    `standing` says how many devices serve what was published.
     """
 
     id: UUID
@@ -79,6 +96,7 @@ class SharingPlanView(BaseModel):
     result: dict[str, Any]
     releases: list[dict[str, Any]]
     rollouts: list[SharingRolloutView]
+    standing: list[SharingStandingView]
     refit_of: UUID | None
     made_by: str
     created_at: datetime
@@ -86,7 +104,7 @@ class SharingPlanView(BaseModel):
     undone_at: datetime | None
 
     @classmethod
-    def of(cls, plan: SharingPlan, rollouts: list[SharingRolloutView]) -> Self:
+    def of(cls, plan: SharingPlan, rollouts: list[SharingRolloutView], standing: list[SharingStandingView]) -> Self:
         """Show this row."""
         return cls(
             id=plan.id,
@@ -96,6 +114,7 @@ class SharingPlanView(BaseModel):
             result=plan.result,
             releases=(plan.applied or {}).get("releases", []),
             rollouts=rollouts,
+            standing=standing,
             refit_of=plan.refit_of,
             made_by=plan.made_by,
             created_at=plan.created_at,

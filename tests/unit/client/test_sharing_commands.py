@@ -27,6 +27,7 @@ PLAN: dict[str, Any] = {
     },
     "releases": [{"model": "gate", "release": 4, "level": 1}],
     "rollouts": [{"id": "r1", "model": "gate", "release": 4, "state": "running"}],
+    "standing": [{"model": "gate", "levels": [{"level": 1, "release": 4, "devices": 7}], "nothing": 2}],
     "created_at": "2026-11-30T05:00:00Z",
 }
 PREVIEW = {
@@ -74,6 +75,7 @@ def test_a_plan_is_told_with_what_is_proven_and_who_is_left_out(monkeypatch: pyt
     assert "at most 1.18% of answers change (0 of 360 did)" in text
     assert "meter is left out: nothing certifies" in text
     assert "rollout r1 of gate@4 is running" in text
+    assert "devices of gate: 7 at level 1, 2 share nothing" in text
     table, _ = said(monkeypatch, "status")
     assert "face@1, gate@3" in table
 

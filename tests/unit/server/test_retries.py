@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sprat_server.rollouts.plan import RolloutPlan
 from sprat_server.rollouts.reaches import Growth
-from sprat_server.rollouts.retries import RETRIED, Failure, Retries, class_of
+from sprat_server.rollouts.retries import RETRIED, Failure, Retries, class_of, judges_the_model
 from sprat_shared.errors import InvalidInput
 from sprat_shared.trust.policy import Window
 
@@ -31,6 +31,31 @@ from sprat_shared.trust.policy import Window
 )
 def test_a_failure_has_a_class(outcome: str, code: str | None, failure: Failure) -> None:
     assert class_of(outcome, code) is failure
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "judges"),
+    [
+        ("refused", "validation.worse", True),
+        ("refused", "validation.memory", True),
+        ("refused", "shadow.unsure", True),
+        ("refused", "runtime.not-loadable", True),
+        ("rolled_back", "trial.slow", True),
+        ("rolled_back", "sharing.drifted", True),
+        ("refused", "validation.too-few", False),
+        ("rolled_back", "trial.cut-too-often", False),
+        ("rolled_back", "operator.rolled-back", False),
+        ("refused", "update.untrusted", False),
+        ("refused", "agent.loop-broken", False),
+        ("failed", "disk.full", False),
+        ("failed", "validation.worse", False),
+        ("refused", None, False),
+    ],
+)
+def test_what_judges_a_model_is_told_from_what_befell_the_device(
+    outcome: str, code: str | None, *, judges: bool
+) -> None:
+    assert judges_the_model(outcome, code) is judges
 
 
 @given(st.sampled_from(list(Failure)), st.integers(0, 30))
