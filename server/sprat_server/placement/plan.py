@@ -1,0 +1,161 @@
+"""A placement, and what it costs by the one measure that all ways to find one share. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from sprat_server.placement.site import Edge, Node, Site, Task
+
+ROUNDING: Final = 1e-9
+"""By so much, relatively, a limit may be passed that floats computed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What is asked of a placement beside low latency.
+
+    Attributes:
+        replicas: devices that may hold the same module, at most.
+        survives_one: each module that can be is held by two devices, so that the loss of one leaves it running.
+        second_per_joule: what energy weighs: latency that one joule a second is worth.
+        second_per_byte: what a move weighs: latency that fetching one byte is worth.
+        held: module -> devices that have its file; fetching it there costs nothing.
+        pinned: module -> devices where it stays.
+    """
+
+    replicas: int = 1
+    survives_one: bool = False
+    second_per_joule: float = 0.0
+    second_per_byte: float = 0.0
+    held: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    pinned: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+NO_WISHES: Final = Wishes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Who holds what, and who runs what for whom.
+
+    Attributes:
+        hosts: module -> devices that hold it.
+        routes: task -> node -> device that runs it.
+    """
+
+    hosts: Mapping[str, frozenset[str]]
+    routes: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a plan comes to.
+
+    Attributes:
+        total: what is minimised: weighted seconds, and what energy and moves weigh.
+        latency: task -> seconds of a request.
+        memory: device -> bytes of the modules that it holds.
+        busy: device -> share of the time in which it computes.
+        joules: a second, over all devices.
+        moved: bytes that devices fetch.
+        over: device -> bytes above its memory; only those that are above.
+        overloaded: device -> busy beyond its share; likewise.
+    """
+
+    total: float
+    latency: Mapping[str, float]
+    memory: Mapping[str, int]
+    busy: Mapping[str, float]
+    joules: float
+    moved: int
+    over: Mapping[str, int]
+    overloaded: Mapping[str, float]
+
+    @property
+    def fits(self) -> bool:
+        """Return whether no device holds or computes more than it may."""
+        return not self.over and not self.overloaded
+
+
+def latency_of(site: Site, task: Task, route: Mapping[str, str]) -> float:
+    """Return the seconds of a request: of the longest way through the task's graph.
+
+    A node begins when all that flows into it is there. Uses of modules beside each other on one device run one after
+    the other, and each counts as if it came last.
+
+    Args:
+        site: where.
+        task: what.
+        route: node -> device, for every use of a module.
+    """
+    ends: dict[str, float] = {}
+    for name in task.order:
+        node = task.node[name]
+        here = route[name] if node.at is None else node.at
+        begins = (
+            max(
+                (ends[edge.source] + transfer_s(site, edge, _where(task, edge.source, route), here))
+                for edge in task.incoming[name]
+            )
+            if task.incoming[name]
+            else 0.0
+        )
+        ends[name] = begins + _runs_s(site, task, node, here, route)
+    return max(ends.values(), default=0.0)
+
+
+def transfer_s(site: Site, edge: Edge, source: str, target: str) -> float:
+    """Return the seconds that what flows along an edge takes from one device to another."""
+    if source == target:
+        return 0.0
+    sender, receiver = site.device[source], site.device[target]
+    return edge.nbytes / sender.up + sender.delay_s + edge.nbytes / receiver.down + receiver.delay_s
+
+
+def cost_of(site: Site, wishes: Wishes, plan: Plan) -> Cost:
+    """Return what a plan comes to. It may break limits; `Cost.fits` says so."""
+    latency = {task.name: latency_of(site, task, plan.routes[task.name]) for task in site.tasks}
+    memory = dict.fromkeys(site.device, 0)
+    moved = 0
+    for name, hosts in plan.hosts.items():
+        for host in hosts:
+            memory[host] += site.module[name].memory_bytes
+            moved += 0 if host in wishes.held.get(name, ()) else site.module[name].file_bytes
+    busy = dict.fromkeys(site.device, 0.0)
+    joules = 0.0
+    for task in site.tasks:
+        for node, host in plan.routes[task.name].items():
+            module = site.module[str(task.node[node].module)]
+            busy[host] += task.rate * module.seconds[host]
+            joules += task.rate * module.joules.get(host, 0.0)
+    weighted = sum(task.weight * latency[task.name] for task in site.tasks)
+    return Cost(
+        total=weighted + wishes.second_per_joule * joules + wishes.second_per_byte * moved,
+        latency=latency,
+        memory=memory,
+        busy=busy,
+        joules=joules,
+        moved=moved,
+        over={
+            name: used - site.device[name].memory_bytes
+            for name, used in memory.items()
+            if used > site.device[name].memory_bytes
+        },
+        overloaded={
+            name: share - site.device[name].utilisation
+            for name, share in busy.items()
+            if share > site.device[name].utilisation * (1 + ROUNDING)
+        },
+    )
+
+
+def _where(task: Task, name: str, route: Mapping[str, str]) -> str:
+    at = task.node[name].at
+    return route[name] if at is None else at
+
+
+def _runs_s(site: Site, task: Task, node: Node, here: str, route: Mapping[str, str]) -> float:
+    if node.module is None:
+        return 0.0
+    waits = [str(task.node[other].module) for other in task.beside[node.name] if route[other] == here]
+    return site.module[node.module].seconds[here] + sum(site.module[module].seconds[here] for module in waits)

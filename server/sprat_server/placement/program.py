@@ -1,0 +1,347 @@
+"""The exact way: a mixed-integer program for HiGHS, whose bound says how far from the best any plan can be.
+
+Binary is only which device holds a module and, with replicas, which one a use is sent to. Whether two uses are on one
+device is continuous: `z <= both` for what a transfer would save, which is pushed up, and `y >= both - 1` for waiting,
+which is pushed down. Around a hub, a transfer is a term of the sender and a term of the receiver, less both where they
+are one device; so no product of two choices is left.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import highspy
+import numpy as np
+
+from sprat_server.placement.plan import Plan, Wishes, cost_of
+from sprat_server.placement.site import Edge, Site, Task
+from sprat_shared.errors import InvalidInput
+
+_INFINITY: Final = float("inf")
+_TOLERANCE: Final = 1e-9
+_REL_GAP: Final = 1e-6
+_HALF: Final = 0.5
+Uses = Mapping[str, int]
+"""Device -> column that says that a use of a module is there."""
+
+
+class Proven(StrEnum):
+    """What the solver has shown."""
+
+    OPTIMAL = "optimal"  # no plan is better, but for a millionth
+    WITHIN = "within"  # the time was up: none is better than the bound
+    INFEASIBLE = "infeasible"  # there is no plan
+    NOTHING = "nothing"  # the time was up, and no plan was found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A plan and how good it is.
+
+    Attributes:
+        proven: what is known of it.
+        plan: None: none was found.
+        total: what it costs.
+        bound: no plan costs less.
+    """
+
+    proven: Proven
+    plan: Plan | None
+    total: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """Return by what share of its cost the plan may be worse than the best; 1 where there is no plan."""
+        return (
+            max(0.0, 1 - self.bound / self.total)
+            if self.plan is not None and self.total > 0
+            else float(self.plan is None)
+        )
+
+
+def solve(site: Site, wishes: Wishes, *, seconds: float, start: Plan | None = None) -> Answer:
+    """Return the best plan that is found in a time, and a bound on all others.
+
+    Args:
+        site: where.
+        wishes: what is asked.
+        seconds: of one core, at most, more or less.
+        start: a plan to begin with; kept if nothing better is found.
+
+    Raises:
+        InvalidInput: a wish names what the site has not.
+    """
+    program = _Program(site, wishes)
+    begun = start if start is not None and cost_of(site, wishes, start).fits else None
+    status, values, bound = program.run(seconds, begun)
+    found = [] if values is None else [program.plan_of(values)]
+    if begun is not None:
+        found.append(begun)
+    costs = [(cost_of(site, wishes, plan).total, at) for at, plan in enumerate(found)]
+    if not costs:
+        return Answer(
+            proven=Proven.INFEASIBLE if status == "infeasible" else Proven.NOTHING,
+            plan=None,
+            total=_INFINITY,
+            bound=_INFINITY if status == "infeasible" else bound,
+        )
+    total, at = min(costs)
+    proven = Proven.OPTIMAL if status == "optimal" else Proven.WITHIN
+    return Answer(proven=proven, plan=found[at], total=total, bound=min(bound, total))
+
+
+class _Program:
+    """Columns and rows, and which column means what."""
+
+    def __init__(self, site: Site, wishes: Wishes) -> None:
+        self._site, self._wishes = site, wishes
+        self._copies = max(wishes.replicas, 2 if wishes.survives_one else 1)
+        self._costs: list[float] = []
+        self._bounds: list[tuple[float, float]] = []
+        self._binary: list[bool] = []
+        self._rows: list[tuple[float, float, dict[int, float]]] = []
+        self._both: dict[tuple[int, int], int] = {}  # continuous: two uses are on one device, z
+        self._waits: dict[tuple[int, int], int] = {}  # the same, y
+        self._check_names()
+        self._one = self._column(0.0, 1.0, 1.0)
+        self.hosts = {module.name: self._placed(module.name) for module in site.modules}
+        self.uses = {
+            task.name: {node.name: self._routed(task, node.module) for node in task.nodes if node.module is not None}
+            for task in site.tasks
+        }
+        self.ends = {task.name: self._timed(task) for task in site.tasks}
+        self._limit_devices()
+
+    # building ----------------------------------------------------------------------------------------------------
+
+    def _column(self, cost: float, low: float, high: float, *, binary: bool = False) -> int:
+        self._costs.append(cost)
+        self._bounds.append((low, high))
+        self._binary.append(binary)
+        return len(self._costs) - 1
+
+    def _row(self, low: float, high: float, terms: Mapping[int, float]) -> None:
+        self._rows.append((low, high, dict(terms)))
+
+    def _check_names(self) -> None:
+        for what, wish in (("pinned", self._wishes.pinned), ("held", self._wishes.held)):
+            for module, hosts in wish.items():
+                if module not in self._site.module or not hosts <= self._site.device.keys():
+                    raise InvalidInput(
+                        f"{what}: module {module} on {', '.join(sorted(hosts))}: the site has no such module or device",
+                        code="placement.invalid",
+                    )
+
+    def _placed(self, name: str) -> Uses:
+        module, wishes = self._site.module[name], self._wishes
+        held, pinned = wishes.held.get(name, frozenset()), wishes.pinned.get(name, frozenset())
+        hosts = {
+            host: self._column(
+                0.0 if host in held else wishes.second_per_byte * module.file_bytes,
+                1.0 if host in pinned else 0.0,
+                1.0,
+                binary=True,
+            )
+            for host in self._site.device
+            if host in module.seconds or host in pinned
+        }
+        least = min(2 if wishes.survives_one else 1, max(1, len(hosts)))
+        most = max(self._copies, len(pinned))
+        self._row(float(least), float(most), dict.fromkeys(hosts.values(), 1.0))
+        return hosts
+
+    def _routed(self, task: Task, name: str) -> Uses:
+        module = self._site.module[name]
+        hosts = {host: column for host, column in self.hosts[name].items() if host in module.seconds}
+        price = {host: self._wishes.second_per_joule * task.rate * module.joules.get(host, 0.0) for host in hosts}
+        if self._copies == 1 and len(self._wishes.pinned.get(name, ())) <= 1:  # whoever holds it runs it
+            for host, column in hosts.items():
+                self._costs[column] += price[host]
+            return hosts
+        uses = {host: self._column(price[host], 0.0, 1.0, binary=True) for host in hosts}
+        self._row(1.0, 1.0, dict.fromkeys(uses.values(), 1.0))
+        for host, use in uses.items():
+            self._row(-_INFINITY, 0.0, {use: 1.0, hosts[host]: -1.0})
+        return uses
+
+    def _timed(self, task: Task) -> int:
+        """Add the end of each node, and of the task; return the latter's column."""
+        last = self._column(task.weight, 0.0, _INFINITY)
+        ends: dict[str, int] = {}
+        for name in task.order:
+            node = task.node[name]
+            ends[name] = self._column(0.0, 0.0, _INFINITY)
+            self._row(0.0, _INFINITY, {last: 1.0, ends[name]: -1.0})
+            runs = self._runs(task, name) if node.module is not None else {}
+            self._after(ends[name], None, runs)
+            for edge in task.incoming[name]:
+                terms = self._transfer(task, edge)
+                for column, factor in runs.items():
+                    terms[column] += factor
+                self._after(ends[name], ends[edge.source], terms)
+        return last
+
+    def _after(self, end: int, begin: int | None, terms: Mapping[int, float]) -> None:
+        """Say that `end >= begin + terms`."""
+        row = {column: -factor for column, factor in terms.items() if factor}
+        row[end] = row.get(end, 0.0) + 1.0
+        if begin is not None:
+            row[begin] = row.get(begin, 0.0) - 1.0
+        self._row(0.0, _INFINITY, row)
+
+    def _runs(self, task: Task, name: str) -> dict[int, float]:
+        """Return the seconds of a use and of those that it waits for."""
+        here = self.uses[task.name][name]
+        seconds = self._site.module[str(task.node[name].module)].seconds
+        terms: dict[int, float] = defaultdict(float)
+        for host, column in here.items():
+            terms[column] += seconds[host]
+        for other in task.beside[name]:
+            there = self.uses[task.name][other]
+            behind = self._site.module[str(task.node[other].module)].seconds
+            for host in here.keys() & there.keys():
+                terms[self._wait(here[host], there[host])] += behind[host]
+        return terms
+
+    def _transfer(self, task: Task, edge: Edge) -> dict[int, float]:
+        """Return the seconds of an edge: up from its start, down to its end, less both where these are one device."""
+        senders, receivers = self._places(task, edge.source), self._places(task, edge.target)
+        terms: dict[int, float] = defaultdict(float)
+        for host, column in senders.items():
+            terms[column] += self._up(edge, host)
+        for host, column in receivers.items():
+            terms[column] += self._down(edge, host)
+        for host in senders.keys() & receivers.keys():
+            terms[self._together(senders[host], receivers[host])] -= self._up(edge, host) + self._down(edge, host)
+        return terms
+
+    def _places(self, task: Task, name: str) -> Uses:
+        """Return the columns that say where a node is; of data, the one that is always 1."""
+        at = task.node[name].at
+        return self.uses[task.name][name] if at is None else {at: self._one}
+
+    def _up(self, edge: Edge, host: str) -> float:
+        device = self._site.device[host]
+        return edge.nbytes / device.up + device.delay_s
+
+    def _down(self, edge: Edge, host: str) -> float:
+        device = self._site.device[host]
+        return edge.nbytes / device.down + device.delay_s
+
+    def _together(self, one: int, other: int) -> int:
+        """Return the column that is 1 only where both are."""
+        if self._one in {one, other}:
+            return other if one == self._one else one
+        if one == other:
+            return one
+        key = (min(one, other), max(one, other))
+        if key not in self._both:
+            self._both[key] = self._column(0.0, 0.0, 1.0)
+            for column in key:
+                self._row(-_INFINITY, 0.0, {self._both[key]: 1.0, column: -1.0})
+        return self._both[key]
+
+    def _wait(self, one: int, other: int) -> int:
+        """Return the column that is 1 where both are."""
+        if one == other:
+            return one
+        key = (min(one, other), max(one, other))
+        if key not in self._waits:
+            self._waits[key] = self._column(0.0, 0.0, 1.0)
+            self._row(-1.0, _INFINITY, {self._waits[key]: 1.0, one: -1.0, other: -1.0})
+        return self._waits[key]
+
+    def _limit_devices(self) -> None:
+        for name, device in self._site.device.items():
+            memory = {
+                hosts[name]: float(self._site.module[module].memory_bytes)
+                for module, hosts in self.hosts.items()
+                if name in hosts
+            }
+            room = max(1.0, float(device.memory_bytes))  # rows in parts of the whole, for the solver's tolerances
+            self._row(-_INFINITY, device.memory_bytes / room, {at: value / room for at, value in memory.items()})
+            busy: dict[int, float] = {}
+            for task in self._site.tasks:
+                for node, hosts in self.uses[task.name].items():
+                    if name in hosts:
+                        seconds = self._site.module[str(task.node[node].module)].seconds[name]
+                        busy[hosts[name]] = busy.get(hosts[name], 0.0) + task.rate * seconds
+            if any(busy.values()):
+                self._row(-_INFINITY, device.utilisation, busy)
+
+    # solving -----------------------------------------------------------------------------------------------------
+
+    def run(self, seconds: float, start: Plan | None) -> tuple[str, list[float] | None, float]:
+        """Return what came of it (`optimal`, `infeasible` or `time`), the columns' values and the bound."""
+        highs = highspy.Highs()  # type: ignore[no-untyped-call]
+        highs.silent()
+        for option, value in (
+            ("threads", 1),
+            ("time_limit", float(seconds)),
+            ("mip_rel_gap", _REL_GAP),
+            ("mip_abs_gap", 0.0),
+            ("mip_feasibility_tolerance", _TOLERANCE),
+            ("primal_feasibility_tolerance", _TOLERANCE),
+        ):
+            highs.setOptionValue(option, value)
+        highs.passModel(self._lp())
+        if start is not None:
+            solution = highspy.HighsSolution()
+            solution.col_value = self.values_of(start)  # HiGHS completes what is not binary
+            highs.setSolution(solution)
+        highs.run()
+        status, info = highs.getModelStatus(), highs.getInfo()
+        if status == highspy.HighsModelStatus.kInfeasible:
+            return "infeasible", None, _INFINITY
+        has_one = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+        values = list(highs.getSolution().col_value) if has_one else None
+        word = "optimal" if status == highspy.HighsModelStatus.kOptimal else "time"
+        return word, values, max(0.0, float(info.mip_dual_bound)) if info.mip_dual_bound > -_INFINITY else 0.0
+
+    def _lp(self) -> Any:
+        lp = highspy.HighsLp()
+        lp.num_col_, lp.num_row_ = len(self._costs), len(self._rows)
+        lp.col_cost_ = np.array(self._costs)
+        lp.col_lower_ = np.array([low for low, _ in self._bounds])
+        lp.col_upper_ = np.array([high for _, high in self._bounds])
+        lp.row_lower_ = np.array([low for low, _, _ in self._rows])
+        lp.row_upper_ = np.array([high for _, high, _ in self._rows])
+        lp.integrality_ = [
+            highspy.HighsVarType.kInteger if binary else highspy.HighsVarType.kContinuous for binary in self._binary
+        ]
+        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+        lp.a_matrix_.start_ = np.cumsum([0, *(len(terms) for _, _, terms in self._rows)])
+        lp.a_matrix_.index_ = np.array([column for _, _, terms in self._rows for column in terms], dtype=np.int32)
+        lp.a_matrix_.value_ = np.array([factor for _, _, terms in self._rows for factor in terms.values()])
+        return lp
+
+    def values_of(self, plan: Plan) -> list[float]:
+        """Return a plan as values of the binary columns; the solver completes the others."""
+        values = [0.0] * len(self._costs)
+        values[self._one] = 1.0
+        for task, nodes in self.uses.items():
+            for node, hosts in nodes.items():
+                values[hosts[plan.routes[task][node]]] = 1.0
+        for module, hosts in self.hosts.items():
+            for host in plan.hosts[module]:
+                values[hosts[host]] = 1.0
+        return values
+
+    def plan_of(self, values: list[float]) -> Plan:
+        """Return the plan that the columns' values mean; a copy that nobody uses or wished for is left out."""
+        routes = {
+            task: {node: max(hosts, key=lambda host: values[hosts[host]]) for node, hosts in nodes.items()}
+            for task, nodes in self.uses.items()
+        }
+        used: dict[str, set[str]] = {module: set(self._wishes.pinned.get(module, ())) for module in self.hosts}
+        for task in self._site.tasks:
+            for node, host in routes[task.name].items():
+                used[str(task.node[node].module)].add(host)
+        hosts = {}
+        for module, columns in self.hosts.items():
+            placed = frozenset(host for host, column in columns.items() if values[column] > _HALF)
+            hosts[module] = placed if self._wishes.survives_one or not used[module] else frozenset(used[module])
+        return Plan(hosts=hosts, routes=routes)

@@ -1,0 +1,218 @@
+"""The exact plan is the best of all there are, whatever is wished; searches come close; repair moves little."""
+
+import time
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import pytest
+from small_sites import all_plans, device, pair_task, random_site
+
+from sprat_server.placement.plan import NO_WISHES, Plan, Wishes, cost_of, latency_of
+from sprat_server.placement.program import Proven, solve
+from sprat_server.placement.search import greedy, improve
+from sprat_server.placement.site import Device, Edge, Module, Node, Site, Task
+from sprat_server.placement.solve import place, repair
+from sprat_shared.errors import InvalidInput
+
+EVERYWHERE = {"a": 0.1, "b": 0.2, "c": 0.4}
+MODULES = [
+    Module(name=name, memory_bytes=40, file_bytes=40, seconds=EVERYWHERE) for name in ("vision", "words", "head")
+]
+ON_A = {"see": "a", "read": "a", "judge": "a"}
+
+
+def small(**more: Any) -> Site:
+    devices = [device("a", **more), device("b"), device("c")]
+    return Site(devices, MODULES, [pair_task()])
+
+
+# what a plan costs ------------------------------------------------------------------------------------------------
+
+
+def test_uses_beside_each_other_on_one_device_take_turns_and_what_stays_there_takes_no_time() -> None:
+    site = small()
+    assert latency_of(site, site.tasks[0], ON_A) == pytest.approx(0.1 + 0.1 + 0.1)
+
+
+def test_a_request_takes_as_long_as_its_longest_branch_with_the_way_to_the_hub_and_down() -> None:
+    site = small(delay_s=0.05)
+    route = {"see": "b", "read": "a", "judge": "a"}
+    to_b, back = 100 / 1000 + 0.05 + 100 / 1000, 20 / 1000 + 20 / 1000 + 0.05
+    assert latency_of(site, site.tasks[0], route) == pytest.approx(to_b + 0.2 + back + 0.1)
+
+
+def test_a_plan_says_what_it_takes_of_each_device_and_what_is_too_much() -> None:
+    site = Site([device("a", utilisation=0.5), device("b"), device("c")], MODULES, [pair_task(rate=2.0)])
+    cost = cost_of(site, NO_WISHES, Plan(hosts={name: frozenset("a") for name in site.module}, routes={"pair": ON_A}))
+    assert (cost.memory["a"], cost.over) == (120, {"a": 20})
+    assert cost.overloaded == {"a": pytest.approx(2.0 * 0.3 - 0.5)}
+    assert cost.moved == 120
+    assert not cost.fits
+
+
+# the best of all --------------------------------------------------------------------------------------------------
+
+WISHES = {
+    "plain": NO_WISHES,
+    "busy": NO_WISHES,
+    "energy and moves": Wishes(
+        second_per_joule=0.02, second_per_byte=0.001, held={"vision": frozenset("b"), "head": frozenset("ac")}
+    ),
+    "copies": Wishes(replicas=2, second_per_byte=1e-5),
+    "survives the loss of one": Wishes(survives_one=True),
+    "pinned": Wishes(pinned={"head": frozenset("a")}),
+}
+
+
+@pytest.mark.parametrize("wished", list(WISHES))
+def test_the_exact_plan_is_the_best_of_all_plans_there_are(wished: str) -> None:
+    feasible = 0
+    for seed in range(8 if "copies" in wished or "survives" in wished else 25):
+        site = random_site(seed, rate=1.5 if wished == "busy" else 0.0)
+        wishes = WISHES[wished]
+        costs = [cost_of(site, wishes, plan) for plan in all_plans(site, wishes)]
+        totals = [cost.total for cost in costs if cost.fits]
+        answer = solve(site, wishes, seconds=20.0)
+        if not totals:
+            assert answer.proven is Proven.INFEASIBLE, seed
+            continue
+        feasible += 1
+        assert answer.plan is not None
+        assert answer.proven is Proven.OPTIMAL
+        assert cost_of(site, wishes, answer.plan).fits
+        assert answer.total == pytest.approx(min(totals), rel=2e-6), seed
+        assert answer.bound <= answer.total
+        assert answer.gap <= 2e-6
+    assert feasible >= 3, "the sites say something"
+
+
+@pytest.mark.parametrize("wished", list(WISHES))
+def test_a_search_finds_plans_that_fit_and_is_never_better_than_the_best(wished: str) -> None:
+    wishes, best = WISHES[wished], 0
+    for seed in range(8):
+        site = random_site(seed, rate=1.5 if wished == "busy" else 0.0)
+        exact, steps = solve(site, wishes, seconds=20.0), count()
+        found = improve(site, wishes, goes_on=lambda steps=steps: next(steps) < 3000, seed=seed)  # type: ignore[misc]
+        if exact.plan is None or found is None:
+            continue
+        cost = cost_of(site, wishes, found)
+        assert cost.fits, seed
+        assert cost.total >= exact.total * (1 - 2e-6)
+        best += cost.total <= exact.total * (1 + 2e-6)
+        first = greedy(site, wishes)
+        assert first is not None
+        assert not cost_of(site, wishes, first).fits or cost.total <= cost_of(site, wishes, first).total + 1e-9
+    assert best >= 2
+
+
+def test_where_time_is_up_the_first_plan_stands_with_a_bound() -> None:
+    site = small()
+    first = improve(site, NO_WISHES, goes_on=lambda: False)
+    assert first is not None
+    answer = solve(site, NO_WISHES, seconds=0.0, start=first)
+    assert answer.plan is not None
+    assert answer.bound <= answer.total <= cost_of(site, NO_WISHES, first).total
+
+
+def test_a_module_that_can_run_nowhere_has_no_plan() -> None:
+    site = Site([device("a")], [Module(name="vision", memory_bytes=1, seconds={})], [])
+    assert improve(site, NO_WISHES, goes_on=lambda: True) is None
+    assert solve(site, NO_WISHES, seconds=1.0).proven is Proven.INFEASIBLE
+
+
+def test_two_copies_are_held_where_the_loss_of_one_device_must_be_survived() -> None:
+    placed = place(small(), Wishes(survives_one=True), seconds=5.0, clock=time.monotonic)
+    assert placed.answer.plan is not None
+    assert {len(hosts) for hosts in placed.answer.plan.hosts.values()} == {2}
+    for gone in "bc":
+        fixed = repair(small(), Wishes(), placed.answer.plan, [gone], seconds=5.0, clock=time.monotonic)
+        assert fixed.answer.plan is not None
+        assert all(gone not in hosts for hosts in fixed.answer.plan.hosts.values())
+
+
+# after a loss -----------------------------------------------------------------------------------------------------
+
+
+def test_repair_leaves_what_runs_where_it_is_and_places_what_was_lost() -> None:
+    before = Plan(
+        hosts={"vision": frozenset("b"), "words": frozenset("c"), "head": frozenset("b")},
+        routes={"pair": {"see": "b", "read": "c", "judge": "b"}},
+    )
+    fixed = repair(small(), NO_WISHES, before, ["b"], seconds=5.0, clock=time.monotonic)
+    assert fixed.kept
+    assert fixed.answer.plan is not None
+    assert fixed.answer.plan.hosts == {"vision": frozenset("a"), "words": frozenset("c"), "head": frozenset("a")}
+
+
+def test_where_the_survivors_leave_no_room_they_move_too() -> None:
+    devices = [device("a", 80), device("b", 90), device("c", 130)]
+    modules = [
+        Module(name=name, memory_bytes=size, seconds=EVERYWHERE)
+        for name, size in (("vision", 80), ("words", 50), ("head", 40))
+    ]
+    site = Site(devices, modules, [pair_task()])
+    before = Plan(
+        hosts={"vision": frozenset("b"), "words": frozenset("a"), "head": frozenset("c")},
+        routes={"pair": {"see": "b", "read": "a", "judge": "c"}},
+    )
+    fixed = repair(site, NO_WISHES, before, ["b"], seconds=5.0, clock=time.monotonic)
+    assert fixed.answer.plan is not None
+    assert (fixed.kept, cost_of(fixed.site, NO_WISHES, fixed.answer.plan).fits) == (True, True)
+    crowded = replace(before, hosts={**before.hosts, "words": frozenset("c")}, routes={"pair": {**ON_A, "read": "c"}})
+    moved = repair(site, NO_WISHES, crowded, ["b"], seconds=5.0, clock=time.monotonic)
+    assert moved.answer.plan is not None
+    assert moved.answer.plan.hosts["vision"] == frozenset("a"), "the only room, and it is free"
+
+
+def test_a_task_whose_data_were_at_a_lost_device_goes_with_it() -> None:
+    left = random_site(0).without(["c"])
+    assert [task.name for task in left.tasks] == ["pair"]
+    assert all("c" not in module.seconds for module in left.modules)
+
+
+# what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"devices": []}, "a site needs a device"),
+        ({"devices": [device("a"), device("a")]}, "device a is there twice"),
+        ({"devices": [device("a", up=0.0)]}, "device a: memory and delay"),
+        ({"devices": [device("a", utilisation=1.5)]}, "utilisation within 0 and 1"),
+        ({"devices": [Device(name="a", memory_bytes=-1, up=1.0, down=1.0)]}, "device a: memory and delay"),
+        ({"modules": [*MODULES, MODULES[0]]}, "module vision is there twice"),
+        ({"modules": [replace(MODULES[0], seconds={"z": 1.0})]}, "module vision was measured on z"),
+        ({"modules": [replace(MODULES[0], seconds={"a": float("nan")})]}, "vision on a: nan is no time"),
+        ({"modules": [replace(MODULES[0], memory_bytes=-1)]}, "module vision: its bytes are negative"),
+        ({"modules": MODULES[:2]}, "task pair: node judge: no module head"),
+        ({"tasks": [Task("t", [Node(name="n")], [])]}, "node n names a module to run or a device"),
+        ({"tasks": [Task("t", [Node(name="n", at="z")], [])]}, "task t: node n: no device z"),
+        ({"tasks": [Task("t", [Node(name="n", at="a"), Node(name="n", at="a")], [])]}, "task t: node n is there twice"),
+        (
+            {"tasks": [Task("t", [Node(name="n", at="a")], [Edge(source="n", target="m", nbytes=1)])]},
+            "task t: edge n -> m: no node m",
+        ),
+        (
+            {"tasks": [Task("t", [Node(name="n", at="a")], [Edge(source="n", target="n", nbytes=-1)])]},
+            "task t: edge n -> n: -1 bytes",
+        ),
+        (
+            {"tasks": [Task("t", [Node(name="n", at="a")], [Edge(source="n", target="n", nbytes=1)])]},
+            "n -> n is a circle",
+        ),
+        ({"tasks": [Task("t", [], [], rate=-1.0)]}, "task t: rate and weight"),
+    ],
+)
+def test_a_site_that_is_none_is_refused_with_what_is_wrong(changes: dict[str, Any], says: str) -> None:
+    parts: dict[str, Any] = {"devices": [device(name) for name in "abc"], "modules": MODULES, "tasks": [pair_task()]}
+    with pytest.raises(InvalidInput, match=says) as bad:
+        Site(**{**parts, **changes})
+    assert bad.value.code == "placement.invalid"
+
+
+def test_a_wish_for_what_there_is_not_is_refused() -> None:
+    for wishes in (Wishes(pinned={"nose": frozenset("a")}), Wishes(held={"head": frozenset("z")})):
+        with pytest.raises(InvalidInput, match="the site has no such module or device"):
+            solve(small(), wishes, seconds=1.0)
