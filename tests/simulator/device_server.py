@@ -48,7 +48,10 @@ from sprat_shared.protocol.token import AUDIENCE, SERVER_TIME, TOKEN_PATH, Token
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.signed_time import NONCE_HEADER
 from sprat_shared.trust.targets import Shares, UpdateTarget, graph_path, role_of_model, update_path
+from sprat_shared.wire.records import Held
+from sprat_shared.wire.records.held import PREFIX_BYTES
 from sprat_shared.wire.tensors import ArrayTensors, WithoutLocal, digest_of
+from sprat_shared.wire.update import encode_update
 
 ENROLMENT_TOKEN = "let-me-in"
 
@@ -122,6 +125,7 @@ class DeviceServer:
         local: tuple[int, ...] = (),
         statistics: bytes | None = None,
         shares: Shares | None = None,
+        donor: Mapping[str, tuple[str, np.ndarray[Any, Any]]] | None = None,
     ) -> Release:
         """Make the next release; from `base` the released weights are what decoding the update gives.
 
@@ -135,12 +139,16 @@ class DeviceServer:
             local: indices of the tensors that devices compute themselves.
             statistics: the graph from which they do.
             shares: of which release it is a near copy that shares layers.
+            donor: weights of another model: the update only names those of its tensors that are in `weights`, and all
+                others are the base's.
         """
         with self.lock:
             releases = self.models.setdefault(model, {})
             number, graph = len(releases) + 1, graph or tiny_onnx.graph()
             update = None
-            if base is not None:
+            if base is not None and donor is not None:
+                update = _naming(releases[base].source, ArrayTensors(weights), ArrayTensors(donor))
+            elif base is not None:
                 old = releases[base].source
                 new = WithoutLocal(ArrayTensors(weights), local)
                 update = bytes(encode_delta(old, new, lossless=lossless).data)
@@ -467,3 +475,14 @@ class _Handler(BaseHTTPRequestHandler):
                     self.close_connection = True
                 self.behind.blob_bytes_sent += len(body)
         self.wfile.write(body)
+
+
+def _naming(base: WithoutLocal, target: ArrayTensors, donor: ArrayTensors) -> bytes:
+    """Return the update from `base` to `target` whose records name the donor's tensors."""
+    theirs = {donor.sha256(index) for index in range(len(donor.table))}
+    own = {base.sha256(index) for index in range(len(base.table))}
+    new = [index for index in range(len(target.table)) if target.sha256(index) not in own]
+    assert new, "nothing is the donor's"
+    assert {target.sha256(index) for index in new} <= theirs
+    records = [Held(index, target.sha256(index)[:PREFIX_BYTES]) for index in new]
+    return bytes(encode_update(target.table, records, base_digest=digest_of(base), base_table=base.table))

@@ -47,7 +47,7 @@ class Work:
         received_bytes: body bytes read so far.
         entered_at: when its present state was entered, likewise; for people, no decision counts from it.
         spent_s: how long the agent has worked or waited in the present state, while it ran.
-        agains: how often something of it was damaged here and fetched once more.
+        agains: how often something of it was damaged or gone here, and it was fetched anew.
         waiting: what it waits for, in words; None: for nothing.
         told_ready: the assignment of which it was reported that the release is ready; 0: of none.
     """

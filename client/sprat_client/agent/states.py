@@ -31,7 +31,7 @@ class Event(StrEnum):
     RETURN = "return"  # a release is wished that the other slot still holds, committed
     DONE = "done"  # the state's work succeeded
     WATCH = "watch"  # validation succeeded, and the release is to answer in the shadow first
-    AGAIN = "again"  # what the update starts from, or what was fetched, is damaged: it is fetched once more
+    AGAIN = "again"  # what the update needs of this disk, or what was fetched, is damaged or gone: it is fetched anew
     REJECTED = "rejected"  # the update must not, or cannot, be installed here
     SUPERSEDED = "superseded"  # a newer assignment arrived
     HEALTHY = "healthy"  # shadow or trial showed no harm

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sprat_client.agent.store import TensorStore, map_file
+from sprat_client.agent.store import StoreCorrupted, TensorStore, map_file
 from sprat_shared.wire.tensors import Array, TensorSpec, TensorTable
 
 
@@ -53,15 +53,18 @@ class HeldTensors:
         self._store = store
 
     def find(self, prefix: bytes, spec: TensorSpec) -> Array | None:
-        """Return the tensor of this length whose digest begins so, mapped; None where there is none, or more than one.
+        """Return the tensor of this length whose digest begins so, mapped.
 
-        Raises:
-            StoreCorrupted: its file has other bytes.
+        None where there is none, or more than one, or its file has other bytes: what is of another model is not mended
+        for this one.
         """
         sha256 = self._store.find(prefix, spec.nbytes)
         if sha256 is None:
             return None
-        self._store.check(sha256, f"tensor {spec.name!r}")
+        try:
+            self._store.check(sha256, f"tensor {spec.name!r}")
+        except StoreCorrupted:
+            return None
         return _mapped(self._store, sha256, spec)
 
 
