@@ -32,7 +32,14 @@ def compare(shop: Workshop, shelf: Shelf, work: Work) -> tuple[ModelHost, Valida
     inputs = load_inputs(unlabelled) if holdout is None and unlabelled is not None else None
     settings = shop.settings.under(work.wish.policy).validation
     old = None if serving is None else serving.host
-    return new, validate(new, old, holdout, settings, inputs=inputs, memory=memory)
+    budget = None if serving is None else _budget(shelf, work, serving)
+    return new, validate(new, old, holdout, settings, inputs=inputs, memory=memory, budget=budget)
+
+
+def _budget(shelf: Shelf, work: Work, serving: Serving) -> float | None:
+    """Return which share of answers may differ, where the new release is a near copy of the one that serves."""
+    shares = None if work.release_id is None else shelf.manifest(work.release_id).shares
+    return None if shares is None or shares.weights != serving.slot.weights else shares.budget
 
 
 def load_new(shop: Workshop, shelf: Shelf, work: Work) -> ModelHost:

@@ -17,7 +17,8 @@ from sprat_client.agent.settings import ValidationSettings
 from sprat_client.runtime.memory import resident_bytes
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, PortSpec, fit_input
 from sprat_shared.errors import InvalidInput
-from sprat_shared.evidence.bounds import is_slower
+from sprat_shared.evidence.bounds import is_slower, lowest_share
+from sprat_shared.evidence.certificate import samples_needed
 from sprat_shared.protocol.report import Evidence
 
 Mode = Literal["paired", "labelled", "unlabelled", "unvalidated"]
@@ -59,6 +60,7 @@ def validate(
     *,
     inputs: Array | None = None,
     memory: Memory | None = None,
+    budget: float | None = None,
 ) -> Validation:
     """Compare a new release with the old one.
 
@@ -69,10 +71,13 @@ def validate(
         settings: thresholds.
         inputs: (n, ...) without labels, older ones first; asked where there are no labels.
         memory: what both take; None: not measured.
+        budget: the new release is a near copy of the old one: the share of answers that may differ, as it was signed.
+            Inputs without labels are held against it; None: it is a release by itself.
 
     Raises:
         ValidationRefused: the new release is worse, too slow or too large, its answers are not finite or have another
-            shape, or there are too few samples and the policy refuses that.
+            shape, or more of them differ than its budget allows, or there are too few samples and the policy refuses
+            that.
         InvalidInput: the samples do not fit the model.
     """
     _check_ports(new, old)
@@ -80,13 +85,13 @@ def validate(
         mode, evidence, why, detail = _on_holdout(new, old, holdout, settings)
         sample = {new.inputs[0].name: fit_input(_only_input(new), holdout.inputs[:1])}
     elif inputs is not None:
-        mode, evidence, why, detail = _on_inputs(new, old, fit_input(_only_input(new), inputs), settings)
+        mode, evidence, why, detail = _on_inputs(new, old, fit_input(_only_input(new), inputs), settings, budget)
         sample = {new.inputs[0].name: fit_input(new.inputs[0], inputs[:1])}
     else:
         mode, evidence, why, detail = "unvalidated", NOTHING_SEEN, None, _NO_SAMPLES
         sample = made_up(new)
     evidence = replace(evidence, mode=mode)
-    if old is not None and (few := _too_few(evidence, settings)) is not None:
+    if old is not None and (few := _too_few(evidence, settings, budget)) is not None:
         evidence, detail = replace(evidence, unproven=True), f"{detail}; unproven: {few}"
         if why is None and settings.too_few == "refuse":
             why = ValidationRefused(f"validation: {few}", code="validation.too-few")
@@ -145,7 +150,9 @@ def _on_holdout(new: ModelHost, old: ModelHost | None, holdout: Holdout, setting
     return "labelled" if old is None else "paired", evidence, why, detail
 
 
-def _on_inputs(new: ModelHost, old: ModelHost | None, inputs: Array, settings: ValidationSettings) -> _Said:
+def _on_inputs(
+    new: ModelHost, old: ModelHost | None, inputs: Array, settings: ValidationSettings, budget: float | None
+) -> _Said:
     """Count where both say the same of inputs without labels."""
     seen = None if old is None else _agreement(new, old, inputs, settings.batch)
     if seen is None:
@@ -164,6 +171,11 @@ def _on_inputs(new: ModelHost, old: ModelHost | None, inputs: Array, settings: V
         why = ValidationRefused(
             f"validation {detail}; {settings.min_agreement:g} of them are asked for", code="validation.disagrees"
         )
+    if budget is not None and lowest_share(seen.compared - seen.agreed, seen.compared) > budget:
+        why = ValidationRefused(
+            f"validation {detail}; its answers differ here by more than the {budget:.2%} for which it was certified",
+            code="validation.over-budget",
+        )
     return "unlabelled", evidence, why, detail
 
 
@@ -174,8 +186,19 @@ def _agreement(new: ModelHost, old: ModelHost, inputs: Array, batch: int) -> Agr
         return None  # the old release fails: there is nothing to agree with
 
 
-def _too_few(evidence: Evidence, settings: ValidationSettings) -> str | None:
-    """Return why the comparison is too weak to count; inputs count for samples where a bound of agreement is asked."""
+def _too_few(evidence: Evidence, settings: ValidationSettings, budget: float | None) -> str | None:
+    """Return why the comparison is too weak to count; inputs count for samples where a bound of agreement is asked.
+
+    Of a near copy they count if they certify it within its budget.
+    """
+    if not evidence.samples and budget is not None and evidence.compared:
+        if evidence.max_drop is not None and evidence.max_drop <= budget:
+            return None
+        least = samples_needed(budget)
+        return (
+            f"{evidence.compared} inputs without labels do not certify it within its budget of {budget:.2%}; that "
+            f"takes {least} of which none differs"
+        )
     counted = evidence.samples
     if not counted and settings.min_agreement is not None:
         counted = evidence.compared or 0

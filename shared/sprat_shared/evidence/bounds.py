@@ -62,6 +62,11 @@ def highest_share(successes: int, trials: int, *, confidence: float = 0.95) -> f
     return high
 
 
+def lowest_share(successes: int, trials: int, *, confidence: float = 0.95) -> float:
+    """Return the lower bound of Clopper and Pearson of the share behind a count, as `highest_share`; of no trials 0."""
+    return 1 - highest_share(trials - successes, trials, confidence=confidence)
+
+
 def is_slower(new: Sequence[float], old: Sequence[float], ratio: float) -> bool:
     """Return whether `new` is shown to have a 95th percentile of more than `ratio` times that of `old`.
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from sprat_shared.evidence.bounds import at_most, highest_share, is_slower, percentile
+from sprat_shared.evidence.bounds import at_most, highest_share, is_slower, lowest_share, percentile
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,12 @@ def test_of_none_or_of_all_the_bound_is_one() -> None:
     assert highest_share(0, 0) == 1.0
     assert highest_share(7, 7) == 1.0
     assert highest_share(0, 50) == pytest.approx(1 - 0.05 ** (1 / 50))
+
+
+def test_the_lower_bound_is_the_published_one_and_says_nothing_of_none() -> None:
+    assert lowest_share(1, 10) == pytest.approx(0.005116, rel=1e-3)  # 1 - 0.95**(1/10)
+    assert lowest_share(5, 10) == pytest.approx(1 - 0.7776, rel=1e-3)
+    assert (lowest_share(0, 0), lowest_share(0, 9)) == (0.0, 0.0)
 
 
 def test_the_bound_holds_as_often_as_it_says() -> None:
