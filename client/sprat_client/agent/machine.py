@@ -31,19 +31,17 @@ from sprat_client.agent.states import (
     resume,
 )
 from sprat_client.agent.steps import Workshop, wished_release_id
-from sprat_client.agent.store import StoreCorrupted
 from sprat_client.agent.transfer import Backoff
 from sprat_client.agent.trial import GoOn, Healthy, Unhealthy
 from sprat_client.agent.tryout import Tryout
 from sprat_client.agent.watching import LOOK_AGAIN_S
 from sprat_client.runtime.memory import return_memory
-from sprat_shared.errors import BaseMismatch, Conflict, SpratError, TryLater, UpdateRejected
+from sprat_shared.errors import Conflict, SpratError, TryLater, UpdateRejected
 from sprat_shared.protocol.report import Evidence, Outcome
 from sprat_shared.trust.assignments import Assigned
 
 _log = logging.getLogger(__name__)
 _SUPERSEDED: Final = "assignment.superseded"
-_AGAINS_ALLOWED: Final = 2  # a disk that damages what is fetched over and over does not get better
 _AGAIN: Final = frozenset({state for state, event in NEXT if event is Event.AGAIN})
 _STARTS: Final = 3  # tries to serve before anything else is done: one bad read must not cost a poll's time
 _ACTIVATED: Final = frozenset({State.VALIDATING, State.SHADOW, State.TRIAL})
@@ -444,22 +442,16 @@ class ModelMachine:
         return self._backoff.next_s(bad)
 
     def _again(self, bad: BaseException) -> bool:
-        """Fetch and rebuild anew where something of the update is damaged or lacks here; return whether that is done.
-
-        What lacks is what the update starts from, or a tensor of another model that it names: the full update, which is
-        taken then, needs neither, so it is taken once.
-        """
-        state, code, whole = self.record.state, code_of(bad), (self._work.wish.full,)
-        lacks = code == BaseMismatch.code and self._work.steps != whole
-        damaged = code == StoreCorrupted.code
-        if not (lacks or damaged) or state not in _AGAIN or self._work.agains >= _AGAINS_ALLOWED:
+        """Fetch and rebuild anew where something of the update is damaged or lacks here; return whether that is done."""
+        state = self.record.state
+        work = steps.anew(self._work, code_of(bad)) if state in _AGAIN else None
+        if work is None:
             return False
-        said = {"model": self.model, "state": state, "code": code, "detail": str(bad)}
-        _log.error("taking the full update" if lacks else "damaged; fetching it again", extra=said)
+        said = {"model": self.model, "state": state, "code": code_of(bad), "detail": str(bad)}
+        _log.error("damaged or gone; fetching anew", extra=said)
         self.tryout.drop()
         steps.fetch_again(self._shop, self.shelf, self._work)
-        work = replace(self._work, steps=whole if lacks else (), agains=self._work.agains + 1)
-        self._enter(Event.AGAIN, work, bad=(code, str(bad)))
+        self._enter(Event.AGAIN, work, bad=(code_of(bad), str(bad)))
         return True
 
     def _reject(self, bad: BaseException) -> None:

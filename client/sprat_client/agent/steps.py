@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
 from sprat_client.agent.budget import ByteBudget
@@ -36,12 +36,13 @@ from sprat_client.agent.trust.repository import TrustedTarget
 from sprat_client.agent.trust.store import Signed, TrustStore, VerifiedUpdate
 from sprat_client.agent.watchdog import Watchdog
 from sprat_client.runtime.ports import ModelHost, Runtime
-from sprat_shared.errors import DigestMismatch, TryLater, UntrustedUpdate
+from sprat_shared.errors import BaseMismatch, DigestMismatch, TryLater, UntrustedUpdate
 from sprat_shared.ids import digest_text, parse_digest
 from sprat_shared.trust.targets import LocalStatistics, UpdateTarget, graph_path
 from sprat_shared.wire.tensors import release_id
 
 _log = logging.getLogger(__name__)
+_AGAINS_ALLOWED: Final = 2  # a disk that damages what is fetched over and over does not get better
 
 
 @dataclass(slots=True, kw_only=True)
@@ -348,6 +349,18 @@ def load(shop: Workshop, shelf: Shelf, manifest: Manifest) -> ModelHost:
     """
     shelf.check(manifest)
     return shop.runtime.load(shelf.folder_of(manifest.release_id))
+
+
+def anew(work: Work, code: str) -> Work | None:
+    """Return an update to be fetched and rebuilt once more, after an error of this code; None where that is no use.
+
+    Where what it starts from lacks, or a tensor of another model that it names, the full update is taken, which needs
+    neither: so that is done once. Where something is damaged, the way is chosen again.
+    """
+    lacks = code == BaseMismatch.code and work.steps != (work.wish.full,)
+    if work.agains >= _AGAINS_ALLOWED or not (lacks or code == StoreCorrupted.code):
+        return None
+    return replace(work, steps=(work.wish.full,) if lacks else (), agains=work.agains + 1)
 
 
 def fetch_again(shop: Workshop, shelf: Shelf, work: Work) -> None:
