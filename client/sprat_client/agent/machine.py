@@ -442,7 +442,7 @@ class ModelMachine:
         return self._backoff.next_s(bad)
 
     def _again(self, bad: BaseException) -> bool:
-        """Fetch and rebuild anew where something of the update is damaged or lacks here; return whether that is done."""
+        """Fetch and rebuild anew where something of the update is damaged or gone; return whether that is done."""
         state = self.record.state
         work = steps.anew(self._work, code_of(bad)) if state in _AGAIN else None
         if work is None:
