@@ -36,7 +36,7 @@ Answers that have no class of their own behind them.
 REPORT_HEAD = """
 ## In reports alone
 
-Why a release was taken back from its trial, or refused in the shadow. No command and no route ends with these.
+Why a release was taken back from its trial or later, or refused in the shadow. No command and no route ends with these.
 """
 
 # Codes that only the API's handlers in problems.py give.

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sprat_client.agent.logs import log_json_to_stderr
 from sprat_client.agent.on_site import ON_SITE, add_on_site, run_on_site
-from sprat_client.agent.settings import AgentSettings, StatisticsSettings
+from sprat_client.agent.settings import AgentSettings, GuardSettings, StatisticsSettings
 from sprat_client.agent.version import VERSION
 from sprat_shared.errors import InvalidInput, SpratError
 from sprat_shared.ids import check_model_name
@@ -128,6 +128,21 @@ def _parser() -> argparse.ArgumentParser:
         "--trial-s", type=_positive, default=5.0, metavar="S", help="a trial without an error ends after so long"
     )
     run.add_argument("--trial-requests", type=int, default=100, metavar="N", help="or after so many requests")
+    run.add_argument(
+        "--guard-every",
+        type=_count,
+        default=GuardSettings().every,
+        metavar="N",
+        help="of a release that shares layers compare one request of so many, drawn at random, with the release that "
+        "shares nothing; 0: none (default: %(default)s)",
+    )
+    run.add_argument(
+        "--guard-idle-s",
+        type=_positive,
+        default=GuardSettings().idle_s,
+        metavar="S",
+        help="when no application asked for so long (default: %(default)s)",
+    )
 
     install = commands.add_parser(
         "install",
@@ -228,6 +243,13 @@ def _positive(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: a number from 0 is needed")
+    return value
+
+
 def _emit(value: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value) + "\n")
@@ -242,11 +264,21 @@ def _emit(value: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _brief(fact: Any) -> str:
-    """Return a fact for people: of a release its number and the start of its digest."""
+    """Return a fact for people: of a release its number and the start of its digest, of a guard what it has seen."""
     match fact:
         case {"release": number, "weights": str(weights), "local": list(local)}:
             own = f", {len(local)} local tensors" if local else ""
             return f"release {number} ({weights.removeprefix('sha256:')[:12]}{own})"
+        case {
+            "donor": donor,
+            "budget": budget,
+            "compared": compared,
+            "disagreed": differ,
+            "e_value": e,
+            "blind": blind,
+        }:
+            told = f"shares with {donor}, {differ} of {compared} answers differ, {budget:.2%} may, e-value {e:.3g}"
+            return told if blind is None else f"{told}, blind: {blind}"
         case str(text):
             return text
         case _:
@@ -304,6 +336,7 @@ def _run(asked: argparse.Namespace) -> int:
         trial_s=asked.trial_s,
         trial_requests=asked.trial_requests,
         statistics=replace(StatisticsSettings(), least=asked.least_inputs),
+        guard=replace(GuardSettings(), every=asked.guard_every, idle_s=asked.guard_idle_s),
     )
     if asked.command == "install":
         return _install(asked.bundle, replace(settings, port=None))

@@ -60,8 +60,9 @@ def _load_both(shop: Workshop, shelf: Shelf, work: Work, serving: Serving | None
     if work.release_id is None:
         raise AssertionError("VERIFYING sets the release id, and came before")
     manifest = shelf.manifest(work.release_id)
-    mapped = sum(spec.nbytes * (2 if spec.dtype == "BF16" else 1) for spec in manifest.table.specs)
-    require_memory(mapped, f"loading {work.wish.model}@{work.wish.release} beside the release that serves")
+    require_memory(
+        manifest.mapped_bytes, f"loading {work.wish.model}@{work.wish.release} beside the release that serves"
+    )
     shelf.check(manifest)
     new_folder = shelf.folder_of(work.release_id)
 

@@ -19,6 +19,7 @@ from sprat_client.agent.choice import stock
 from sprat_client.agent.drift import DriftReporter
 from sprat_client.agent.durable import Disk, PosixDisk, remove, write_json
 from sprat_client.agent.estimator import Estimator
+from sprat_client.agent.guard import Guard
 from sprat_client.agent.http_endpoint import HttpEndpoint
 from sprat_client.agent.identity import Identity, load_key
 from sprat_client.agent.lock import FolderLock
@@ -65,6 +66,7 @@ class Agent:
         clock: of the device; the real one when left out.
         offline: nothing is sent to the network, whatever happens.
         watchdog: ends the process when it is stuck; nobody does when left out: the process may be an application's.
+        draw: chooses the requests by which releases that share layers are watched.
 
     Raises:
         NotFound: the folder is not enrolled.
@@ -82,6 +84,7 @@ class Agent:
         clock: Clock | None = None,
         offline: bool = False,
         watchdog: Watchdog | None = None,
+        draw: random.Random | None = None,
     ) -> None:
         self._settings, self._disk = settings, disk or PosixDisk()
         self._identity = Identity.load(settings.folder)
@@ -113,6 +116,7 @@ class Agent:
         self._stopped = self._shop.stopping
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.orders = Orders(self._shop, self._machines, self._wake)
+        self._guard = Guard(self._shop, self._machines, lambda: self._wake.put(None), draw)
         self._shop.meanwhile = self._meanwhile
         self._applications = Applications(self._shop.servings, self._shop.holdouts, Overview(self._shop))
         self._drift, self._attributes = DriftReporter(self._shop), AttributesReporter(self._shop)
@@ -142,6 +146,7 @@ class Agent:
         clean = self._was_stopped()
         for machine in self._machines.values():
             machine.start(clean=clean)
+        self._guard.look()
         self._watchdog.ready()
         self._shop.events.note("started")
         _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": self.url})
@@ -154,6 +159,7 @@ class Agent:
             each.callback(lambda: self._shop.link.close())  # noqa: PLW0108 - a relocated agent has another link
             each.callback(self._forget_endpoint)
             each.callback(self._stop_machines, clean=kind is None)
+            each.callback(self._guard.close)
             if kind is None:
                 each.callback(self._shop.budget.close)
             if self._endpoint is not None:
@@ -334,6 +340,7 @@ class Agent:
         self._upkeep.tidy(self._machines.values())
         self._drift.look()
         self._attributes.look()
+        self._guard.look()
         if now >= self._next_delivery or any(machine.settled for machine in self._machines.values()):
             self._deliver()
         now = time.monotonic()
@@ -344,7 +351,7 @@ class Agent:
 
     def _meanwhile(self) -> bool:
         """Do what is due between two chunks of a download; return whether the download must end for it."""
-        if self.orders.do_within_download():
+        if self.orders.do_within_download() or self._guard.is_due:
             return True
         now = time.monotonic()
         if now >= self._next_poll:

@@ -5,7 +5,6 @@ The comparing thread yields to everything else of the process, where the system 
 """
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from sprat_client.agent.answers import check_finite, top
+from sprat_client.agent.background import give_way
 from sprat_client.agent.comparison import Comparison
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost
 
@@ -22,7 +22,6 @@ _log = logging.getLogger(__name__)
 _WAITING: Final = 8  # requests,
 _WAITING_BYTES: Final = 64 << 20  # and bytes of them, that wait for their comparison
 _TIMED: Final = 400  # requests that both releases are timed on
-_NICE: Final = 10
 
 _Offered = tuple[dict[str, Array], list[Array], int]  # inputs, served outputs, their bytes
 
@@ -98,10 +97,7 @@ class Mirror:
         self._thread.join()
 
     def _work(self) -> None:
-        try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        except (OSError, AttributeError):
-            _log.debug("the system lets no thread be nice")
+        give_way()
         while (offered := self._queue.get()) is not None:
             inputs, outputs, size = offered
             if not self._closed:

@@ -1,14 +1,17 @@
 """What is wrong with the agent, and its numbers, for whoever asks the local endpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sprat_client.agent.metrics import Gauge
 from sprat_client.agent.releases import Shelf
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import StoreCorrupted
 from sprat_client.runtime.memory import resident_bytes
+
+if TYPE_CHECKING:
+    from sprat_client.agent.serve import Serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +98,40 @@ class Overview:
             labels = {"model": model}
             yield "release", "The release that serves.", labels, serving.slot.release
             yield "on_trial", "1 while it is on trial.", labels, int(serving.fallback is not None)
+            yield from _guard(serving, labels)
             if (mirror := serving.mirror) is None:
                 continue
             seen, phase = mirror.seen(), "shadow" if serving.fallback is None else "trial"
             for what in ("requests", "failed", "dropped", "compared", "agreed"):
                 said = "Requests and samples that old and new release both answered, in the shadow or on trial."
                 yield "watched", said, {**labels, "phase": phase, "what": what}, getattr(seen, what)
+
+
+def _guard(serving: "Serving", labels: Mapping[str, object]) -> Iterator[Gauge]:
+    """Yield how a release that shares layers does in service; nothing of one that shares none, or is on trial."""
+    if serving.manifest.shares is None or serving.fallback is not None:
+        return
+    guard = serving.guard
+    blind = guard is None or guard.record.blind is not None
+    yield "guard_blind", "1 where a release that shares layers cannot be compared just now.", labels, int(blind)
+    if guard is None:
+        return
+    record, samples = guard.record, guard.samples
+    counts = {
+        "requests": record.requests,
+        "compared": record.compared,
+        "disagreed": record.disagreed,
+        "skipped": record.skipped,
+        "waiting": len(samples),
+        "dropped": samples.dropped,
+    }
+    for what, count in counts.items():
+        said = "Requests compared with the release that shares nothing, and samples in them; dropped since the start."
+        yield "guard", said, {**labels, "what": what}, count
+    yield (
+        "guard_e_value",
+        "Evidence that more answers differ than may; at 1 / alpha it goes back.",
+        labels,
+        guard.e_value,
+    )
+    yield "guard_budget", "Share of answers that may differ.", labels, guard.shares.budget

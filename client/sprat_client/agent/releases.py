@@ -107,6 +107,11 @@ class Manifest:
         return {*self.sha256s, *map(parse_digest, graphs)}
 
     @property
+    def mapped_bytes(self) -> int:
+        """How many bytes of tensors a loaded session maps; of bfloat16 ones the float32 copies."""
+        return sum(spec.nbytes * (2 if spec.dtype == _BFLOAT16 else 1) for spec in self.table.specs)
+
+    @property
     def local_names(self) -> list[str]:
         """The names of the tensors that this device computed."""
         return [] if self.local is None else [self.table.specs[index].name for index in self.local.tensors]
@@ -217,11 +222,11 @@ class Shelf:
     """
 
     def __init__(self, model: str, folder: Path, store: TensorStore, disk: Disk) -> None:
-        self._model, self._folder, self._store, self._disk = model, folder, store, disk
+        self._model, self.folder, self._store, self._disk = model, folder, store, disk
 
     @property
     def _releases(self) -> Path:
-        return self._folder / "releases"
+        return self.folder / "releases"
 
     def folder_of(self, release_id: str) -> Path:
         """Return the folder of a release."""
@@ -234,7 +239,7 @@ class Shelf:
             StoreCorrupted: the file cannot be read.
             NewerFormat: a newer agent wrote it.
         """
-        path = self._folder / _SLOTS
+        path = self.folder / _SLOTS
         if not self._disk.exists(path):
             return Slots()
         try:
@@ -260,12 +265,12 @@ class Shelf:
         with contextlib.suppress(StoreCorrupted):  # it is replaced, whatever it was
             if slots == self.slots():
                 return
-        make_folder(self._disk, self._folder)
+        make_folder(self._disk, self.folder)
         content = {
             name: None if slot is None else slot.as_json()
             for name, slot in (("active", slots.active), ("previous", slots.previous))
         }
-        write_json(self._disk, self._folder / _SLOTS, {FORMAT: _SLOTS_FORMAT, **content})
+        write_json(self._disk, self.folder / _SLOTS, {FORMAT: _SLOTS_FORMAT, **content})
 
     def manifest(self, release_id: str) -> Manifest:
         """Return what a release folder holds.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sprat_client.agent.answers import check_finite
+from sprat_client.agent.guarded import Guarded
 from sprat_client.agent.meter import Meter
 from sprat_client.agent.mirror import Mirror
 from sprat_client.agent.releases import Manifest, Slot
@@ -31,6 +32,7 @@ class Serving:
         digest: recomputes the weights digest from the files the host has mapped.
         fallback: answers where this one fails; only during a trial; itself where there was no other release.
         mirror: gets the answered requests, and lets another release answer them, unserved; None: there is none.
+        guard: gets some of them to compare later, where this release shares layers; None: it does not.
         answered: requests answered.
         failed: requests on which the model failed or gave NaN or Inf.
         last_failure: the newest one's message.
@@ -44,6 +46,7 @@ class Serving:
     digest: Callable[[], str]
     fallback: "Serving | None" = None
     mirror: Mirror | None = None
+    guard: Guarded | None = None
     answered: int = 0
     failed: int = 0
     last_failure: str = ""
@@ -85,6 +88,8 @@ class Serving:
             meter.answered(self.manifest.model, self.slot.release, took_s)
         if (mirror := self.mirror) is not None:
             mirror.offer(values, outputs)
+        if (guard := self.guard) is not None:
+            guard.samples.offer(values, outputs)
         names = [spec.name for spec in self.host.outputs]
         return Answer(release=self.slot.release, outputs=dict(zip(names, outputs, strict=True)))
 

@@ -1,5 +1,7 @@
 """Which releases serve local applications, one for each model, swapped without dropping a request."""
 
+import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,8 @@ class Servings:
     def __init__(self) -> None:
         self._live: dict[str, Serving] = {}
         self.meter = Meter()
+        self._lock = threading.Lock()
+        self._under_way, self._ended = 0, time.monotonic()
 
     def swap(self, model: str, serving: "Serving | None") -> None:
         """Let `serving` answer from the next request on; None: nothing serves."""
@@ -40,7 +44,20 @@ class Servings:
             InvalidInput: the inputs do not fit the model.
             InferenceFailed: the model failed, and no other release could answer.
         """
-        return self.of(model).answer(inputs, self.meter)
+        serving = self.of(model)
+        with self._lock:
+            self._under_way += 1
+        try:
+            return serving.answer(inputs, self.meter)
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                self._ended = time.monotonic()
+
+    def idle_s(self) -> float:
+        """Return for how long no model was asked anything, seconds; 0 while a request is under way."""
+        with self._lock:
+            return 0.0 if self._under_way else time.monotonic() - self._ended
 
     def report_error(self, model: str, text: str, release: int | None = None) -> int:
         """Count an error that an application found in an answer of `model`; return the release that it counts against.

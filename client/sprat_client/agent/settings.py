@@ -100,6 +100,29 @@ class StatisticsSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuardSettings:
+    """How a release that shares layers is watched in service (docs/sharing.md).
+
+    Attributes:
+        every: one request of so many, drawn at random, is compared with the release that it was made from; 0: none is.
+        alpha: how likely it may be taken back although it keeps its budget, ever.
+        idle_s: without a request to any model, before waiting requests are compared.
+        patience_s: a device that is never idle compares what has waited so long all the same; None: it never does.
+        rest_s: between two times of comparing: each loads the other release.
+        most_requests: that wait, and
+        most_bytes: of them; further ones are dropped.
+    """
+
+    every: int = 20
+    alpha: float = 0.01
+    idle_s: float = 2.0
+    patience_s: float | None = 3600.0
+    rest_s: float = 60.0
+    most_requests: int = 64
+    most_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     """One agent.
 
@@ -142,6 +165,7 @@ class AgentSettings:
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     kept: HoldoutSettings = field(default_factory=HoldoutSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
 
     def under(self, policy: DevicePolicy) -> "AgentSettings":
         """Return these settings with what a signed policy says in place of them."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from sprat_client.agent.budget import BUDGET_FILE, read_spent
 from sprat_client.agent.durable import PosixDisk
+from sprat_client.agent.guarded import read_guard
 from sprat_client.agent.identity import Identity
 from sprat_client.agent.journal import Journal, ModelRecord
 from sprat_client.agent.lock import is_locked
@@ -67,11 +68,20 @@ def _model(record: ModelRecord, shelf: Shelf) -> dict[str, Any]:
         "active": _slot(slots.active, shelf),
         "previous": _slot(slots.previous, shelf),
         "validated": record.validated,
+        "guard": _guard(shelf),
         "updating_to": None if record.work is None else record.work.wish.release,
         "waiting": None if record.work is None else record.work.waiting,
         "failures": dict(record.failures),
         "refused": [{"release": bad.release, "assignment": bad.assignment, "code": bad.code} for bad in record.refused],
     }
+
+
+def _guard(shelf: Shelf) -> dict[str, Any] | None:
+    """Return how a release that shares layers does; None where none serves, or its folder cannot be read."""
+    try:
+        return read_guard(shelf, PosixDisk())
+    except StoreCorrupted:  # as below
+        return None
 
 
 def _slot(slot: Slot | None, shelf: Shelf) -> dict[str, Any] | None:

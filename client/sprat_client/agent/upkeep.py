@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sprat_client.agent.durable import is_temporary, remove
 from sprat_client.agent.facts import FACTS_FILE
+from sprat_client.agent.guarded import GUARD_FILE
 from sprat_client.agent.machine import ModelMachine
 from sprat_client.agent.room import code_of
 from sprat_client.agent.states import BUILT
@@ -14,7 +15,8 @@ from sprat_client.agent.steps import Workshop
 from sprat_shared.errors import SpratError
 
 _log = logging.getLogger(__name__)
-_OF_OTHERS: Final = frozenset({f".{FACTS_FILE}.new", ".agent.json.new"})  # commands on site may be writing them now
+# Commands on site, and the guard's thread, may be writing them now.
+_OF_OTHERS: Final = frozenset({f".{FACTS_FILE}.new", ".agent.json.new", f".{GUARD_FILE}.new"})
 
 
 class Upkeep:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from one_device import INPUTS, LABELS, MODEL
 
 from sprat_client.agent import commands
 from sprat_client.agent.commands import main
+from sprat_client.agent.settings import AgentSettings, GuardSettings
+from sprat_shared.errors import InvalidInput
 
 COMMANDS = ["enrol", "run", "status", "infer", "tuf"]
 
@@ -164,3 +167,22 @@ def test_the_status_for_people_has_one_line_for_each_model(capsys: pytest.Captur
         "models gate      state idle  active release 2 (80636cacd0c2)",
         "models lid       state idle  active release 2 (80636cacd0c2, 2 local tensors)",
     ]
+
+
+def test_how_a_release_that_shares_is_guarded_is_said_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def no_agent(settings: AgentSettings, **_: object) -> None:
+        seen.append(settings.guard)
+        raise InvalidInput("it is not run")
+
+    monkeypatch.setattr("sprat_client.agent.loop.Agent", no_agent)
+    assert main(["run", "--dir", str(tmp_path)]) == 65
+    assert main(["run", "--dir", str(tmp_path), "--guard-every", "0", "--guard-idle-s", "0.5"]) == 65
+    assert seen == [GuardSettings(), replace(GuardSettings(), every=0, idle_s=0.5)]
+    for option, wrong in (("--guard-every", "-1"), ("--guard-every", "x"), ("--guard-idle-s", "0")):
+        with pytest.raises(SystemExit):
+            main(["run", "--dir", str(tmp_path), option, wrong])
+        assert option in capsys.readouterr().err
