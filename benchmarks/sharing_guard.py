@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float64]
 ALPHA: Final = GuardSettings().alpha
 BUDGETS: Final = (0.01, 0.02, 0.05)
 RISES: Final = (1.5, 2.0, 3.0, 5.0)
-NULL_REQUESTS: Final = 5000  # watched where nothing is wrong
+NULL_REQUESTS: Final = 10_000  # watched where nothing is wrong
 ENOUGH: Final = 2000  # streams from which the goal is asserted
 _LONGEST: Final = {1.5: 200, 2.0: 60, 3.0: 30, 5.0: 20}  # requests watched at a rise, times 1 / budget
 _FEW: Final = 301  # streams of a median
@@ -215,7 +215,7 @@ def scenes(streams: int, seed: int) -> dict[str, dict[str, float]]:
         rng = np.random.default_rng(seed)
         requests, samples = Guard(budget, streams), Guard(budget, streams)
         ever = {"by request": np.zeros(streams, bool), "by sample": np.zeros(streams, bool)}
-        for _ in range(NULL_REQUESTS // _SCENE // 2):
+        for _ in range(NULL_REQUESTS // _SCENE):
             losses = independent(budget)(rng, streams)
             requests.play(losses)
             ever["by request"] |= requests.alarms()
@@ -240,7 +240,7 @@ def delays(seed: int) -> dict[str, Any]:
 def late(seed: int, budget: float = 0.02, rise: float = 3.0) -> dict[str, Any]:
     """Return the same at three times the budget, after so many requests of which a fifth of the budget differed."""
     rows = {}
-    for quiet in (0, 1000, 10_000, 50_000):
+    for quiet in (0, 1000, 10_000, 100_000):
         draw = independent(rise * budget)
         seen = watch(budget, draw, streams=101, requests=round(200 / budget), seed=seed, quiet=quiet)
         rows[f"{quiet:,}"] = {name: seen.median(name) for name in TESTS}
@@ -327,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table("budget, and what differs", found["delays"], _count)
     found["late"] = late(args.seed)
     table("requests before the rise", found["late"], _count)
-    found["cost"] = {f"{one['weights_mb']:.1f} MB of weights": one for one in map(cost, (15_000, 1_330_000))}
+    found["cost"] = {f"{one['weights_mb']:.1f} MB of weights": one for one in map(cost, (15_000, 300_000))}
     table("one time of comparing", found["cost"], lambda value: f"{value:.3f}")
     print(f"\n{time.process_time() - began:.0f} s of CPU in this process")
     if args.json:
