@@ -191,8 +191,9 @@ class Guarded:
             OSError: the disk fails; what was shown stays in memory, and the next time tries again.
         """
         with self._lock:
-            self.record = replace(self.record, blind=blind)
-            write_json(self._disk, self.shelf.folder / GUARD_FILE, self.record.as_json())
+            record = replace(self.record, blind=blind)
+            write_json(self._disk, self.shelf.folder / GUARD_FILE, record.as_json())
+            self.record = record
 
 
 def read_guard(shelf: Shelf, disk: Disk) -> dict[str, Any] | None:

@@ -74,6 +74,8 @@ class Overview:
             yield Wrong(
                 "model.not-served", f"release {active.release} is active, and does not answer", model, failing=True
             )
+        if serving is not None and serving.guard is not None and (drift := serving.guard.verdict) is not None:
+            yield Wrong(drift.code, f"release {serving.slot.release} still serves: {drift.why}", model)
         newest = record.refused[-1] if record.refused else None
         if newest is not None and newest.assignment == record.highest_assignment and record.work is None:
             yield Wrong(newest.code, f"release {newest.release} was assigned, and does not serve", model)

@@ -98,6 +98,14 @@ def manifest_of(folder: Path, release: int) -> dict[str, Any]:
     return dict(manifest)
 
 
+def rot(device: OneDevice, release: int) -> None:
+    """Damage a release that the device holds."""
+    files = (device.folder / "models" / MODEL / "releases").glob("*/manifest.json")
+    graph = next(file.parent for file in files if json.loads(file.read_bytes())["release"] == release) / "graph.onnx"
+    graph.unlink()
+    graph.write_bytes(b"rotten")
+
+
 def test_what_a_release_shares_is_in_its_folder(device: OneDevice) -> None:
     base, copy = manifest_of(device.folder, 1), manifest_of(device.folder, 2)
     assert Manifest.of(base).shares is None
@@ -240,6 +248,7 @@ def test_a_kill_between_the_evidence_and_going_back_is_made_up_for(device: OneDe
         wait_until((device.folder / "models" / MODEL / GUARD_FILE).exists)
         assert guarded.verdict is not None
         assert agent._shop.servings.of(MODEL).slot.release == 2
+        assert agent._meanwhile(), "a download of another model ends for it"
     assert record_of(device).drifted
     with running(device) as agent:
         wait_until(lambda: agent._shop.servings.of(MODEL).slot.release == 1)
@@ -268,19 +277,27 @@ def test_without_the_release_it_was_made_from_nothing_is_compared_and_that_is_sa
 
 def test_a_damaged_base_is_not_asked_and_that_is_said(device: OneDevice, capsys: pytest.CaptureFixture[str]) -> None:
     with device.agent(guard=AT_ONCE) as agent:  # it takes no turn, in which it would look at that release itself
-        folder = next(
-            file.parent
-            for file in (device.folder / "models" / MODEL / "releases").glob("*/manifest.json")
-            if json.loads(file.read_bytes())["release"] == 1
-        )
-        graph = folder / "graph.onnx"
-        graph.unlink()
-        graph.write_bytes(b"rotten")
+        guarded_by(agent)
+        rot(device, 1)
         ask(agent, drifted(device, 40))
         wait_until(lambda: guarded_by(agent).record.blind)
         assert agent._shop.servings.of(MODEL).slot.release == 2
     assert "store.corrupted" in status(device, capsys)["guard"]["blind"]
     assert record_of(device).requests == 0
+
+
+def test_where_there_is_nothing_to_go_back_to_any_more_the_release_serves_on(device: OneDevice) -> None:
+    with device.agent(guard=AT_ONCE) as agent:
+        ask(agent, drifted(device, 40))
+        wait_until(lambda: guarded_by(agent).verdict)
+        rot(device, 1)
+        assert agent._guard.is_due
+        for _ in range(2):
+            agent._guard.look()
+            assert not agent._guard.is_due
+        assert agent.infer(MODEL, known(1)).release == 2
+        assert "still serves" in agent._applications.health()[1]["wrong"][0]["detail"]
+    assert next(iter(device.server.devices.values())).reports[-1].outcome is Outcome.COMMITTED
 
 
 def test_where_memory_is_short_nothing_is_loaded_and_it_is_tried_again(
@@ -396,6 +413,16 @@ def test_requests_of_which_nothing_can_be_said_are_counted_and_prove_nothing(
     assert record.standing == ChangeGame(0.05).start()
 
 
+def test_what_the_guard_is_writing_is_not_tidied_away(device: OneDevice) -> None:
+    folder = device.folder / "models" / MODEL
+    for name in (f".{GUARD_FILE}.new", ".slots.json.new"):
+        (folder / name).write_text("{}")
+    with device.agent() as agent:
+        agent.run(once=True)
+    assert (folder / f".{GUARD_FILE}.new").exists()
+    assert not (folder / ".slots.json.new").exists()
+
+
 def test_a_guard_that_has_a_bug_stops_nothing(device: OneDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_: object) -> None:
         raise RuntimeError("a bug")
@@ -443,6 +470,10 @@ def test_an_update_under_way_goes_first(device: OneDevice) -> None:
         ask(agent, drifted(device, 40))
         wait_until(lambda: guarded.verdict)
         time.sleep(0.2)
+        assert not agent._guard.is_due
+        well, said = agent._applications.health()
+        assert well
+        assert [(one["code"], one["model"]) for one in said["wrong"]] == [("sharing.drifted", MODEL)]
         assert machine.record.state.value == "shadow", "it is not given up for the release that went before it"
         wait_until(lambda: ask(agent, known(40)) and machine.idle)
     assert device.server.wait_for_report(assignment).outcome is Outcome.COMMITTED
