@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fleet_calls import TestDevice, join, made
 from http_calls import Api
 from sharing_calls import PLANS, House, runner, tiny_models
 from sqlalchemy import select
+from training_calls import finished
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.projects import DEFAULT_PROJECT
@@ -273,3 +275,42 @@ def test_what_the_levels_were_made_from_stays_signed_while_one_is_live(ladder: L
     right = tiny_models.truth()
     ladder.next_release(RECIPIENT, {**right, "2.weight": right["2.weight"] * np.float32(1.01)})
     assert f"{RECIPIENT}/{BASE}/full" in ladder.signed(RECIPIENT)
+
+
+@pytest.mark.parametrize("left", [1, 2])
+def test_a_plan_made_anew_allows_no_more_than_devices_kept(ladder: Ladder, left: int) -> None:
+    ladder.begin()
+    high, low = (level["bound"] for level in ladder.plan["result"]["chosen"][0]["levels"])
+    first, second, third = ladder.devices
+    for device in (second, third):
+        ladder.tells(device, Outcome.COMMITTED)
+    ladder.tells(first, Outcome.ROLLED_BACK, "sharing.drifted")
+    ladder.tells(first, Outcome.COMMITTED if left == 1 else Outcome.REFUSED)
+    job = ladder.admin.post(f"{PLANS}/{ladder.plan['id']}/refit").json()["job"]["id"]
+    done = finished(ladder.worker, ladder.admin, UUID(job))
+    assert done["state"] == "succeeded", done
+    again = made(ladder.admin.get(f"{PLANS}/{done['result']['plan']}"))
+    budget = low if left == 1 else low / 2
+    assert high > low
+    assert again["result"]["learned"] == {
+        RECIPIENT: {
+            "budget": budget,
+            "levels": [
+                {"level": 1, "bound": high, "left": 1, "serve": 2},
+                {"level": 2, "bound": low, "left": left - 1, "serve": 2 - left},
+            ],
+        }
+    }
+    assert again["asked"]["budgets"] == {RECIPIENT: budget, "gate": 0.2}
+    chosen = {one["recipient"]: [level["bound"] for level in one["levels"]] for one in again["result"]["chosen"]}
+    assert all(bound <= budget for bound in chosen.get(RECIPIENT, []))
+
+
+def test_a_plan_that_all_devices_kept_teaches_nothing(ladder: Ladder) -> None:
+    ladder.begin()
+    for device in ladder.devices:
+        ladder.tells(device, Outcome.COMMITTED)
+    job = ladder.admin.post(f"{PLANS}/{ladder.plan['id']}/refit").json()["job"]["id"]
+    done = finished(ladder.worker, ladder.admin, UUID(job))
+    again = made(ladder.admin.get(f"{PLANS}/{done['result']['plan']}"))
+    assert (again["result"]["learned"], again["asked"]["budgets"]) == ({}, {RECIPIENT: 0.2, "gate": 0.2})

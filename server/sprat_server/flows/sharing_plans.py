@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
@@ -44,8 +45,22 @@ _LIVE: Final = {RolloutState.DRAFT, RolloutState.RUNNING, RolloutState.PAUSED}
 _KEPT: Final = {RolloutState.SUCCEEDED, RolloutState.ABORTED}  # aborted, its devices may keep what they committed
 
 
-def ask(session: Session, asked: NewSharingPlan, by: Actor, *, refit_of: SharingPlan | None = None) -> Job:
+def ask(
+    session: Session,
+    asked: NewSharingPlan,
+    by: Actor,
+    *,
+    refit_of: SharingPlan | None = None,
+    learned: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> Job:
     """Have a worker make a plan.
+
+    Args:
+        session: the caller's transaction.
+        asked: the question.
+        by: whose it is.
+        refit_of: the plan whose question it was.
+        learned: model -> what its devices taught (`sharing_steps.lessons`): no budget is above what they kept.
 
     Raises:
         NotFound: a model, a release or the dataset does not exist.
@@ -64,11 +79,13 @@ def ask(session: Session, asked: NewSharingPlan, by: Actor, *, refit_of: Sharing
         _check_inputs(model, dataset.input_shape)
         registry.require_published(session, model, release.number)
         numbers[name] = release.number
+    budgets = dict.fromkeys(numbers, asked.budget) | asked.budgets
     args = {
         "models": numbers,
         "named": list(asked.models),
         "dataset": asked.dataset,
-        "budgets": dict.fromkeys(numbers, asked.budget) | asked.budgets,
+        "budgets": {name: min(budgets[name], learned.get(name, {}).get("budget", 1.0)) for name in numbers},
+        "learned": {name: dict(lesson) for name, lesson in learned.items()},
         "memory_bytes": asked.memory_bytes,
         "levels": asked.levels,
         "seed": asked.seed,
@@ -89,7 +106,7 @@ def _check_inputs(model: Model, shape: list[int]) -> None:
 
 
 def refit(session: Session, plan_id: UUID, by: Actor) -> Job:
-    """Have a worker answer a plan's question anew, on the newest releases of its models.
+    """Have a worker answer a plan's question anew, on the newest releases of its models, with what devices taught.
 
     Raises:
         NotFound: there is no such plan, or something of its question is gone.
@@ -97,7 +114,7 @@ def refit(session: Session, plan_id: UUID, by: Actor) -> Job:
     plan = records.get(session, plan_id)
     kept = {key: plan.asked[key] for key in ("dataset", "memory_bytes", "levels", "seed")}
     asked = NewSharingPlan(models=list(plan.asked["models"]), budgets=plan.asked["budgets"], **kept)
-    return ask(session, asked, by, refit_of=plan)
+    return ask(session, asked, by, refit_of=plan, learned=sharing_steps.lessons(session, plan))
 
 
 def preview(session: Session, settings: Settings, plan_id: UUID) -> SharingPreview:

@@ -1,5 +1,7 @@
-"""Devices that go down the ladder of a plan to share layers, by their own reports; and who is at which level."""
+"""Devices that go down the ladder of a plan to share layers, by their own reports; who is where; what that teaches."""
 
+from collections import Counter
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -7,6 +9,7 @@ from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from sprat_server.access import audit
+from sprat_server.access.models import AuditRecord
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceSlots
 from sprat_server.flows import rollout_steps as steps
@@ -20,6 +23,9 @@ from sprat_server.sharing.models import SharingPlan
 from sprat_server.sharing.records import Rung
 from sprat_server.sharing.schemas import SharingLevelView, SharingStandingView
 from sprat_shared.protocol.report import Report
+
+_TOLERATED: Final = 0.05  # share of the devices that tried a level which may leave it
+_STEP: Final = "sharing.step-down"
 
 _log = structlog.get_logger(__name__)
 
@@ -49,18 +55,17 @@ def go_down(session: Session, rollout: Rollout, part: RolloutDevice, rung: Rung,
         rung: where it stands.
         report: why it leaves.
     """
-    if part.returned_by is not None:
-        return
-    if rung.below is None:
+    below = rung.below if part.returned_by is None else None
+    if part.returned_by is None and below is None:
         steps.take_back(session, rollout, [part])
-    else:
-        steps.offer_each(session, rollout, {part: rung.below}, "step-down")
+    elif below is not None:
+        steps.offer_each(session, rollout, {part: below}, "step-down")
     device, model = fleet.get_device(session, part.device_id), steps.model_of(session, rollout).name
-    to = part.previous if rung.below is None else rung.below
+    to = part.previous if below is None else below
     left = {"device": str(device.id), "model": model, "release": report.release, "level": rung.level}
-    taken = {"release": to, "level": None if rung.below is None else rung.level + 1}
+    taken = {"release": to, "level": None if below is None else rung.level + 1}
     why = {"code": report.error_code, "detail": report.error_detail}
-    audit.record(session, SYSTEM, "sharing.step-down", f"sharing:{rung.plan.id}", left, taken | why)
+    audit.record(session, SYSTEM, _STEP, f"sharing:{rung.plan.id}", left, taken | why)
     told = left | {"name": device.name, "to": to, "to_level": taken["level"]} | why
     outbox.tell(session, "sharing.lowered", f"sharing:{rung.plan.id}", told)
     _log.warning("sharing.lowered", plan=str(rung.plan.id), device=str(device.id), model=model, to=to, **why)
@@ -95,3 +100,32 @@ def standing(session: Session, plan: SharingPlan) -> list[SharingStandingView]:
         rows = [SharingLevelView(level=level, release=one, devices=counts.get(one, 0)) for level, one in levels.items()]
         shown.append(SharingStandingView(model=name, levels=rows, nothing=session.scalar(nothing) or 0))
     return shown
+
+
+def lessons(session: Session, plan: SharingPlan) -> dict[str, dict[str, Any]]:
+    """Return for each model that shared by a plan what its devices teach of the budget that it was given.
+
+    A level that more than a twentieth of the devices left which tried it, by their own data, was allowed too much: the
+    budget comes down to the bound of the first level that devices keep, or below all of them where they keep none.
+    Those that left are in the audit log, and stay there.
+
+    Returns:
+        model -> `budget` (that it should have next), `levels` (`level`, `bound`, `left`, `serve`); only of models of
+        which a device left a level.
+    """
+    of_plan = (AuditRecord.action == _STEP, AuditRecord.subject == f"sharing:{plan.id}")
+    steps_down = select(AuditRecord.before).where(*of_plan)
+    left = Counter((before["model"], before["level"]) for before in session.scalars(steps_down) if before is not None)
+    serve = {(one.model, level.level): level.devices for one in standing(session, plan) for level in one.levels}
+    bounds = {one["recipient"]: [each["bound"] for each in one["levels"]] for one in plan.result["chosen"]}
+    taught = {}
+    for model in sorted({model for model, _ in left}):
+        levels = [
+            {"level": at, "bound": bound, "left": left[model, at], "serve": serve.get((model, at), 0)}
+            for at, bound in enumerate(bounds[model], start=1)
+        ]
+        kept = [one["bound"] for one in levels if one["left"] <= _TOLERATED * (one["left"] + one["serve"])]
+        tried = [one for one in levels if one["left"] + one["serve"]]
+        if tried and tried[0]["bound"] not in kept:
+            taught[model] = {"budget": max(kept, default=min(bounds[model]) / 2), "levels": levels}
+    return taught

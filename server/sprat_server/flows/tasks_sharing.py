@@ -46,7 +46,7 @@ def plan_sharing(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         ctx: of the job.
         args: models ({name: release}), dataset (digest; its labels are not used), budgets ({name: share}),
             memory_bytes (or None), levels, seed, analyze (only measure), refit_of (id of the plan whose question this
-            is, or None), by (who asked).
+            is, or None), learned (model -> what devices taught of that plan), by (who asked).
 
     Raises:
         NotShareable: models take other inputs, do not name classes, or devices compute some of their tensors.
@@ -60,7 +60,7 @@ def plan_sharing(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
             with ctx.session() as session:
                 ctx.complete(session, {"plan": None, **result})
             return result
-        result |= _chosen(ctx, zoo, measured, args)
+        result |= _chosen(ctx, zoo, measured, args) | {"learned": args["learned"]}
     with ctx.session() as session:
         before = None if args["refit_of"] is None else records.get(session, UUID(args["refit_of"]))
         if before is not None:
@@ -70,9 +70,7 @@ def plan_sharing(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
             result["left_out"] += [{"recipient": name, "why": why} for name in sorted(shared - now - told)]
         plan = records.add(
             session,
-            asked={
-                key: args[key] for key in ("models", "dataset", "budgets", "memory_bytes", "levels", "seed", "named")
-            },
+            asked={key: args[key] for key in _ASKED},
             result=result,
             by=args["by"],
             refit_of=None if before is None else before.id,

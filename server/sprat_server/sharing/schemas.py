@@ -85,7 +85,8 @@ class SharingPlanView(BaseModel):
     """A plan: what was asked, what is chosen, and what was made of it.
 
     `result.scores` are all ways that were measured, `result.chosen` the certified levels of each model that shares,
-    the one that shares most first, `result.left_out` who does not and why, `result.front` what each bound would save.
+    the one that shares most first, `result.left_out` who does not and why, `result.front` what each bound would save,
+    `result.learned` which budgets are lower than asked, by what devices did with the plan that is made anew.
     `standing` says how many devices serve what was published.
     """
 
