@@ -76,8 +76,9 @@ def write_graph(path: Path, weights: Weights) -> Path:
         helper.make_node("Relu", ["h"], ["r"]),
         helper.make_node("Gemm", ["r", "2.weight", "2.bias"], ["logits"], transB=1),
     ]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])]
+    width, classes = weights["0.weight"].shape[1], weights["2.weight"].shape[0]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_onnx
-from one_device import MODEL, OneDevice, agent_on, one_device, release_of
+from one_device import INPUTS, MODEL, OneDevice, agent_on, one_device, release_of
 
 from sprat_client.agent.durable import PosixDisk
 from sprat_client.agent.releases import Shelf
@@ -120,3 +120,22 @@ def test_a_kill_after_the_full_update_was_chosen_goes_on_with_it(device: OneDevi
     assert device.server.wait_for_report(assignment).outcome is Outcome.COMMITTED
     assert set(fetched(device, asked)) == {"full"}, "never again the one that cannot be applied"
     assert set(fetched(device, before)) == {"held", "full"}
+
+
+def test_a_donors_next_release_changes_no_bit_of_what_shares_its_layers(device: OneDevice) -> None:
+    assert taken(device) == ["held"]
+    file = trunk(device)
+    with device.agent() as agent:
+        before = agent.infer(MODEL, INPUTS).outputs["logits"].tobytes()
+    donor = device.server.models[DONOR][1]
+    for base in (1, 2):  # twice: then no slot of the donor's holds the release whose trunk is shared
+        device.server.add_release(DONOR, tiny_onnx.nudged(donor.weights, 60 + base), base=base)
+        assignment = device.server.assign(DONOR, base + 1)
+        with device.agent() as agent:
+            assert agent.run(once=True) == 0
+        assert device.server.wait_for_report(assignment).outcome is Outcome.COMMITTED
+    with device.agent() as agent:
+        answer = agent.infer(MODEL, INPUTS)
+        assert (answer.release, answer.outputs["logits"].tobytes()) == (2, before)
+        assert release_of(agent, device.server) == 2
+    assert file.exists(), "a file stays as long as a release names it"
