@@ -58,6 +58,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("GET", "/api/v1/models/{name}/updates"): VIEWER,
     ("POST", "/api/v1/models/{name}/releases/{number}/draft"): RELEASER,
     ("POST", "/api/v1/models/{name}/retrain"): OPERATOR,
+    ("POST", "/api/v1/models/{name}/releases/{number}/certify"): OPERATOR,
     ("GET", "/api/v1/models/{name}/policy"): VIEWER,
     ("PUT", "/api/v1/models/{name}/policy"): OPERATOR,
     ("DELETE", "/api/v1/models/{name}/policy"): OPERATOR,

@@ -145,6 +145,7 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("GET", "/api/v1/models/{name}/updates"): [{}],
     ("POST", "/api/v1/models/{name}/releases/{number}/draft"): [{}],
     ("POST", "/api/v1/models/{name}/retrain"): [{"json": RETRAIN}],
+    ("POST", "/api/v1/models/{name}/releases/{number}/certify"): [{"json": {"against": 1, **RETRAIN}}],
     ("GET", "/api/v1/models/{name}/policy"): [{}],
     ("PUT", "/api/v1/models/{name}/policy"): [{"json": {"min_samples": 1}}],
     ("DELETE", "/api/v1/models/{name}/policy"): [{}],

@@ -75,6 +75,29 @@ class Models:
         body = {"weights": weights, "base": base, "lossless": lossless, **architecture}
         return _job(self._transport.post(f"/models/{name}/releases", body))
 
+    def certify(
+        self,
+        name: str,
+        number: int,
+        *,
+        against: int,
+        dataset: str,
+        budget: float | None = None,
+        tolerance: float | None = None,
+    ) -> JobView:
+        """Ask by how much a release can be worse than another one; the job's result is the certificate.
+
+        Args:
+            name: the model.
+            number: of the release.
+            against: number of the one that it is a near copy of.
+            dataset: digest; its labels are not used.
+            budget: largest share of answers that may change.
+            tolerance: of outputs that are no classes.
+        """
+        body = {"against": against, "dataset": dataset, "budget": budget, "tolerance": tolerance}
+        return _job(self._transport.post(f"/models/{name}/releases/{number}/certify", body))
+
     def releases(self, name: str) -> list[ReleaseView]:
         """Return the releases of a model."""
         return list(self._transport.pages(f"/models/{name}/releases"))

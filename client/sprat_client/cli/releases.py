@@ -223,6 +223,56 @@ def curve(
     emit_table(points, columns, as_json=json_, empty="nothing was tried")
 
 
+@app.command()
+def certify(
+    ctx: typer.Context,
+    *,
+    release: Annotated[str, typer.Argument(help="MODEL@NUMBER: the near copy.")],
+    against: Annotated[int, typer.Option(help="Number of the release that it is a near copy of.")],
+    dataset: Annotated[str, typer.Option(help="Inputs that chose nothing: name, digest or its start; labels unused.")],
+    budget: Annotated[
+        float | None, typer.Option(help="Largest share of answers that may change, such as 0.01.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Of outputs that are no classes: most that one may move.")
+    ] = None,
+    no_wait: NoWait = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Bound by how much a release can be worse than another, without labels (docs/sharing.md).
+
+    For updates that are meant to change nothing: another precision, pruned weights, shared layers. Where both give the
+    same answer, both are right or both are wrong. Ends with 1 if the bound is above the budget.
+
+    Example: sprat release certify digits@3 --against 2 --dataset line-3 --budget 0.01
+    """
+    model, number = split_release(release, None)
+    with connect(ctx) as client:
+        digest = client.datasets.resolve(dataset)["digest"]
+        asked = client.models.certify(
+            model, number, against=against, dataset=digest, budget=budget, tolerance=tolerance
+        )
+        job = finish(client, asked, no_wait=no_wait)
+    found = job["result"] or {}
+    emit(job if no_wait else found, as_json=json_, text=f"job {job['id']}" if no_wait else _certified(found))
+    if found.get("within") is False:
+        raise typer.Exit(1)
+
+
+def _certified(found: dict[str, Any]) -> str:
+    said = (
+        f"{found['model']}@{found['release']} gave another answer than @{found['against']} on {found['disagreed']} of "
+        f"{found['compared']} inputs: accuracy falls by at most {100 * found['bound']:.3g} points "
+        f"(with {found['confidence']:.0%} confidence, for inputs drawn as these)"
+    )
+    if found["within"] is True:
+        return f"{said}; within {100 * found['budget']:.3g}"
+    if found["within"] is False:
+        more = f"; {found['needed']:,} inputs of this kind would prove it" if found["needed"] else ""
+        return f"{said}; that is above {100 * found['budget']:.3g}{more}"
+    return said
+
+
 def retrain(
     ctx: typer.Context,
     *,

@@ -19,7 +19,15 @@ from sprat_server.jobs import service as jobs
 from sprat_server.jobs.schemas import JobAccepted, JobView
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model, Release
-from sprat_server.registry.schemas import ModelView, NewModel, NewRelease, ReleaseView, RetrainRequest, WayView
+from sprat_server.registry.schemas import (
+    CertifyRequest,
+    ModelView,
+    NewModel,
+    NewRelease,
+    ReleaseView,
+    RetrainRequest,
+    WayView,
+)
 
 router = operators_router(prefix="/models", tags=["models"])
 
@@ -131,4 +139,23 @@ def retrain(name: str, body: RetrainRequest, session: SessionDep, operator: Oper
     args = body.model_dump(mode="json") | {"model": name, "base": base}
     job = jobs.enqueue(session, kind="retrain", args=args, by=operator)
     audit.record(session, operator, "model.retrain", f"model:{name}", after=args | {"job": str(job.id)})
+    return JobAccepted(job=JobView.of(job))
+
+
+@router.post(
+    "/{name}/releases/{number}/certify",
+    status_code=202,
+    responses=raises(not_found=["dataset.unknown", "model.unknown", "release.unknown"]),
+)
+def certify_release(
+    name: str, number: int, body: CertifyRequest, session: SessionDep, operator: Operator
+) -> JobAccepted:
+    """Have a worker bound, without labels, by how much a release can be worse than one that it is a near copy of."""
+    model = registry.get_model(session, name)
+    for one in (number, body.against):
+        registry.get_release(session, model, one)
+    registry.get_dataset(session, body.dataset)
+    args = body.model_dump(mode="json") | {"model": name, "release": number}
+    job = jobs.enqueue(session, kind="certify", args=args, by=operator)
+    audit.record(session, operator, "release.certify", f"model:{name}", after=args | {"job": str(job.id)})
     return JobAccepted(job=JobView.of(job))

@@ -231,6 +231,24 @@ class NewRelease(BaseModel):
     graph: Digest | None = None
 
 
+class CertifyRequest(BaseModel):
+    """A question: by how much can a release be worse than another one of its model that it is a near copy of?
+
+    Both are run on the inputs of a dataset that chose nothing about the release; labels are not used. `budget` is the
+    largest bound that is wished, a share of the answers; `tolerance` is for outputs that are no classes.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"against": 2, "dataset": _EXAMPLE_DIGEST, "budget": 0.01}]},
+    )
+
+    against: Annotated[int, Field(ge=1, lt=2**31)]
+    dataset: Digest
+    budget: Annotated[float | None, Field(gt=0, lt=1)] = None
+    tolerance: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+
+
 class RetrainRequest(BaseModel):
     """A retrain to be done: on which data, from which release (null: the latest), and what its update must reach.
 
