@@ -142,6 +142,8 @@ def test_without_a_plan_the_scores_are_shown_and_nothing_is_kept(house: House) -
     matrix = done["result"]["matrix"]
     assert matrix["models"] == ["face", "gate"]
     assert matrix["agreement"][0][1] > 0.9
+    assert set(done["result"]["correlations"]) == {"cka", "r2"}
+    assert all(r is None or -1 <= r <= 1 for r in done["result"]["correlations"].values())
     assert made(house.admin.get(PLANS))["items"] == []
 
 

@@ -1,4 +1,4 @@
-"""The matrix of scores between models as a drawing: donors down, recipients across (PNG)."""
+"""What is known of sharing, as drawings (PNG): scores between models, and what each bound would save."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -47,6 +47,42 @@ def draw(matrix: Mapping[str, Any], output: Path) -> None:
             for column, one in enumerate(of_row):
                 if one is not None:
                     axes.text(column, row, f"{one:.2f}", ha="center", va="center", color="w" if one < 0.5 else "k")  # noqa: PLR2004
+    _save(figure, output)
+
+
+def draw_front(result: Mapping[str, Any], budgets: Mapping[str, float], output: Path) -> None:
+    """Draw the share of all bytes that is saved within each bound, the budgets, and what the plan saves.
+
+    Args:
+        result: of a plan.
+        budgets: of each model.
+        output: the file.
+
+    Raises:
+        InvalidInput: the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - of the extra `plot`
+
+    total = max(1, result["total_bytes"])
+    bounds = [100 * point["bound"] for point in result["front"]]
+    saved = [100 * point["saved_bytes"] / total for point in result["front"]]
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.step(bounds, saved, where="post", label="what each bound would save, as measured")
+    for budget in sorted(set(budgets.values())):
+        axes.axvline(100 * budget, color="grey", linestyle=":")
+    certified = [100 * one["levels"][0]["bound"] for one in result["chosen"]]
+    if certified:
+        axes.plot(max(certified), 100 * result["saved_bytes"] / total, "o", color="k", label="the plan, certified")
+    axes.set_xlabel("largest bound of a model, points (dotted: budgets)")
+    axes.set_ylabel("bytes saved, %")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 100)
+    axes.legend()
+    _save(figure, output)
+
+
+def _save(figure: Any, output: Path) -> None:
     try:
         figure.savefig(output, format="png", dpi=_DOTS_PER_INCH)
     except OSError as error:

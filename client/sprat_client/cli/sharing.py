@@ -8,7 +8,7 @@ import typer
 from sprat_client.cli.invocation import JsonFlag, connect
 from sprat_client.cli.output import aligned, emit, emit_table, size
 from sprat_client.cli.quantities import parse_bytes
-from sprat_client.cli.scores import check_png, draw
+from sprat_client.cli.scores import check_png, draw, draw_front
 from sprat_client.cli.watching import NoWait, finish
 from sprat_shared.errors import InvalidInput
 
@@ -53,7 +53,7 @@ def analyze(
         result = finish(client, job, no_wait=False)["result"] or {}
     if png is not None:
         draw(result["matrix"], png)
-    emit(result, as_json=json_, text="\n".join(_matrix(result["matrix"])))
+    emit(result, as_json=json_, text="\n".join([*_matrix(result["matrix"]), *_correlations(result["correlations"])]))
 
 
 @app.command()
@@ -67,6 +67,7 @@ def plan(
     levels: Annotated[int, typer.Option(help="Steps that each model may go down by.")] = 3,
     seed: Seed = 0,
     refit: Annotated[str | None, typer.Option(metavar="PLAN", help="Ask that plan's question anew.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw what each bound would save into this file.")] = None,
     no_wait: NoWait = False,
     json_: JsonFlag = False,
 ) -> None:
@@ -76,6 +77,10 @@ def plan(
     """
     if (refit is None) != (bool(models) and dataset is not None):
         raise InvalidInput("name models and --dataset, or --refit PLAN alone")
+    if png is not None:
+        check_png(png)
+        if no_wait:
+            raise InvalidInput("--png needs the plan: leave out --no-wait")
     with connect(ctx) as client:
         if refit is not None:
             job = client.sharing.refit(client.sharing.resolve(refit))
@@ -90,6 +95,8 @@ def plan(
             emit(job, as_json=json_, text=f"job {job['id']}")
             return
         made = client.sharing.show((job["result"] or {})["plan"])
+    if png is not None:
+        draw_front(made["result"], made["asked"]["budgets"], png)
     emit(made, as_json=json_, text=_told(made))
 
 
@@ -189,6 +196,12 @@ def _matrix(matrix: dict[str, Any]) -> list[str]:
     for name, agrees, cka in zip(matrix["models"], matrix["agreement"], matrix["cka"], strict=True):
         rows.append([name, *(_cell(*pair) for pair in zip(agrees, cka, strict=True))])
     return [*aligned(rows), "agreement of the way that agrees best (its debiased CKA)"]
+
+
+def _correlations(found: dict[str, float | None]) -> list[str]:
+    """Return how far similarity foretells what sharing changes, of these models."""
+    said = [f"{name} {r:.2f}" for name, r in (("debiased CKA", found["cka"]), ("R2", found["r2"])) if r is not None]
+    return [f"correlation with the share of answers that change: {', '.join(said)}"] if said else []
 
 
 def _cell(agreement: float | None, cka: float | None) -> str:

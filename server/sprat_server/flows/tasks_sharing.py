@@ -17,6 +17,7 @@ from sprat_server.sharing import planner, records
 from sprat_server.sharing.derived import Derived
 from sprat_server.sharing.offers import Inputs, Offer, Subject, certified, derived_of, offers, parted
 from sprat_server.sharing.releases import NotShareable, Release
+from sprat_server.sharing.similarity import correlation
 from sprat_shared.evidence.certificate import Certificate, samples_needed
 from sprat_shared.wire.tensors import digest_of
 
@@ -56,6 +57,7 @@ def plan_sharing(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         zoo = files.enter_context(_zoo(ctx, args))
         measured = _measured(ctx, zoo)
         result = _about(zoo) | {"scores": [_score(one) for one in measured], "matrix": _matrix(zoo, measured)}
+        result["correlations"] = _correlations(measured)
         if args["analyze"]:
             with ctx.session() as session:
                 ctx.complete(session, {"plan": None, **result})
@@ -127,6 +129,17 @@ def _about(zoo: _Zoo) -> dict[str, Any]:
 
 def _score(offer: Offer) -> dict[str, Any]:
     return asdict(offer) | {"agreement": 1 - offer.disagreed / offer.compared, "bound": offer.bound}
+
+
+def _correlations(measured: Sequence[Offer]) -> dict[str, float | None]:
+    """Return how each score goes with what sharing changed, over the stitches: Pearson's r; None: nothing to say."""
+    stitches = [one for one in measured if one.cka is not None and one.r2 is not None]
+    changed = [one.disagreed / one.compared for one in stitches]
+    found = {
+        "cka": correlation([one.cka or 0.0 for one in stitches], changed),
+        "r2": correlation([one.r2 or 0.0 for one in stitches], changed),
+    }
+    return {score: None if np.isnan(r) else r for score, r in found.items()}
 
 
 def _matrix(zoo: _Zoo, measured: Sequence[Offer]) -> dict[str, Any]:

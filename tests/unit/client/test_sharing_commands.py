@@ -9,7 +9,8 @@ from answering_server import answering
 from typer.testing import CliRunner
 
 from sprat_client.cli.app import app
-from sprat_client.cli.scores import draw
+from sprat_client.cli.scores import draw, draw_front
+from sprat_shared.errors import InvalidInput
 
 ID = "01a22ae8-4778-71c8-9c42-0219063f6002"
 LEVEL = {"form": "tie", "saved_bytes": 2048, "bound": 0.0118, "compared": 360, "disagreed": 0}
@@ -105,3 +106,23 @@ def test_the_matrix_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     draw(MATRIX, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_each_bound_would_save_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = {
+        "total_bytes": 1000,
+        "saved_bytes": 400,
+        "front": [{"bound": 0.01, "saved_bytes": 200}, {"bound": 0.03, "saved_bytes": 500}],
+        "chosen": [{"levels": [{"bound": 0.02}]}],
+    }
+    draw_front(result, {"face": 0.05, "gate": 0.02}, tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    draw_front({**result, "front": [], "chosen": []}, {}, tmp_path / "empty.png")
+    with pytest.raises(InvalidInput, match="--png"):
+        draw_front(result, {}, tmp_path / "none" / "front.png")
+
+
+def test_a_drawing_cannot_be_had_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match="leave out --no-wait"):
+        said(monkeypatch, "plan", "--refit", ID, "--no-wait", "--png", "x.png")
