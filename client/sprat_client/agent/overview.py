@@ -8,7 +8,7 @@ from sprat_client.agent.metrics import Gauge
 from sprat_client.agent.releases import Shelf
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import StoreCorrupted
-from sprat_client.runtime.memory import resident_bytes
+from sprat_client.runtime.memory import private_bytes, proportional_bytes, resident_bytes
 
 if TYPE_CHECKING:
     from sprat_client.agent.serve import Serving
@@ -84,6 +84,9 @@ class Overview:
         """Return what is true just now."""
         shop = self._shop
         yield "resident_bytes", "Resident memory of the agent.", {}, resident_bytes()
+        yield "private_bytes", "The part of it that no file is behind.", {}, private_bytes()
+        said = "The same as resident, but a page that is mapped more than once, as shared layers are, counts once."
+        yield "proportional_bytes", said, {}, proportional_bytes()
         yield "reports_waiting", "Reports that are not delivered yet.", {}, len(shop.outbox.waiting())
         yield "wrong", "How many things are wrong; /healthz says which.", {}, len(self.wrong())
         for model, record in sorted(shop.journal.models.items()):

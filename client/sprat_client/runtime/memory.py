@@ -7,17 +7,25 @@ from pathlib import Path
 
 def resident_bytes() -> int:
     """Return the resident memory of this process; 0 where the system does not say."""
-    return _status("VmRSS:")
+    return _kilobytes("/proc/self/status", "VmRSS:")
 
 
 def private_bytes() -> int:
     """Return the resident memory of this process that no file is behind; 0 where the system does not say."""
-    return _status("RssAnon:")
+    return _kilobytes("/proc/self/status", "RssAnon:")
 
 
-def _status(name: str) -> int:
+def proportional_bytes() -> int:
+    """Return the resident memory of this process, each page by the share of its mappings; 0 where nobody says.
+
+    Resident memory counts a page once for each mapping, so layers that models share show here, and only here.
+    """
+    return _kilobytes("/proc/self/smaps_rollup", "Pss:")
+
+
+def _kilobytes(file: str, name: str) -> int:
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        lines = Path(file).read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)

@@ -188,6 +188,8 @@ def test_metrics_are_prometheus_text_with_counts_by_release(http: httpx.Client, 
     assert values[f'swaps_total{{model="{MODEL}"}}'] == 1
     assert (values["reports_waiting"], values["wrong"]) == (0, 0)
     assert values["resident_bytes"] > 1 << 20
+    assert 0 < values["private_bytes"] < values["resident_bytes"]
+    assert values["private_bytes"] / 2 < values["proportional_bytes"] <= values["resident_bytes"] * 1.1
 
 
 def test_models_answer_side_by_side(device: OneDevice, agent: Agent, http: httpx.Client) -> None:
