@@ -59,6 +59,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("POST", "/api/v1/models/{name}/releases/{number}/draft"): RELEASER,
     ("POST", "/api/v1/models/{name}/retrain"): OPERATOR,
     ("POST", "/api/v1/models/{name}/releases/{number}/certify"): OPERATOR,
+    ("POST", "/api/v1/placements"): OPERATOR,
     ("GET", "/api/v1/models/{name}/policy"): VIEWER,
     ("PUT", "/api/v1/models/{name}/policy"): OPERATOR,
     ("DELETE", "/api/v1/models/{name}/policy"): OPERATOR,

@@ -13,6 +13,7 @@ from sprat_client.api.drift import Drift
 from sprat_client.api.events import Events, Webhooks
 from sprat_client.api.fleet import Devices
 from sprat_client.api.jobs import Jobs
+from sprat_client.api.placements import Placements
 from sprat_client.api.registry import Datasets, Models
 from sprat_client.api.reports import Reports
 from sprat_client.api.rollouts import Rollouts
@@ -51,6 +52,7 @@ class SpratClient:
         self.groups = Groups(self._transport)
         self.drift = Drift(self._transport)
         self.sharing = Sharing(self._transport)
+        self.placements = Placements(self._transport)
         self.reports = Reports(self._transport)
         self.enrolment_tokens = EnrolmentTokens(self._transport)
         self.tokens = Tokens(self._transport)

@@ -23,6 +23,7 @@ from sprat_client.cli import (
     keys,
     models,
     offline,
+    placements,
     policies,
     projects,
     releases,
@@ -62,6 +63,7 @@ app.add_typer(models.app, name="model")
 app.add_typer(policies.app, name="policy")
 app.add_typer(drift.app, name="drift")
 app.add_typer(sharing.app, name="sharing")
+app.add_typer(placements.app, name="placement")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(releases.app, name="release")
 app.command("retrain")(releases.retrain)

@@ -6,17 +6,16 @@ shorthands. Every problem is said with its line. Plain scalars are those of JSON
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sprat_client.cli.documents import Reading, read_documents
 from sprat_client.cli.quantities import parse_window
 from sprat_client.cli.releases import split_release
 from sprat_shared.errors import InvalidInput, SpratError
 
 CODE: Final = "rollout.bad-file"
-_MOST_BYTES: Final = 1 << 20
-_MOST_DEPTH: Final = 20
 _TEXT, _WHOLE, _TRUE, _MAP, _LIST = "a text", "a whole number", "true or false", "a mapping", "a list"
 _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
     _TEXT: (str,), _WHOLE: (int,), _TRUE: (bool,), _MAP: (dict,), _LIST: (list,)
@@ -47,12 +46,6 @@ _INNER: Final[Mapping[str, frozenset[str]]] = {
     "retries": frozenset({"link", "disk", "busy", "first_wait_s"}),
     "gates": frozenset({"rule", "silence_s", "held_s", "policy"}),
 }
-_SCALARS: Final = (
-    (re.compile(r"true|false"), lambda text: text == "true"),
-    (re.compile(r"null|~|"), lambda _text: None),
-    (re.compile(r"-?(0|[1-9][0-9]{0,17})"), int),
-    (re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?"), float),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,93 +84,25 @@ class RolloutFile:
         return f"{self.source}:{self.lines[path]}: {text}"
 
 
-@dataclass(slots=True)
-class _Reading:
-    """What is known of a document while it is read."""
-
-    source: str
-    lines: dict[str, int] = field(default_factory=dict)
-    problems: list[tuple[int, str]] = field(default_factory=list)
-
-    def bad(self, path: str, what: str) -> None:
-        where = path
-        while where not in self.lines and where:
-            where = where.rpartition(".")[0]
-        self.problems.append((self.lines.get(where, 1), f"{path}: {what}" if path else what))
-
-
 def read_rollouts(file: Path) -> list[RolloutFile]:
     """Read every rollout of a file.
 
     Raises:
         InvalidInput: it cannot be read, or is not what a rollout may be; all problems are named, each with its line.
     """
-    import yaml  # noqa: PLC0415 - only these commands need it
-
-    try:
-        text = file.read_bytes()
-    except OSError as bad:
-        raise InvalidInput(f"{file}: {bad.strerror}", code=CODE) from None
-    if len(text) > _MOST_BYTES:
-        raise InvalidInput(f"{file}: more than {_MOST_BYTES:,} bytes; a rollout is smaller", code=CODE)
-    try:
-        for event in yaml.parse(text.decode(), Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):  # it may stand for endlessly more than it is
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise InvalidInput(f"{file}:{line}: write it out, without aliases", code=CODE)
-        nodes = list(yaml.compose_all(text.decode(), Loader=yaml.SafeLoader))
-    except UnicodeDecodeError as bad:
-        raise InvalidInput(f"{file}: it is not UTF-8 ({bad.reason} at byte {bad.start})", code=CODE) from None
-    except yaml.MarkedYAMLError as bad:
-        at = bad.problem_mark or bad.context_mark
-        raise InvalidInput(f"{file}:{at.line + 1 if at else 1}: {bad.problem or bad.context}", code=CODE) from None
-    except (yaml.YAMLError, RecursionError) as bad:
-        raise InvalidInput(f"{file}: it is neither YAML nor JSON ({bad})", code=CODE) from None
-    documents = [_document(str(file), node) for node in nodes if node is not None and node.value != ""]
-    if not documents:
-        raise InvalidInput(f"{file}: there is no rollout in it", code=CODE)
-    return documents
+    return [_document(reading) for reading in read_documents(file, code=CODE, what="rollout")]
 
 
-def _document(source: str, node: Any) -> RolloutFile:
-    reading = _Reading(source)
-    said = _value(reading, node, "", 0)
+def _document(reading: Reading) -> RolloutFile:
+    said = reading.said
     if not isinstance(said, dict):
         reading.bad("", "a rollout is a mapping, such as release: digits@2")
     wanted = _checked(reading, said) if isinstance(said, dict) else {}
-    if reading.problems:
-        raise InvalidInput(
-            "\n".join(f"{source}:{line}: {what}" for line, what in sorted(set(reading.problems))), code=CODE
-        )
-    return RolloutFile(source, wanted, said.get("start") is True, reading.lines)
+    reading.require_good()
+    return RolloutFile(reading.source, wanted, said.get("start") is True, reading.lines)
 
 
-def _value(reading: _Reading, node: Any, path: str, depth: int) -> Any:
-    reading.lines.setdefault(path, node.start_mark.line + 1)
-    if depth > _MOST_DEPTH:
-        reading.bad(path, f"nested more than {_MOST_DEPTH} deep")
-        return None
-    if node.id == "mapping":
-        said: dict[str, Any] = {}
-        for key, value in node.value:
-            name = str(key.value) if key.id == "scalar" else ""
-            inner = f"{path}.{name}".lstrip(".")
-            if not name or name in said:
-                reading.lines[inner] = key.start_mark.line + 1
-                reading.bad(inner, "it stands twice" if name else "names are plain texts")
-            reading.lines[inner] = key.start_mark.line + 1
-            said[name] = _value(reading, value, inner, depth + 1)
-        return said
-    if node.id == "sequence":
-        return [_value(reading, one, f"{path}.{i}".lstrip("."), depth + 1) for i, one in enumerate(node.value)]
-    if node.style is None:
-        for form, make in _SCALARS:
-            if form.fullmatch(node.value):
-                return make(node.value)
-    return node.value
-
-
-def _checked(reading: _Reading, said: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(reading: Reading, said: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in said.items():
         _check_one(reading, name, value)
     if said.get("kind", "rollout") != "rollout":
@@ -192,7 +117,7 @@ def _checked(reading: _Reading, said: Mapping[str, Any]) -> dict[str, Any]:
     return wanted
 
 
-def _check_one(reading: _Reading, name: str, value: Any) -> None:
+def _check_one(reading: Reading, name: str, value: Any) -> None:
     if name not in _KNOWN:
         reading.bad(name, f"it is not known; a rollout may have {', '.join(sorted(_KNOWN))}")
     elif value is not None and not _fits(_KNOWN[name], value):
@@ -202,7 +127,7 @@ def _check_one(reading: _Reading, name: str, value: Any) -> None:
             reading.bad(f"{name}.{inner}", f"it is not known; {name} may have {', '.join(sorted(_INNER[name]))}")
 
 
-def _texts(reading: _Reading, name: str, values: Any) -> list[str]:
+def _texts(reading: Reading, name: str, values: Any) -> list[str]:
     said = []
     for i, one in enumerate(values if isinstance(values, list) else []):
         if isinstance(one, str) or (isinstance(one, int) and not isinstance(one, bool)):
@@ -212,7 +137,7 @@ def _texts(reading: _Reading, name: str, values: Any) -> list[str]:
     return said
 
 
-def _name_release(reading: _Reading, wanted: dict[str, Any]) -> None:
+def _name_release(reading: Reading, wanted: dict[str, Any]) -> None:
     release = wanted.get("release")
     if isinstance(release, str):
         try:
@@ -228,7 +153,7 @@ def _name_release(reading: _Reading, wanted: dict[str, Any]) -> None:
             reading.bad("", f"{name} is missing; write release: model@number")
 
 
-def _windows(reading: _Reading, windows: list[Any]) -> Iterator[Any]:
+def _windows(reading: Reading, windows: list[Any]) -> Iterator[Any]:
     for i, one in enumerate(windows):
         try:
             yield parse_window(one) if isinstance(one, str) else one

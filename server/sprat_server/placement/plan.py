@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from sprat_server.placement.site import Edge, Node, Site, Task
+from sprat_server.placement.site import CODE, Edge, Node, Site, Task
+from sprat_shared.errors import InvalidInput
 
 ROUNDING: Final = 1e-9
 """By so much, relatively, a limit may be passed that floats computed."""
@@ -29,6 +30,20 @@ class Wishes:
     second_per_byte: float = 0.0
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
     pinned: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def check(self, site: Site) -> None:
+        """Return if all that is named is there.
+
+        Raises:
+            InvalidInput: a module or a device is not.
+        """
+        for what, wish in (("pinned", self.pinned), ("held", self.held)):
+            for module, hosts in wish.items():
+                if module not in site.module or not hosts <= site.device.keys():
+                    raise InvalidInput(
+                        f"{what}: module {module} on {', '.join(sorted(hosts))}: the site has no such module or device",
+                        code=CODE,
+                    )
 
 
 NO_WISHES: Final = Wishes()

@@ -17,7 +17,6 @@ import numpy as np
 
 from sprat_server.placement.plan import Plan, Wishes, cost_of
 from sprat_server.placement.site import Edge, Site, Task
-from sprat_shared.errors import InvalidInput
 
 _INFINITY: Final = float("inf")
 _TOLERANCE: Final = 1e-9
@@ -105,7 +104,7 @@ class _Program:
         self._rows: list[tuple[float, float, dict[int, float]]] = []
         self._both: dict[tuple[int, int], int] = {}  # continuous: two uses are on one device, z
         self._waits: dict[tuple[int, int], int] = {}  # the same, y
-        self._check_names()
+        wishes.check(site)
         self._one = self._column(0.0, 1.0, 1.0)
         self.hosts = {module.name: self._placed(module.name) for module in site.modules}
         self.uses = {
@@ -125,15 +124,6 @@ class _Program:
 
     def _row(self, low: float, high: float, terms: Mapping[int, float]) -> None:
         self._rows.append((low, high, dict(terms)))
-
-    def _check_names(self) -> None:
-        for what, wish in (("pinned", self._wishes.pinned), ("held", self._wishes.held)):
-            for module, hosts in wish.items():
-                if module not in self._site.module or not hosts <= self._site.device.keys():
-                    raise InvalidInput(
-                        f"{what}: module {module} on {', '.join(sorted(hosts))}: the site has no such module or device",
-                        code="placement.invalid",
-                    )
 
     def _placed(self, name: str) -> Uses:
         module, wishes = self._site.module[name], self._wishes
