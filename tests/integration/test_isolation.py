@@ -253,6 +253,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("POST", "/api/v1/groups"): "makes one of the own project, which has the own devices: below",
     ("POST", "/api/v1/reports/savings"): "sums the own reports: below",
     ("POST", "/api/v1/webhooks"): "makes one of the own project",
+    ("POST", "/api/v1/placements"): "works on what is sent",
     ("POST", "/api/v1/projects"): "of the whole server",
     ("PATCH", "/api/v1/projects/{project}"): "of the whole server",
     ("POST", "/api/v1/tokens"): "makes a token of the own project",
