@@ -1,6 +1,6 @@
 """A fleet of a thousand played devices: does a good release reach all, and who is exposed before a bad one halts?
 
-    python benchmarks/fleet.py [--devices 1000] [--json FILE]
+    python benchmarks/fleet.py [--devices 1000] [--only silence] [--json FILE]
 
 A real PostgreSQL, two replicas of the API behind one port, a worker; devices that join, poll, report and sign over HTTP
 (`sprat simulate fleet`), and have no weights. Each row is a new release with something wrong with it, rolled out in
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +35,10 @@ from sprat_client.simulate.rehearsal import Plan, rehearse
 from sprat_server.db.embedded import EmbeddedPostgres
 
 MODEL: Final = "played"
+KILLED: Final = "none, a replica and the worker killed in the middle"
+ROWS: Final = {**{trouble: trouble for trouble in TROUBLES}, "killed": KILLED}
+"""What `--only` takes -> what the row says."""
+
 _READY_S: Final = 120.0
 
 
@@ -125,13 +129,15 @@ def killer(replica: Replica, worker: Program, client: SpratClient, until: int) -
     return threading.Thread(target=work, daemon=True)
 
 
-def run(folder: Path, devices: int, interval_s: float) -> list[dict[str, Any]]:
-    """Play all rows."""
+def run(folder: Path, devices: int, interval_s: float, chosen: Sequence[str]) -> list[dict[str, Any]]:
+    """Play rows; each has the seed that it has among all."""
     rows = []
     with house(folder) as (replicas, worker, balancer, token):
         shell = Shell(balancer.url, token)
         register(shell, folder)
-        for step, trouble in enumerate([*TROUBLES, "none, a replica and the worker killed in the middle"], start=1):
+        for step, (row, trouble) in enumerate(ROWS.items(), start=1):
+            if row not in chosen:
+                continue
             number = release(shell, folder, step)
             plan = Plan(
                 model=MODEL,
@@ -143,7 +149,7 @@ def run(folder: Path, devices: int, interval_s: float) -> list[dict[str, Any]]:
                 seed=step,
             )
             with SpratClient(balancer.url, token) as client, SpratClient(balancer.url, token) as other:
-                if "," in trouble:
+                if trouble == KILLED:
                     killer(replicas[0], worker, other, devices // 4).start()
                 done = rehearse(client, balancer.url, plan, lambda line: print(line, file=sys.stderr, flush=True))
             rows.append({"trouble": trouble, **done.as_json()})
@@ -168,11 +174,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--devices", type=int, default=1000, help="that are played (default: %(default)s)")
     parser.add_argument("--interval-s", type=float, default=2.0, help="between two polls of one (default: %(default)s)")
+    parser.add_argument("--only", action="append", choices=list(ROWS), help="this row; may be given again")
     parser.add_argument("--json", type=Path, help="write the report here too")
     asked = parser.parse_args()
     print(HEAD, flush=True)
     with tempfile.TemporaryDirectory(prefix="sprat-fleet-") as folder:
-        rows = run(Path(folder), asked.devices, asked.interval_s)
+        rows = run(Path(folder), asked.devices, asked.interval_s, asked.only or list(ROWS))
     if asked.json:
         asked.json.write_text(json.dumps({"devices": asked.devices, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
