@@ -32,10 +32,10 @@ class Wishes:
     pinned: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def check(self, site: Site) -> None:
-        """Return if all that is named is there.
+        """Return if all that is named is there, and can run where it is pinned.
 
         Raises:
-            InvalidInput: a module or a device is not.
+            InvalidInput: a module or a device is not, or cannot.
         """
         for what, wish in (("pinned", self.pinned), ("held", self.held)):
             for module, hosts in wish.items():
@@ -44,6 +44,9 @@ class Wishes:
                         f"{what}: module {module} on {', '.join(sorted(hosts))}: the site has no such module or device",
                         code=CODE,
                     )
+        for module, hosts in self.pinned.items():
+            if unable := sorted(hosts - site.module[module].seconds.keys()):
+                raise InvalidInput(f"pinned: module {module} was not measured on {unable[0]}", code=CODE)
 
 
 NO_WISHES: Final = Wishes()

@@ -136,7 +136,7 @@ class _Program:
                 binary=True,
             )
             for host in self._site.device
-            if host in module.seconds or host in pinned
+            if host in module.seconds
         }
         least = min(2 if wishes.survives_one else 1, max(1, len(hosts)))
         most = max(self._copies, len(pinned))

@@ -43,8 +43,9 @@ def place(site: Site, wishes: Wishes, *, seconds: float, clock: Clock, seed: int
         seed: of the search.
 
     Raises:
-        InvalidInput: a wish names what the site has not.
+        InvalidInput: a wish names what the site has not, or pins a module where it cannot run.
     """
+    wishes.check(site)
     ends = clock() + min(max(_FIRST * seconds, _FIRST_S[0]), _FIRST_S[1])
     first = improve(site, wishes, goes_on=lambda: clock() < ends, seed=seed)
     answer = solve(site, wishes, seconds=seconds, start=first)

@@ -212,6 +212,13 @@ def test_a_site_that_is_none_is_refused_with_what_is_wrong(changes: dict[str, An
     assert bad.value.code == "placement.invalid"
 
 
+def test_a_module_cannot_be_pinned_where_it_cannot_run() -> None:
+    modules = [replace(MODULES[0], seconds={"a": 0.1}), *MODULES[1:]]
+    site = Site([device(name) for name in "abc"], modules, [pair_task()])
+    with pytest.raises(InvalidInput, match="pinned: module vision was not measured on b"):
+        place(site, Wishes(pinned={"vision": frozenset("b")}), seconds=1.0, clock=time.monotonic)
+
+
 def test_a_wish_for_what_there_is_not_is_refused() -> None:
     for wishes in (Wishes(pinned={"nose": frozenset("a")}), Wishes(held={"head": frozenset("z")})):
         with pytest.raises(InvalidInput, match="the site has no such module or device"):
