@@ -67,7 +67,7 @@ def until(seconds: float) -> Callable[[], bool]:
 
 
 RULES: Final[dict[str, Callable[[Site], Plan | None]]] = {
-    "S2M3's greedy rule": by_compute,
+    "greedy by compute, S2M3's style": by_compute,
     "greedy on the true cost": lambda site: greedy(site, NO_WISHES),
     "local search, 1 s": lambda site: improve(site, NO_WISHES, goes_on=until(_SEARCH_S)),
     "best of 100 random ones": lambda site: by_chance(site, 1),

@@ -1,4 +1,4 @@
-"""The rules that the placement is measured beside: S2M3's greedy one, and chance. Each says where each module is."""
+"""The rules that the placement is measured beside: greedy by compute, and chance. Each says where each module is."""
 
 from random import Random
 
@@ -16,13 +16,14 @@ def plan_of(site: Site, hosts: dict[str, str]) -> Plan:
 
 
 def by_compute(site: Site) -> Plan | None:
-    """Place the largest first, each where it, and what of its tasks is there already, computes fastest and fits.
+    """Place what computes longest first, where it, with what of its tasks is there already, computes fastest and fits.
 
-    S2M3's greedy rule, as its paper describes it: transfers are not looked at. None where a module fits nowhere.
+    In the style of S2M3, whose greedy placement prioritises modules that compute most; transfers are not looked at.
+    None where a module fits nowhere.
     """
     room = {name: device.memory_bytes for name, device in site.device.items()}
     hosts: dict[str, str] = {}
-    for module in sorted(site.modules, key=lambda one: (-one.memory_bytes, one.name)):
+    for module in sorted(site.modules, key=lambda one: (-max(one.seconds.values()), one.name)):
         mates = {name for task in site.tasks if module.name in task.modules for name in task.modules}
         fits = [name for name in module.seconds if room[name] >= module.memory_bytes]
         if not fits:
