@@ -27,6 +27,7 @@ from sprat_shared.errors import InvalidInput, SpratError
 CODE: Final = "placement.bad-file"
 _NAMED: Final = ("devices", "modules", "tasks")
 _SIZES: Final = {"memory": "memory_bytes", "file": "file_bytes"}
+_THING: Final = re.compile(r"(device|module|task) ([^\s:,]+)(?:: node ([^\s:,]+))?")
 _FLOW: Final = re.compile(r"\s*(\S+)\s*->\s*(\S+)\s*")
 
 
@@ -45,6 +46,10 @@ class SiteFile:
     def located(self, bad: SpratError) -> str:
         """Return an error of the server with the line that it is about, as far as it says what that is."""
         text = re.sub(r"^body\.", "", str(bad))
+        named = _THING.match(text)
+        if named is not None:
+            path = f"{named[1]}s.{named[2]}" + (f".uses.{named[3]}" if named[3] else "")
+            return f"{self.reading.source}:{self.reading.line(path, 1)}: {text}"
         parts = re.split(r"[: ]", text, maxsplit=1)[0].split(".")
         if len(parts) > 1 and parts[0] in _NAMED and parts[1].isdecimal():
             names = [one["name"] for one in self.wanted.get(parts[0], [])]

@@ -119,3 +119,5 @@ def test_what_the_server_refuses_is_said_with_its_line(site: Path) -> None:
     line = SITE.splitlines().index(next(one for one in SITE.splitlines() if one.strip().startswith("box:"))) + 1
     refused = InvalidInput("body.devices.1.up_mbit: must be greater than 0")
     assert read.located(refused) == f"{site}:{line}: devices.1.up_mbit: must be greater than 0"
+    uses = SITE.splitlines().index(next(one for one in SITE.splitlines() if "uses:" in one)) + 1
+    assert read.located(InvalidInput("task inspect: node see: no module visoin")).startswith(f"{site}:{uses}: task")
