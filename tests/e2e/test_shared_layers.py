@@ -181,8 +181,8 @@ def test_a_plan_saves_the_memory_that_it_says_and_no_request_fails_meanwhile(hou
                 device.wait_for(rollout["model"], rollout["release"], PATIENCE_S)
             shared = {(one["model"], one["release"]) for one in applied["rollouts"]}
             site.until(lambda: shared <= asking.releases, "the shared releases answer")
+            site.until(lambda: min(asking.answered.values()) > ENOUGH, "each model has answered often")
         assert asking.failed == []
-        assert min(asking.answered.values()) >= 5, asking.answered
         site.until(lambda: before["Pss"] - memory(device)["Pss"] > 0.9 * saved, f"{before} becomes {memory(device)}")
         fell = before["Pss"] - memory(device)["Pss"]
         assert fell == pytest.approx(saved, rel=0.1), f"{before} became {memory(device)}"
