@@ -98,6 +98,7 @@ QUESTIONS: dict[str, Call] = {
     "current_assignments": lambda session, one: fleet.current_assignments(
         session, device_ids=UNKNOWN, model_id=one.model_id
     ),
+    "assigned": lambda session, _one: fleet.assigned(session, dict.fromkeys(UNKNOWN, 1)),
     "require_played": lambda session, _one: fleet.require_played(session, UNKNOWN),
     "mark_seen": lambda session, _one: fleet.mark_seen(session, dict.fromkeys(UNKNOWN, datetime.now(UTC))),
     "parts": lambda session, one: rollouts.parts(session, one, UNKNOWN),

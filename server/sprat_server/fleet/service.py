@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Select, and_, bindparam, delete, exists, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from sprat_server.db.sets import among
+from sprat_server.db.sets import among, among_pairs
 from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSlots
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.protocol.enrol import PLAYED
@@ -173,7 +173,7 @@ def assigned(session: Session, counters: Mapping[UUID, int]) -> dict[UUID, int |
     """Return the release that an assignment of each device names, by its counter; None: it withdrew a wish."""
     rows = session.execute(
         select(Assignment.device_id, Assignment.number).where(
-            tuple_(Assignment.device_id, Assignment.counter).in_(list(counters.items()))
+            among_pairs(Assignment.device_id, Assignment.counter, counters)
         )
     )
     return dict(rows.all())
