@@ -1,5 +1,6 @@
 """One device with its server, in this process: a real agent on a real folder, polling over a real socket."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -122,3 +123,17 @@ def one_device(folder: Path, profile: str | None = None) -> Iterator[OneDevice]:
     server = DeviceServer()
     with server.running() as url:
         yield OneDevice(folder, server, url, profile)
+
+
+@contextmanager
+def in_a_thread(agent: Agent) -> Iterator[Agent]:
+    """Let an agent run in a thread, until the context ends."""
+    with agent:
+        thread = threading.Thread(target=agent.run)
+        thread.start()
+        try:
+            yield agent
+        finally:
+            agent.stop()
+            thread.join(20)
+            assert not thread.is_alive()

@@ -59,7 +59,7 @@ def _told(site: Site, placed: Placement) -> dict[str, Any]:
 
 def _task(site: Site, name: str, plan: Plan) -> dict[str, Any]:
     task_ = next(one for one in site.tasks if one.name == name)
-    way = [asdict(hop) for hop in longest_way(site, task_, plan)]
+    way = [hop._asdict() for hop in longest_way(site, task_, plan)]
     return {"name": name, "routes": dict(plan.routes[name]), "way": way}
 
 

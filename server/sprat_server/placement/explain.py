@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sprat_server.placement.plan import Cost, Plan, Wishes, transfer_s
+from sprat_server.placement.plan import Cost, Hop, Plan, Wishes, hops_of
 from sprat_server.placement.site import Device, Module, Site, Task
 
 MORE_BYTES: Final = 2_000_000_000
@@ -31,25 +31,6 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hop:
-    """One step of the way that decides how long a task takes.
-
-    Attributes:
-        node: of the task.
-        device: where it is.
-        arrives_s: since the request, when all that it needs is there.
-        ends_s: when it is done.
-        carried_s: of that, sending what came last.
-    """
-
-    node: str
-    device: str
-    arrives_s: float
-    ends_s: float
-    carried_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What might be changed about a site, and the site after it."""
 
@@ -69,29 +50,12 @@ def uses(site: Site, cost: Cost) -> list[Use]:
 
 def longest_way(site: Site, task: Task, plan: Plan) -> list[Hop]:
     """Return the nodes that a task's latency is made of, from the first to the last."""
-    route = plan.routes[task.name]
-    hops: dict[str, Hop] = {}
-    before: dict[str, str | None] = {}
-    for name in task.order:
-        node = task.node[name]
-        here = route[name] if node.at is None else node.at
-        came = [
-            (hops[edge.source].ends_s + carried, carried, edge.source)
-            for edge in task.incoming[name]
-            for carried in [transfer_s(site, edge, hops[edge.source].device, here)]
-        ]
-        arrives, carried, source = max(came, default=(0.0, 0.0, None))
-        runs = 0.0
-        if node.module is not None:
-            beside = [str(task.node[other].module) for other in task.beside[name] if route[other] == here]
-            runs = sum(site.module[module].seconds[here] for module in (node.module, *beside))
-        hops[name] = Hop(node=name, device=here, arrives_s=arrives, ends_s=arrives + runs, carried_s=carried)
-        before[name] = source
+    hops = hops_of(site, task, plan.routes[task.name])
     way: list[Hop] = []
     at: str | None = max(hops, key=lambda name: hops[name].ends_s, default=None)
     while at is not None:
         way.append(hops[at])
-        at = before[at]
+        at = hops[at].source
     return way[::-1]
 
 

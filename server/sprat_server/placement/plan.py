@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from sprat_server.placement.site import CODE, Edge, Node, Site, Task
 from sprat_shared.errors import InvalidInput
@@ -95,8 +95,28 @@ class Cost:
         return not self.over and not self.overloaded
 
 
-def latency_of(site: Site, task: Task, route: Mapping[str, str]) -> float:
-    """Return the seconds of a request: of the longest way through the task's graph.
+class Hop(NamedTuple):
+    """When a node of a task is done, if its uses are sent as a plan says.
+
+    Attributes:
+        node: of the task.
+        device: where it is.
+        source: the node whose data came last; None: it needs none.
+        carried_s: that they were under way.
+        arrives_s: since the request, when all that it needs is there.
+        ends_s: when it is done.
+    """
+
+    node: str
+    device: str
+    source: str | None
+    carried_s: float
+    arrives_s: float
+    ends_s: float
+
+
+def hops_of(site: Site, task: Task, route: Mapping[str, str]) -> dict[str, Hop]:
+    """Return when each node of a task is done.
 
     A node begins when all that flows into it is there. Uses of modules beside each other on one device run one after
     the other, and each counts as if it came last.
@@ -106,20 +126,22 @@ def latency_of(site: Site, task: Task, route: Mapping[str, str]) -> float:
         task: what.
         route: node -> device, for every use of a module.
     """
-    ends: dict[str, float] = {}
+    hops: dict[str, Hop] = {}
     for name in task.order:
         node = task.node[name]
         here = route[name] if node.at is None else node.at
-        begins = (
-            max(
-                (ends[edge.source] + transfer_s(site, edge, _where(task, edge.source, route), here))
-                for edge in task.incoming[name]
-            )
-            if task.incoming[name]
-            else 0.0
-        )
-        ends[name] = begins + _runs_s(site, task, node, here, route)
-    return max(ends.values(), default=0.0)
+        source, carried, arrives = None, 0.0, 0.0
+        for edge in task.incoming[name]:
+            takes = transfer_s(site, edge, hops[edge.source].device, here)
+            if source is None or hops[edge.source].ends_s + takes > arrives:
+                source, carried, arrives = edge.source, takes, hops[edge.source].ends_s + takes
+        hops[name] = Hop(name, here, source, carried, arrives, arrives + _runs_s(site, task, node, here, route))
+    return hops
+
+
+def latency_of(site: Site, task: Task, route: Mapping[str, str]) -> float:
+    """Return the seconds of a request: of the longest way through the task's graph (`hops_of`)."""
+    return max((hop.ends_s for hop in hops_of(site, task, route).values()), default=0.0)
 
 
 def transfer_s(site: Site, edge: Edge, source: str, target: str) -> float:
@@ -165,11 +187,6 @@ def cost_of(site: Site, wishes: Wishes, plan: Plan) -> Cost:
             if share > site.device[name].utilisation * (1 + ROUNDING)
         },
     )
-
-
-def _where(task: Task, name: str, route: Mapping[str, str]) -> str:
-    at = task.node[name].at
-    return route[name] if at is None else at
 
 
 def _runs_s(site: Site, task: Task, node: Node, here: str, route: Mapping[str, str]) -> float:

@@ -2,10 +2,8 @@
 
 import json
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import tiny_onnx
 from demo.fault_proxy import FaultProxy
 from device_server import ENROLMENT_TOKEN, DeviceServer
-from one_device import MODEL, agent_on
+from one_device import MODEL, agent_on, in_a_thread
 
 from sprat_client.agent.budget import BUDGET_FILE, ByteBudget, read_spent
 from sprat_client.agent.control import give_order
@@ -75,20 +73,6 @@ def fleet(releases: DeviceServer, tmp_path: Path) -> Iterator[Fleet]:
         yield Fleet(tmp_path, server, proxy)
 
 
-@contextmanager
-def running(agent: Agent) -> Iterator[Agent]:
-    """Let an agent run in a thread."""
-    with agent:
-        thread = threading.Thread(target=agent.run)
-        thread.start()
-        try:
-            yield agent
-        finally:
-            agent.stop()
-            thread.join(20)
-            assert not thread.is_alive()
-
-
 def wait_until(holds: Callable[[], object], timeout_s: float = 20.0) -> None:
     end = time.monotonic() + timeout_s
     while not holds():
@@ -140,7 +124,7 @@ def test_twenty_cuts_and_three_kills_cost_less_than_a_twentieth_of_the_file(
 def test_a_device_is_moved_to_another_address_and_keeps_its_half_download(fleet: Fleet) -> None:
     assignment = fleet.server.assign(MODEL, 1)
     fleet.proxy.cut_after(len(fleet.payload) // 2)
-    with fleet.server.running() as elsewhere, running(fleet.agent()):
+    with fleet.server.running() as elsewhere, in_a_thread(fleet.agent()):
         wait_until(lambda: fleet.proxy.log.cuts)
         fleet.proxy.set_down(down=True)  # the old address is gone for good
         relocate(fleet.folder, PosixDisk(), server_url=elsewhere)
@@ -155,7 +139,7 @@ def test_a_rollout_that_is_aborted_ends_the_download_at_the_next_poll(fleet: Fle
         assert agent.run(once=True) == 0
     fleet.proxy.bytes_per_s = 100_000
     fleet.server.assign(MODEL, 2)
-    with running(fleet.agent(poll_interval_s=0.5)):
+    with in_a_thread(fleet.agent(poll_interval_s=0.5)):
         wait_until(lambda: len(list((fleet.folder / "downloads").glob("*"))))
         back = fleet.server.assign(MODEL, 1)
         part = next((fleet.folder / "downloads").iterdir())
@@ -168,7 +152,7 @@ def test_a_rollout_that_is_aborted_ends_the_download_at_the_next_poll(fleet: Fle
 def test_a_newer_assignment_of_the_same_release_goes_on_with_the_same_download(fleet: Fleet) -> None:
     fleet.proxy.bytes_per_s = 300_000
     fleet.server.assign(MODEL, 1)
-    with running(fleet.agent(poll_interval_s=0.2)):
+    with in_a_thread(fleet.agent(poll_interval_s=0.2)):
         wait_until(lambda: len(list((fleet.folder / "downloads").glob("*"))))
         again = fleet.server.assign(MODEL, 1)
         report = fleet.server.wait_for_report(again)
@@ -179,7 +163,7 @@ def test_a_newer_assignment_of_the_same_release_goes_on_with_the_same_download(f
 def test_a_pause_is_obeyed_within_a_download_and_a_resume_at_once(fleet: Fleet) -> None:
     fleet.proxy.bytes_per_s = 300_000
     assignment = fleet.server.assign(MODEL, 1)
-    with running(fleet.agent()) as agent:
+    with in_a_thread(fleet.agent()) as agent:
         wait_until(lambda: len(list((fleet.folder / "downloads").glob("*"))))
         give_order(fleet.folder, {"do": "pause", "until": time.time() + 3600})
         wait_until(lambda: waits_for(agent))
@@ -198,7 +182,7 @@ def test_a_condition_that_ends_within_a_download_ends_it(fleet: Fleet, monkeypat
     fleet.let_director_say(DevicePolicy(fetch=Wanted(unmetered=True)))
     fleet.proxy.bytes_per_s = 300_000
     assignment = fleet.server.assign(MODEL, 1)
-    with running(fleet.agent()) as agent:
+    with in_a_thread(fleet.agent()) as agent:
         wait_until(lambda: len(list((fleet.folder / "downloads").glob("*"))))
         (fleet.folder / "facts.json").write_text(json.dumps({"metered": True}))
         wait_until(lambda: waits_for(agent) == "the link is metered")

@@ -4,14 +4,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_onnx
-from one_device import MODEL, OneDevice
+from one_device import MODEL, OneDevice, in_a_thread
 from sharing_device import add_near_copy, drifted, known, sharing_device
 
 from sprat_client.agent import guarded as guarded_module
@@ -40,16 +40,8 @@ def device(tmp_path: Path) -> Iterator[OneDevice]:
         yield device
 
 
-@contextmanager
-def running(device: OneDevice, guard: GuardSettings = AT_ONCE, **changes: Any) -> Iterator[Agent]:
-    with device.agent(guard=guard, **changes) as agent:
-        thread = threading.Thread(target=agent.run)
-        thread.start()
-        try:
-            yield agent
-        finally:
-            agent.stop()
-            thread.join(20)
+def running(device: OneDevice, guard: GuardSettings = AT_ONCE, **changes: Any) -> AbstractContextManager[Agent]:
+    return in_a_thread(device.agent(guard=guard, **changes))
 
 
 def wait_until(said: Callable[[], object], timeout_s: float = 20.0) -> None:

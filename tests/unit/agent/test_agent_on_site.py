@@ -4,16 +4,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_onnx
-from one_device import MODEL, OneDevice, one_device
+from one_device import MODEL, OneDevice, in_a_thread, one_device
 
 from sprat_client.agent import control
 from sprat_client.agent.commands import main
@@ -37,16 +36,8 @@ def device(tmp_path: Path) -> Iterator[OneDevice]:
         yield device
 
 
-@contextmanager
-def running(device: OneDevice, **changes: Any) -> Iterator[Agent]:
-    with device.agent(**changes) as agent:
-        thread = threading.Thread(target=agent.run)
-        thread.start()
-        try:
-            yield agent
-        finally:
-            agent.stop()
-            thread.join(20)
+def running(device: OneDevice, **changes: Any) -> AbstractContextManager[Agent]:
+    return in_a_thread(device.agent(**changes))
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> Any:
