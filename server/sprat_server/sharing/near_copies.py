@@ -41,9 +41,5 @@ def certified(original: Release, copy: Release, inputs: Array, *, tolerance: flo
 
 
 def _answers(release: Release, inputs: Array) -> Array:
-    port = next(port for port in release.model.graph.input if port.name == release.input)
-    dims = [axis.dim_value for axis in port.type.tensor_type.shape.dim][1:]
-    given = inputs.shape[1:]
-    if len(dims) != len(given) or any(dim not in {0, size} for dim, size in zip(dims, given, strict=False)):
-        raise NotShareable(f"{release.name} takes inputs of shape {dims}; those of the dataset are {list(given)}")
+    release.require_takes(inputs)
     return np.asarray(Runner(release.filled()).answers(inputs, _BATCH))

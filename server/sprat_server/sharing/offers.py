@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from sprat_server.sharing.activations import Runner, shapes_of
 from sprat_server.sharing.cuts import Cut, Shape, find_cuts, to_put_at, to_take_from
@@ -136,14 +135,7 @@ class Subject:
         self.put: Mapping[str, Cut] = {cut.tensor: cut for cut in put if cut.bytes_before >= least}
 
     def _check(self) -> None:
-        port = next(port for port in self.release.model.graph.input if port.name == self.release.input)
-        kind = port.type.tensor_type
-        dims = [axis.dim_value for axis in kind.shape.dim][1:]
-        given, dtype = self._inputs.fit.shape[1:], onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        if len(dims) != len(given) or any(dim not in {0, size} for dim, size in zip(dims, given, strict=False)):
-            raise NotShareable(f"{self.name} takes inputs of shape {dims}; those of the dataset are {list(given)}")
-        if dtype != self._inputs.fit.dtype:
-            raise NotShareable(f"{self.name} takes {dtype}; models that share take one kind of input")
+        self.release.require_takes(self._inputs.fit)
         some = Runner(self.release.filled()).answers(self._inputs.fit[:2])
         if some.ndim != _LOGITS or some.shape[1] < 2:  # noqa: PLR2004 - classes
             raise NotShareable(f"{self.name} answers {some.shape[1:]}; what names classes can be certified")

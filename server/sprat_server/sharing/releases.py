@@ -48,6 +48,21 @@ class Release:
             raise NotShareable(f"{name} has the inputs {inputs}; models that share have one")
         self.input: str = inputs[0]
 
+    def require_takes(self, inputs: Array) -> None:
+        """Return if the model takes inputs (n, ...) of this shape and dtype.
+
+        Raises:
+            NotShareable: it takes others.
+        """
+        port = next(port for port in self.model.graph.input if port.name == self.input)
+        kind = port.type.tensor_type
+        dims = [axis.dim_value for axis in kind.shape.dim][1:]
+        given, dtype = inputs.shape[1:], onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if len(dims) != len(given) or any(dim not in {0, size} for dim, size in zip(dims, given, strict=False)):
+            raise NotShareable(f"{self.name} takes inputs of shape {dims}; those of the dataset are {list(given)}")
+        if dtype != inputs.dtype:
+            raise NotShareable(f"{self.name} takes {dtype}; those of the dataset are {inputs.dtype}")
+
     @cached_property
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the model's outputs."""
