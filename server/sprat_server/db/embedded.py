@@ -7,7 +7,7 @@ path, because it is handed an open folder (`/proc/self/fd/<n>`) instead.
 
 What a crash leaves: after SIGKILL of sprat the server lives on, after SIGKILL of the server its children may. The
 next `start` finds them through /proc, ends them, and PostgreSQL recovers from its log. `initdb` works in
-`postgres.new`, renamed when it is complete, so a kill in between leaves nothing half made.
+`postgres.new-…`, renamed when it is complete, so a kill in between leaves nothing half made.
 """
 
 import fcntl
@@ -37,6 +37,7 @@ _SOCKET_DIR_PREFIX: Final = "sprat-"
 _SOCKET_NAME: Final = "/.s.PGSQL.5432"
 _SOCKET_PATH_MAX_BYTES: Final = 107
 _LOG_MAX_BYTES: Final = 16 << 20
+_NEW: Final = "postgres.new-"
 _START_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 30.0
 
@@ -167,6 +168,8 @@ class EmbeddedPostgres:
 
     def _make_cluster(self, user: SystemUser, bin_dir: Path) -> None:
         """Run initdb unless there is a cluster already, and write who may connect."""
+        for left in self.data_dir.glob(f"{_NEW}*"):  # of a start that was killed; its initdb may be at it still
+            shutil.rmtree(left, ignore_errors=True)
         if self.cluster.exists():
             made_by = (self.cluster / "PG_VERSION").read_text(encoding="utf-8").strip()
             if made_by != major_version(bin_dir):
@@ -175,9 +178,7 @@ class EmbeddedPostgres:
                     "dump it with the sprat that made it and restore it here, or install that version"
                 )
         else:
-            new = self.data_dir / "postgres.new"
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir(mode=0o700)
+            new = Path(tempfile.mkdtemp(prefix=_NEW, dir=self.data_dir))  # nobody else's, for its owner alone
             os.chown(new, user.uid, user.gid)
             with _handed_over(new, user) as (name, options):
                 done = subprocess.run(  # noqa: S603 - our own binary
