@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from sprat_shared.errors import InvalidInput, UntrustedUpdate
+from sprat_shared.protocol.report import read_report
 from sprat_shared.protocol.site_plan import Member, PlannedModule, PlannedTask, SitePlan
 from sprat_shared.protocol.site_report import PlanState, SiteReport
 from sprat_shared.tasks.graph import TaskGraph
@@ -56,6 +57,7 @@ def test_a_plan_says_who_holds_what_and_where_it_is_reached() -> None:
     assert [one.model for one in plan.modules_of(BOX)] == ["vision"]
     assert plan.member[BOX].host == ("fd00::6", 8478)
     assert plan.title == "line-3/7"
+    assert plan.server_name == "7.line-3.plan.sprat"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_a_report_is_what_it_was_after_json() -> None:
     ready = SiteReport(device=BOX, sequence=3, site="line-3", plan=7, state=PlanState.READY, agent="1")
     refused = replace(ready, state=PlanState.REFUSED, error_code="site.no-room", error_detail="2 MB lack")
     for report in (ready, refused):
-        assert SiteReport.from_json(report.to_json()) == report
+        assert read_report(report.to_json()) == report
     for wrong in (replace(ready, error_code="x"), replace(refused, error_code=None)):
         with pytest.raises(InvalidInput, match="error_code"):
             SiteReport.from_json(wrong.to_json())

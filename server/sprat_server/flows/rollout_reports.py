@@ -24,6 +24,7 @@ from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.holdout_report import HoldoutReport
 from sprat_shared.protocol.report import Outcome, Report, TrustReport, read_report
+from sprat_shared.protocol.site_report import SiteReport
 
 _log = structlog.get_logger(__name__)
 
@@ -32,7 +33,7 @@ def on_report(session: Session, device: Device, body: bytes, signature: bytes) -
     """Store a device's report and let the rollout that it answers take its next step.
 
     A report of no assignment says that the device does not believe what it was sent, how its holdout drifts, or what
-    it is: it is kept, and logged.
+    it is, or how far it is with a plan of its site: it is kept, and logged.
 
     Args:
         session: the caller's transaction.
@@ -58,7 +59,11 @@ def on_report(session: Session, device: Device, body: bytes, signature: bytes) -
 
 
 def _take_word(
-    session: Session, device: Device, report: TrustReport | HoldoutReport | FactsReport, body: bytes, signature: bytes
+    session: Session,
+    device: Device,
+    report: TrustReport | HoldoutReport | FactsReport | SiteReport,
+    body: bytes,
+    signature: bytes,
 ) -> DeviceReport:
     """Keep a report of no assignment."""
     said = {"device": str(device.id)}
@@ -75,6 +80,8 @@ def _take_word(
             _log.info("device.holdout", **said, model=report.model, samples=report.samples)
         case FactsReport():
             _log.info("device.facts", **said)
+        case SiteReport():
+            _log.info("device.site", **said, site=report.site, plan=report.plan, state=report.state)
     return kept
 
 

@@ -14,6 +14,7 @@ from sprat_shared.errors import InvalidInput
 from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.fields import Fields, canonical_json
 from sprat_shared.protocol.holdout_report import HoldoutReport
+from sprat_shared.protocol.site_report import SiteReport
 from sprat_shared.protocol.watched import Watched, positive, share
 
 SIGNATURE_HEADER: Final = "Sprat-Signature"
@@ -277,7 +278,7 @@ class TrustReport:
         )
 
 
-AnyReport: TypeAlias = Report | TrustReport | HoldoutReport | FactsReport
+AnyReport: TypeAlias = Report | TrustReport | HoldoutReport | FactsReport | SiteReport
 
 
 def read_report(body: bytes) -> AnyReport:
@@ -291,6 +292,7 @@ def read_report(body: bytes) -> AnyReport:
         "trust": TrustReport,
         "holdout": HoldoutReport,
         "facts": FactsReport,
+        "site": SiteReport,
     }
     kind = Fields.parse(body, "report").text("kind")
     if kind not in kinds:

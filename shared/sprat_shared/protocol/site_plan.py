@@ -140,6 +140,11 @@ class SitePlan:
         """Return `site/number`, as it is shown and sent."""
         return f"{self.site}/{self.number}"
 
+    @property
+    def server_name(self) -> str:
+        """Return the name that a member asks for in TLS (SNI): a device that holds two plans tells them apart by it."""
+        return f"{self.number}.{self.site}.plan.sprat"
+
     @cached_property
     def member(self) -> Mapping[UUID, Member]:
         """Return the members by id."""

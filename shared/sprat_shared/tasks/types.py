@@ -22,6 +22,7 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
 MOST_DIMENSIONS: Final = 8
 _TYPE: Final = re.compile(r"\s*([a-z0-9]+)\s*\[([^\[\]]*)\]\s*")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,62}")
+_ILL: Final = re.compile(r"[^A-Za-z0-9_.]")
 
 Dimension: TypeAlias = int | str
 
@@ -91,6 +92,18 @@ class TensorType:
         """Return this type with its free lengths as they were bound; those that were not become names of `scope`."""
         shape = (one if isinstance(one, int) else bound.get(one, f"{scope}.{one}"[:63]) for one in self.shape)
         return TensorType(self.dtype, tuple(shape))
+
+
+def free_length(name: str | None, port: str, axis: int) -> str:
+    """Return how a type names a free length of a module.
+
+    Args:
+        name: as the module's graph names it; None where it has no name.
+        port: the input or output, and
+        axis: the axis that it is of.
+    """
+    said = _ILL.sub("_", name or f"{port}.{axis}")[:62]
+    return said if _NAME.fullmatch(said) else f"_{said}"
 
 
 @dataclass(frozen=True, slots=True)

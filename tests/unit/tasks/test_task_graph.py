@@ -7,7 +7,7 @@ import pytest
 
 from sprat_shared.errors import InvalidInput
 from sprat_shared.tasks.graph import TaskGraph
-from sprat_shared.tasks.types import Signature, TensorType
+from sprat_shared.tasks.types import Signature, TensorType, free_length
 
 
 def kind(text: str) -> TensorType:
@@ -112,3 +112,9 @@ def test_what_is_no_graph_is_refused_by_name(path: tuple[str, ...], value: Any, 
 def _changed(value: Mapping[str, Any], path: tuple[str, ...], new: Any) -> dict[str, Any]:
     first, *rest = path
     return {**value, first: _changed(value[first], tuple(rest), new) if rest else new}
+
+
+@pytest.mark.parametrize("name", ["batch", None, "floor(h/2) + 1", "0", "", "x" * 200])
+def test_a_free_length_is_named_so_that_a_type_can_say_it(name: str | None) -> None:
+    said = TensorType("float32", (free_length(name, "image", 1), 3))
+    assert TensorType.parse(str(said)) == said
