@@ -47,7 +47,7 @@ from sprat_shared.wire.update import read_header
 MB: Final = 10**6
 GOAL_IDLE_MB, GOAL_SERVING_MB, GOAL_RATIO, GOAL_OVER_MB = 60, 90, 2.5, 60
 DEMO: Final = "digits"
-_EXAMPLE: Final = Example((1, 28, 28), "float32")
+_EXAMPLE: Final = Example.single((1, 28, 28), "float32")
 _SETTLE_S: Final = 3.0
 _REQUESTS: Final = 8  # some polls were answered
 

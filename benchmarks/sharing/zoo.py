@@ -142,7 +142,7 @@ class Zoo:
 def keep(module: nn.Module, shape: tuple[int, ...], graph: Path, weights: Path) -> None:
     """Export a module as the server does, and write its graph and its float tensors."""
     state = {name: t.detach() for name, t in module.state_dict().items() if t.is_floating_point()}
-    exported = export(module, to_source(state), Example(shape, "float32"))
+    exported = export(module, to_source(state), Example.single(shape, "float32"))
     graph.write_bytes(exported.graph.data)
     beside = weights.with_name(f"{weights.stem}.{os.getpid()}.npz")
     np.savez(beside, **{name: tensor.numpy() for name, tensor in state.items()})

@@ -269,6 +269,31 @@ def test_a_model_from_onnx_alone_takes_weights_from_elsewhere_but_is_not_retrain
     assert asked.json()["code"] == "model.not-retrainable"
 
 
+def test_a_model_of_several_inputs_is_registered_and_updated_and_says_why_it_is_not_retrained(
+    worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    modules = [small_recipes.Match(), small_recipes.Match()]
+    first, second = (weights_blob(blobs, source_of(module), tmp_path) for module in modules)
+    recipe = {"factory": "small_recipes:build_match", "config": {}}
+    job = registered(
+        worker, admin, blobs, tmp_path, name="match", recipe=recipe, weights=first, example=small_recipes.MATCH
+    )
+    assert job["state"] == "succeeded", job
+    graph = job["result"]["graph"]
+    asked = {"recipe": None, "weights": first, "graph": graph}
+    bare = registered(worker, admin, blobs, tmp_path, name="bare", **asked, example=None)
+    assert bare["state"] == "succeeded", bare
+    one = {"inputs": {"image": {"shape": [1, 6], "dtype": "F32"}}}
+    wrong = registered(worker, admin, blobs, tmp_path, name="wrong", **asked, example=one)
+    assert wrong["error"]["message"] == "the graph takes image, words; the example is of image"
+    for name in ("match", "bare"):
+        better = carried_out(worker, admin, f"/models/{name}/releases", weights=second, lossless=True)
+        assert better["state"] == "succeeded", better
+    refused = carried_out(worker, admin, "/models/match/retrain", dataset=dataset(worker, admin, blobs))
+    assert refused["error"]["code"] == "model.several-inputs"
+
+
 def test_weights_of_a_larger_head_take_another_config_or_another_graph(
     worker: Runner, admin: Api, blobs: Blobs, tmp_path: Path
 ) -> None:

@@ -55,6 +55,21 @@ class Unused(nn.Module):
         return logits
 
 
+class Match(nn.Module):
+    """A module of two inputs, and two outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.read = nn.Linear(6, 4), nn.Embedding(9, 4)
+
+    def forward(self, image: Tensor, words: Tensor) -> dict[str, Tensor]:
+        seen, said = self.see(image), self.read(words).mean(1)
+        return {"score": (seen * said).sum(1), "seen": seen}
+
+
+MATCH = {"inputs": {"image": {"shape": [1, 6], "dtype": "F32"}, "words": {"shape": [1, 3], "dtype": "I64"}}}
+
+
 @dataclass
 class OwnLoss:
     """A recipe with loss and metric of its own."""
@@ -84,6 +99,10 @@ def build_tied(_config: Mapping[str, Any]) -> nn.Module:
 
 def build_unused(_config: Mapping[str, Any]) -> nn.Module:
     return Unused()
+
+
+def build_match(_config: Mapping[str, Any]) -> nn.Module:
+    return Match()
 
 
 def build_own_loss(config: Mapping[str, Any]) -> OwnLoss:

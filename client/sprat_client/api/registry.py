@@ -1,6 +1,6 @@
 """Models, their releases, and datasets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 from sprat_client.api.naming import unique_match
@@ -22,8 +22,7 @@ class Models:
         weights: str,
         recipe: Mapping[str, Any] | None = None,
         graph: str | None = None,
-        example_shape: Sequence[int] | None = None,
-        example_dtype: str = "F32",
+        example: Mapping[str, Any] | None = None,
     ) -> JobView:
         """Ask for a new model; the job makes its release 1.
 
@@ -32,10 +31,9 @@ class Models:
             weights: digest of an uploaded safetensors file.
             recipe: {"factory": "package.module:build", "config": {...}}, or None for a model from ONNX alone.
             graph: digest of an uploaded ONNX file, or None where the recipe gives it.
-            example_shape: shape of one input with its batch axis.
-            example_dtype: safetensors code of the input's dtype.
+            example: {"shape": [1, ...], "dtype": "F32"} of its input, shape with the batch axis, dtype as in
+                safetensors files; {"inputs": {name: {...}}} of several.
         """
-        example = None if example_shape is None else {"shape": list(example_shape), "dtype": example_dtype}
         body = {"name": name, "recipe": recipe, "weights": weights, "graph": graph, "example": example}
         return _job(self._transport.post("/models", body))
 

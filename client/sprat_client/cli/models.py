@@ -1,6 +1,7 @@
 """`sprat model`: register, list, show."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +24,14 @@ def register(
     recipe: Annotated[str | None, typer.Option(help="package.module:build, importable where the worker runs.")] = None,
     config: Annotated[str | None, typer.Option(help="JSON for the recipe, or @FILE that holds it.")] = None,
     graph: Annotated[Path | None, typer.Option(help="ONNX file, for a model without a recipe.")] = None,
-    example: Annotated[str | None, typer.Option(help="Shape of one input, batch axis included: 1,1,28,28.")] = None,
-    example_dtype: Annotated[str, typer.Option(help="Dtype of the input, safetensors code.")] = "F32",
+    example: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shape of the input, batch axis included: 1,1,28,28. Of several inputs, once for each, in the order "
+            "of the module's arguments: name=1,64 or name=1,64:I64."
+        ),
+    ] = None,
+    example_dtype: Annotated[str, typer.Option(help="Dtype where none is said, safetensors code.")] = "F32",
     no_wait: NoWait = False,
     json_: JsonFlag = False,
 ) -> None:
@@ -40,7 +47,7 @@ def register(
         )
     if recipe is None and config is not None:
         raise InvalidInput("--config is for the recipe; give --recipe too")
-    shape = None if example is None else parse_shape(example)
+    inputs = parse_example(example or [], example_dtype)
     chosen = None if recipe is None else {"factory": recipe, "config": parse_config(config)}
     with connect(ctx) as client:
         job = client.models.register(
@@ -48,8 +55,7 @@ def register(
             weights=upload(client, weights),
             recipe=chosen,
             graph=None if graph is None else upload(client, graph),
-            example_shape=shape,
-            example_dtype=example_dtype,
+            example=inputs,
         )
         job = finish(client, job, no_wait=no_wait)
     waits = (job["result"] or {}).get("state") == "pending-signatures"
@@ -86,6 +92,22 @@ def show(
     """
     with connect(ctx) as client:
         emit_fields(client.models.get(name), as_json=json_)
+
+
+def parse_example(said: Sequence[str], dtype: str) -> dict[str, Any] | None:
+    """Return `1,1,28,28`, or `name=1,64:I64` for each of several inputs, as the API takes it; None for nothing.
+
+    Raises:
+        InvalidInput: a shape is none, or one of several inputs has no name, or that of another.
+    """
+    inputs: dict[str, dict[str, Any]] = {}
+    for text in said:
+        name, equals, port = text.rpartition("=")
+        shape, colon, code = port.partition(":")
+        if (len(said) > 1 and not equals) or name in inputs:
+            raise InvalidInput(f"--example {text!r}: several inputs are told apart by name, as --example image=1,64")
+        inputs[name] = {"shape": parse_shape(shape), "dtype": code if colon else dtype}
+    return inputs.get("", {"inputs": inputs} if inputs else None)
 
 
 def parse_shape(text: str) -> list[int]:

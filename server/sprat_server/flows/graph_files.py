@@ -10,7 +10,7 @@ from sprat_server.flows.release_files import MAX_GRAPH_BYTES
 from sprat_server.jobs.tasks import JobContext
 from sprat_server.training import graphs
 from sprat_server.training.architecture import export_verified
-from sprat_server.training.export import Example, verify_runs
+from sprat_server.training.export import Example, Port, verify_runs
 from sprat_server.training.graphs import GraphRefused
 from sprat_shared.wire.tensors import TensorSource
 
@@ -37,15 +37,29 @@ def graph_of_onnx(ctx: JobContext, digest: str, weights: TensorSource, example: 
         ctx: of the job.
         digest: of the file.
         weights: of the release.
-        example: shape and dtype of one input; None: as the graph says.
+        example: of its inputs; None: as the graph says.
 
     Raises:
         GraphRefused: it does not fit the weights or does not run, or its input has open dimensions and no example.
     """
     model = graphs.parse(ctx.blobs.read(digest, max_bytes=MAX_GRAPH_BYTES))
-    found = graphs.input_example(model)
-    if example is None and found is None:
-        raise GraphRefused("the graph's input has open dimensions besides the batch; give an example of its shape")
     graph = graphs.bind(model, weights.table)
-    verify_runs(weights, graph, Example(*found) if example is None and found is not None else Example.of(example))
+    verify_runs(weights, graph, _example(graphs.input_examples(model), example))
     return GraphFiles(ctx.blobs.put_bytes(graph.data).digest, None)
+
+
+def _example(found: Mapping[str, tuple[tuple[int, ...], str] | None], given: Mapping[str, Any] | None) -> Example:
+    """Return what the graph is run on: what was given, else what it says itself."""
+    if given is None:
+        open_ones = [name for name, port in found.items() if port is None]
+        if open_ones:
+            raise GraphRefused(
+                f"the graph's input {open_ones[0]} has open dimensions besides the batch; give an example of its shape"
+            )
+        return Example({name: Port(*port) for name, port in found.items() if port is not None})
+    example = Example.of(given)
+    if len(found) == 1:
+        return Example(dict.fromkeys(found, example.only))
+    if example.ports.keys() != found.keys():
+        raise GraphRefused(f"the graph takes {', '.join(found)}; the example is of {', '.join(example.ports)}")
+    return Example({name: example.ports[name] for name in found})

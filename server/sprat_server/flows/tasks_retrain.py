@@ -183,7 +183,8 @@ def _samples(samples: LabelledSamples, split: Split, example: Example) -> Sample
 
 def _tensor(inputs: "np.ndarray[Any, Any]", example: Example) -> Tensor:
     """Return inputs in the dtype that the model takes; floats are float32 while training."""
-    kind = "float32" if example.dtype.startswith("float") else example.dtype
+    dtype = example.only.dtype
+    kind = "float32" if dtype.startswith("float") else dtype
     return torch.from_numpy(np.array(inputs, dtype=kind, order="C"))
 
 

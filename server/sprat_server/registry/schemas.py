@@ -29,6 +29,9 @@ class Recipe(BaseModel):
     config: dict[str, Any] = {}
 
 
+InputName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=100)]
+
+
 class InputExample(BaseModel):
     """Shape (with its batch axis) and type (safetensors code) of one input."""
 
@@ -36,6 +39,14 @@ class InputExample(BaseModel):
 
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=16)]
     dtype: Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")] = "F32"
+
+
+class SeveralInputs(BaseModel):
+    """The inputs of a model that takes several, by name, in the order of its module's arguments."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: Annotated[dict[InputName, InputExample], Field(min_length=1, max_length=32)]
 
 
 class NewModel(BaseModel):
@@ -60,7 +71,7 @@ class NewModel(BaseModel):
     weights: Digest
     recipe: Recipe | None = None
     graph: Digest | None = None
-    example: InputExample | None = None
+    example: InputExample | SeveralInputs | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

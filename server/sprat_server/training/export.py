@@ -30,6 +30,8 @@ _PERTURBATION: Final = 0.05
 _RUN_LIMIT_S: Final = 600
 _RELATIVE: Final = 1e-3
 _HALF_RELATIVE: Final = 2e-2
+INPUT: Final = "input"
+"""Name of the input of a graph that has one."""
 _NUMPY: Final = {
     "F32": "float32",
     "F16": "float16",
@@ -48,35 +50,85 @@ class ExportFailed(GraphRefused):
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One input: shape without the batch axis, numpy dtype name."""
+class Port:
+    """One input of a module: shape without the batch axis, numpy dtype name."""
 
     shape: tuple[int, ...]
     dtype: str
 
+    def made_up(self, batch: int, rng: np.random.Generator) -> Array:
+        """Return made-up values (batch, *shape): normal numbers, or small non-negative integers."""
+        if self.dtype.startswith("float"):
+            return rng.standard_normal((batch, *self.shape)).astype(self.dtype)
+        return rng.integers(0, 2, (batch, *self.shape)).astype(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a module takes: its inputs by name, in the order of its arguments. Batches are as long in each."""
+
+    ports: Mapping[str, Port]
+
+    @classmethod
+    def single(cls, shape: tuple[int, ...], dtype: str) -> "Example":
+        """Return that of a module of one input: shape without the batch axis, numpy dtype name."""
+        return cls({INPUT: Port(shape, dtype)})
+
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> "Example":
-        """Read `{"shape": [1, ...], "dtype": "F32"}`: shape with the batch axis, dtype as in safetensors files.
+        """Read `{"shape": [1, ...], "dtype": "F32"}`, or `{"inputs": {"image": {...}, ...}}` of several inputs.
+
+        Shapes are with the batch axis, dtypes as in safetensors files.
 
         Raises:
             InvalidInput: it is missing or has another form.
         """
         match given:
-            case {"shape": [int(), *shape], "dtype": str(code)} if code in _NUMPY and all(
-                isinstance(d, int) and d > 0 for d in shape
-            ):
-                return cls(tuple(shape), _NUMPY[code])
-        raise InvalidInput(
-            f"example {given!r} does not describe an input; give its shape with the batch axis first and its dtype, "
-            f'such as {{"shape": [1, 1, 28, 28], "dtype": "F32"}} (dtypes: {", ".join(_NUMPY)})'
-        )
+            case {"inputs": {**inputs}} if inputs:
+                return cls({str(name): _port(port, f"example of input {name!r:.80}") for name, port in inputs.items()})
+            case _:
+                return cls({INPUT: _port(given, "example")})
 
-    def inputs(self, batch: int, seed: int = 0) -> Array:
-        """Return made-up inputs (batch, *shape): normal numbers, or small non-negative integers."""
+    @property
+    def only(self) -> Port:
+        """Return the one input.
+
+        Raises:
+            InvalidInput: there are several.
+        """
+        if len(self.ports) != 1:
+            raise InvalidInput(
+                f"the model takes {', '.join(self.ports)}: datasets hold one input; train it elsewhere, and "
+                "`sprat release create` from its weights",
+                code="model.several-inputs",
+            )
+        return next(iter(self.ports.values()))
+
+    def inputs(self, batch: int, seed: int = 0) -> list[Array]:
+        """Return made-up inputs, each (batch, *shape), in order."""
         rng = np.random.default_rng(seed)
-        if self.dtype.startswith("float"):
-            return rng.standard_normal((batch, *self.shape)).astype(self.dtype)
-        return rng.integers(0, 2, (batch, *self.shape)).astype(self.dtype)
+        return [port.made_up(batch, rng) for port in self.ports.values()]
+
+    def tensors(self, batch: int) -> tuple[Tensor, ...]:
+        """Return made-up inputs as a module takes them."""
+        return tuple(torch.from_numpy(one) for one in self.inputs(batch))
+
+    def __str__(self) -> str:
+        """Return the inputs with their shapes, batch axis included, for messages."""
+        told = (f"{name} of shape {[1, *port.shape]} and dtype {port.dtype}" for name, port in self.ports.items())
+        return ", ".join(told)
+
+
+def _port(given: Any, what: str) -> Port:
+    match given:
+        case {"shape": [int(), *shape], "dtype": str(code)} if code in _NUMPY and all(
+            isinstance(d, int) and d > 0 for d in shape
+        ):
+            return Port(tuple(shape), _NUMPY[code])
+    raise InvalidInput(
+        f"{what} {given!r} does not describe an input; give its shape with the batch axis first and its dtype, "
+        f'such as {{"shape": [1, 1, 28, 28], "dtype": "F32"}} (dtypes: {", ".join(_NUMPY)})'
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +145,7 @@ def export(module: nn.Module, source: TensorSource, example: Example) -> Exporte
     Args:
         module: in the weights of `source`; bfloat16 is widened to float32 for the graph, as devices compute it.
         source: the release's tensors.
-        example: of one input.
+        example: of its inputs.
 
     Raises:
         InvalidInput: the module does not take the example; the message has its reason.
@@ -103,26 +155,26 @@ def export(module: nn.Module, source: TensorSource, example: Example) -> Exporte
     module.eval()
     half = any(p.dtype == torch.float16 for p in module.parameters())
     widened = module if half else _widened(module)
-    inputs = torch.from_numpy(example.inputs(_BATCHES[0]))
+    inputs = example.tensors(_BATCHES[0])
     with _quiet(), torch.no_grad():
         try:
-            widened(inputs)
+            outputs = widened(*inputs)
         except Exception as e:  # the module is the user's code: it may raise anything
-            shape = [1, *example.shape]
             raise InvalidInput(
-                f"the module fails on a made-up input of shape {shape} and dtype {example.dtype}: {_last_line(e)}; "
+                f"the module fails on made-up inputs ({example}): {_last_line(e)}; "
                 "give an example that it takes, or mend the recipe",
                 code="recipe.fails-on-example",
             ) from e
         try:
             program = torch.onnx.export(
                 widened,
-                (inputs,),
+                inputs,
                 dynamo=True,
                 optimize=False,
-                dynamic_shapes=({0: Dim.DYNAMIC},),
+                dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in inputs),
                 external_data=False,
-                input_names=["input"],
+                input_names=list(example.ports),
+                output_names=list(outputs) if isinstance(outputs, Mapping) else None,
                 verbose=False,
             )
         except Exception as e:  # the exporter raises whatever its passes raise
@@ -167,13 +219,13 @@ def verify_runs(source: TensorSource, graph: Graph, example: Example) -> None:
                 raise GraphRefused(f"output {position} of the graph holds NaN or Inf on made-up inputs")
 
 
-def run(source: TensorSource, graph: Graph, *batches: Array) -> list[list[Array]]:
+def run(source: TensorSource, graph: Graph, *batches: Sequence[Array]) -> list[list[Array]]:
     """Run the graph as a device does, tensors as files `t/<index>` beside it, in a process of its own.
 
     Args:
         source: the tensors.
         graph: what to run.
-        batches: inputs, each (batch, ...).
+        batches: each the graph's inputs in order, (batch, ...).
 
     Returns:
         The outputs of each batch.
@@ -187,7 +239,8 @@ def run(source: TensorSource, graph: Graph, *batches: Array) -> list[list[Array]
         for index in graph.bound:
             (folder / "t" / str(index)).write_bytes(raw_bytes(_as_read(source, index)))
         (folder / graph_runner.GRAPH).write_bytes(graph.data)
-        graph_runner.write_arrays(folder / graph_runner.INPUTS, {f"b{i}": inputs for i, inputs in enumerate(batches)})
+        given = {f"b{i}i{at}": array for i, inputs in enumerate(batches) for at, array in enumerate(inputs)}
+        graph_runner.write_arrays(folder / graph_runner.INPUTS, given)
         command = [sys.executable, "-m", graph_runner.__name__, name]
         try:
             ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_RUN_LIMIT_S)  # noqa: S603 - our own module
@@ -220,10 +273,10 @@ def compare(module: nn.Module, source: TensorSource, graph: Graph, example: Exam
     tensors = to_torch(source)
     if not half:
         module, tensors = _widened(module), {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    batches = [example.inputs(batch) for batch in _BATCHES]
-    for inputs, got in zip(batches, run(source, graph, *batches), strict=True):
+    runs = run(source, graph, *(example.inputs(batch) for batch in _BATCHES))
+    for batch, got in zip(_BATCHES, runs, strict=True):
         with torch.no_grad():
-            wanted = _flatten(functional_call(module.eval(), tensors, (torch.from_numpy(inputs),)))
+            wanted = _flatten(functional_call(module.eval(), tensors, example.tensors(batch)))
         if len(got) != len(wanted):
             raise GraphRefused(f"the graph has {len(got)} outputs, the module {len(wanted)}")
         for position, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
@@ -249,12 +302,12 @@ def _follows(module: nn.Module, source: TensorSource, graph: Graph, example: Exa
 
 def _matters(module: nn.Module, source: TensorSource, example: Example, name: str) -> bool:
     """Say whether the module's outputs depend on a tensor."""
-    inputs = torch.from_numpy(example.inputs(_BATCHES[0]))
+    inputs = example.tensors(_BATCHES[0])
     kinds = {key: tensor.dtype for key, tensor in module.state_dict().items()}
     tensors = {key: tensor.to(kinds[key]) for key, tensor in to_torch(source).items()}
     changed = _perturbed(tensors, (source.table.index_of(name),))
     with torch.no_grad():
-        before, after = (_flatten(functional_call(module, state, (inputs,))) for state in (tensors, changed))
+        before, after = (_flatten(functional_call(module, state, inputs)) for state in (tensors, changed))
     return not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 

@@ -2,7 +2,8 @@
 
     python -m sprat_server.training.graph_runner FOLDER
 
-FOLDER holds graph.onnx, its tensors t/<index>, and inputs.npz; the outputs of batch i become b<i>o<j> in outputs.npz.
+FOLDER holds graph.onnx, its tensors t/<index>, and inputs.npz: input k of batch i is b<i>i<k>. Its output j becomes
+b<i>o<j> in outputs.npz.
 An error of onnxruntime is the last line on stderr, with exit code 65.
 """
 
@@ -27,19 +28,20 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def run_folder(folder: Path) -> None:
-    """Run all batches of `inputs.npz` (b0, b1, ...) and write what comes out."""
+    """Run all batches of `inputs.npz` and write what comes out."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # as on devices
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4
     session = ort.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    names = [port.name for port in session.get_inputs()]
     outputs = {}
-    with np.load(folder / INPUTS) as batches:
-        for batch in batches.files:
-            for position, output in enumerate(session.run(None, {name: batches[batch]})):
-                outputs[f"{batch}o{position}"] = output
+    with np.load(folder / INPUTS) as given:
+        for batch in range(len(given.files) // len(names)):
+            inputs = {name: given[f"b{batch}i{at}"] for at, name in enumerate(names)}
+            for position, output in enumerate(session.run(None, inputs)):
+                outputs[f"b{batch}o{position}"] = output
     write_arrays(folder / OUTPUTS, outputs)
 
 

@@ -212,22 +212,26 @@ def _scope(node: Any) -> str:
     return ""
 
 
-def input_example(model: onnx.ModelProto) -> tuple[tuple[int, ...], str] | None:
-    """Return shape without the batch axis and numpy dtype name of the graph's one input, None where it is open.
+def input_examples(model: onnx.ModelProto) -> dict[str, tuple[tuple[int, ...], str] | None]:
+    """Return of each input of a graph its shape without the batch axis and numpy dtype name, None where it is open.
 
     Raises:
-        GraphRefused: the graph has several inputs that are not initialisers, or one that is not a tensor.
+        GraphRefused: the graph has no input that is not an initialiser, one that is no tensor, or a fixed batch.
     """
     stored = {initialiser.name for initialiser in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
-    if len(inputs) != 1 or not inputs[0].type.HasField("tensor_type"):
-        raise GraphRefused(f"the graph has the inputs {[value.name for value in inputs]}; one tensor is needed")
-    tensor = inputs[0].type.tensor_type
+    if not inputs or not all(value.type.HasField("tensor_type") for value in inputs):
+        raise GraphRefused(f"the graph has the inputs {[value.name for value in inputs]}; tensors are needed")
+    return {value.name: _example(value) for value in inputs}
+
+
+def _example(value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], str] | None:
+    tensor = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in tensor.shape.dim]
     if not dims or min(dims[1:], default=1) < 1:
         return None
     if dims[0]:
         raise GraphRefused(
-            f"the graph's input {inputs[0].name} has a fixed batch of {dims[0]}; export it with a dynamic first axis"
+            f"the graph's input {value.name} has a fixed batch of {dims[0]}; export it with a dynamic first axis"
         )
     return tuple(dims[1:]), onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

@@ -11,6 +11,7 @@ import typer
 
 from sprat_client.cli.app import app
 from sprat_client.cli.invocation import Invocation, _refuse_plain_http, config_path, read_profile, write_profile
+from sprat_client.cli.models import parse_example
 from sprat_client.cli.output import aligned, size
 from sprat_client.cli.quantities import parse_bytes, parse_points
 from sprat_shared.errors import InvalidInput
@@ -225,3 +226,17 @@ def test_the_shell_is_told_what_can_come_next() -> None:
 
     assert offered("sprat roll") == ["rollout"]
     assert offered("sprat rollout pr") == ["prefetch", "promote"]
+
+
+def test_an_example_of_several_inputs_is_said_by_name() -> None:
+    assert parse_example([], "F32") is None
+    assert parse_example(["1,28,28"], "F16") == {"shape": [1, 28, 28], "dtype": "F16"}
+    assert parse_example(["image=1,64", "words=1,8:I64"], "F32") == {
+        "inputs": {"image": {"shape": [1, 64], "dtype": "F32"}, "words": {"shape": [1, 8], "dtype": "I64"}}
+    }
+
+
+@pytest.mark.parametrize("said", [["1,64", "1,8"], ["image=1,64", "image=1,8"], ["image=1,64", "words="]])
+def test_inputs_that_are_not_told_apart_are_refused(said: list[str]) -> None:
+    with pytest.raises(InvalidInput, match="--example"):
+        parse_example(said, "F32")

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import small_recipes
 import torch
-from small_recipes import Small, Tied, Unused
+from small_recipes import MATCH, Match, Small, Tied, Unused
 
 from sprat_server.training import graphs
 from sprat_server.training.export import Example, compare, export, run, verify, verify_runs
@@ -15,7 +15,7 @@ from sprat_server.training.states import module_tensors, tied_names, to_source
 from sprat_shared.errors import InvalidInput
 from sprat_shared.wire.tensors import ArrayTensors
 
-IMAGES = Example((1, 8, 8), "float32")
+IMAGES = Example.single((1, 8, 8), "float32")
 
 
 def source_of(module: torch.nn.Module) -> ArrayTensors:
@@ -61,13 +61,13 @@ def test_the_probe_graph_also_gives_the_activations_of_each_layer(small) -> None
     assert names[1:] == ["probe:see", "probe:norm", "probe:think", "probe:tell"]
     outputs = dict(zip(names, run(source, probe, IMAGES.inputs(2))[0], strict=True))
     with torch.no_grad():
-        wanted = module.norm(module.see(torch.from_numpy(IMAGES.inputs(2))))
+        wanted = module.norm(module.see(*IMAGES.tensors(2)))
     assert torch.allclose(torch.from_numpy(outputs["probe:norm"]), wanted, atol=1e-4)
 
 
 def test_tied_weights_are_one_file() -> None:
     module = Tied().eval()
-    tokens = Example((4,), "int64")
+    tokens = Example.single((4,), "int64")
     graph = export(module, source_of(module), tokens).graph
     assert set(graph.bound) == {0}
     verify(module, source_of(module), graph, tokens)
@@ -83,7 +83,7 @@ def test_bfloat16_tensors_are_read_as_float32() -> None:
 
 
 def test_a_tensor_that_no_output_depends_on_may_be_missing_from_the_graph() -> None:
-    module, values = Unused().eval(), Example((4,), "float32")
+    module, values = Unused().eval(), Example.single((4,), "float32")
     graph = export(module, source_of(module), values).graph
     assert set(graph.bound.values()) == {"kept.weight", "kept.bias"}
     verify(module, source_of(module), graph, values)
@@ -117,7 +117,7 @@ def test_a_graph_from_elsewhere_is_stripped_of_its_weights_and_runs(small) -> No
         )
     )
     model = graphs.parse(program.model_proto.SerializeToString())
-    assert graphs.input_example(model) == ((1, 8, 8), "float32")
+    assert list(graphs.input_examples(model).values()) == [((1, 8, 8), "float32")]
     graph = graphs.bind(model, source.table)
     verify_runs(source, graph, IMAGES)
     assert len(graph.data) < 10_000
@@ -156,17 +156,19 @@ def test_a_fixed_batch_is_refused_with_what_to_do(small) -> None:
     model = graphs.parse(small[2].data)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     with pytest.raises(GraphRefused, match="fixed batch of 1; export it with a dynamic first axis"):
-        graphs.input_example(model)
+        graphs.input_examples(model)
 
 
 def test_an_example_has_a_batch_axis_and_a_known_dtype() -> None:
-    assert Example.of({"shape": [1, 1, 28, 28], "dtype": "F32"}) == Example((1, 28, 28), "float32")
+    assert Example.of({"shape": [1, 1, 28, 28], "dtype": "F32"}) == Example.single((1, 28, 28), "float32")
     for wrong in (
         None,
         {},
         {"shape": [], "dtype": "F32"},
         {"shape": [1, 0], "dtype": "F32"},
         {"shape": [1], "dtype": "X"},
+        {"inputs": {}},
+        {"inputs": {"image": {"shape": [1]}}},
     ):
         with pytest.raises(InvalidInput, match="does not describe an input"):
             Example.of(wrong)
@@ -188,8 +190,22 @@ def test_a_graph_that_onnxruntime_cannot_load_or_crashes_over_is_an_error_of_the
         verify_runs(source, graph, IMAGES)
 
 
+def test_a_module_of_several_inputs_keeps_their_names_and_those_of_its_outputs() -> None:
+    module = Match().eval()
+    source = to_source(module_tensors(module))
+    example = Example.of(MATCH)
+    graph = export(module, source, example).graph
+    verify(module, source, graph, example)
+    model = graphs.parse(graph.data)
+    assert graphs.input_examples(model) == {"image": ((6,), "float32"), "words": ((3,), "int64")}
+    assert [value.name for value in model.graph.output] == ["score", "seen"]
+    with pytest.raises(InvalidInput, match="the model takes image, words: datasets hold one input") as bad:
+        _ = example.only
+    assert bad.value.code == "model.several-inputs"
+
+
 def test_an_example_that_the_module_does_not_take_is_said_with_the_modules_reason(small) -> None:
     module, source, _, _ = small
     with pytest.raises(InvalidInput, match=r"shape \[1, 3, 8, 8\].*expected input.*to have 1 channels") as bad:
-        export(module, source, Example((3, 8, 8), "float32"))
+        export(module, source, Example.single((3, 8, 8), "float32"))
     assert bad.value.code == "recipe.fails-on-example"

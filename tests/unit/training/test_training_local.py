@@ -44,7 +44,7 @@ def three_norms() -> nn.Sequential:
 def test_a_device_computes_what_torch_computes_in_training_over_all_inputs_at_once(tmp_path: Path) -> None:
     module = three_norms()
     source = to_source(module_tensors(module))
-    made = statistics_graph(export(module, source, Example((1, 8, 8), "float32")).graph.data)
+    made = statistics_graph(export(module, source, Example.single((1, 8, 8), "float32")).graph.data)
     assert made is not None
     (tmp_path / "t").mkdir()
     for index in range(len(source.table)):
