@@ -5,7 +5,14 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from sprat_server.registry.models import Dataset, Model, Release, UpdateFile
 from sprat_shared.trust.targets import Shares, update_path
@@ -29,6 +36,8 @@ class Recipe(BaseModel):
     config: dict[str, Any] = {}
 
 
+Shape = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=16)]
+Dtype = Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")]
 InputName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=100)]
 
 
@@ -37,16 +46,29 @@ class InputExample(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=16)]
-    dtype: Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")] = "F32"
+    shape: Shape
+    dtype: Dtype = "F32"
 
 
-class SeveralInputs(BaseModel):
-    """The inputs of a model that takes several, by name, in the order of its module's arguments."""
+class Example(BaseModel):
+    """What a model takes: `shape` and `dtype` of its input, or `inputs` by name in the order of the arguments."""
 
     model_config = ConfigDict(extra="forbid")
 
-    inputs: Annotated[dict[InputName, InputExample], Field(min_length=1, max_length=32)]
+    shape: Shape | None = None
+    dtype: Dtype = "F32"
+    inputs: Annotated[dict[InputName, InputExample], Field(min_length=1, max_length=32)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.shape is None) == (self.inputs is None):
+            raise ValueError("say the shape of the one input, or all inputs by name")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_asked(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said: dict[str, Any] = serialise(self)
+        return {"inputs": said["inputs"]} if self.inputs is not None else {"shape": self.shape, "dtype": self.dtype}
 
 
 class NewModel(BaseModel):
@@ -71,7 +93,7 @@ class NewModel(BaseModel):
     weights: Digest
     recipe: Recipe | None = None
     graph: Digest | None = None
-    example: InputExample | SeveralInputs | None = None
+    example: Example | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
