@@ -26,6 +26,7 @@ from sprat_server.worker import load_tasks
 from sprat_shared.protocol.report import Outcome
 
 Weights = Mapping[str, "np.ndarray[Any, np.dtype[np.float32]]"]
+RECIPE = {"factory": "tiny_recipe:build", "config": {}}
 PLANS = "/api/v1/sharing/plans"
 
 
@@ -47,12 +48,25 @@ def runner(app: FastAPI, settings: Settings, blobs: Blobs) -> Runner:
 
 
 class House:
-    """A server with two siblings, `face` and `gate`, a dataset, and devices that run both."""
+    """A server with two siblings, `face` and `gate`, a dataset, and devices that run both.
+
+    With `recipe` both were registered with the recipe that makes their module, which the server may run if its settings
+    name `tiny_recipe`.
+    """
 
     def __init__(
-        self, app: FastAPI, worker: Runner, admin: Api, blobs: Blobs, folder: Path, *, apart: float = 1e-4
+        self,
+        app: FastAPI,
+        worker: Runner,
+        admin: Api,
+        blobs: Blobs,
+        folder: Path,
+        *,
+        apart: float = 1e-4,
+        recipe: bool = False,
     ) -> None:
         self.app, self.worker, self.admin, self.blobs, self.folder = app, worker, admin, blobs, folder
+        self._recipe = recipe
         self.register("face", tiny_models.truth())
         self.register("gate", sibling(apart))
         self.dataset = self.samples(900)
@@ -61,9 +75,12 @@ class House:
         return self.blobs.put_file(path).digest
 
     def register(self, name: str, weights: Weights) -> None:
-        graph = self.blob(tiny_models.write_graph(self.folder / "graph.onnx", weights))
         tensors = self.blob(tiny_models.write_weights(self.folder / "weights.safetensors", weights))
-        done = carried_out(self.worker, self.admin, "/models", name=name, graph=graph, weights=tensors)
+        if self._recipe:
+            made_by: dict[str, Any] = {"recipe": RECIPE, "example": {"shape": [1, 16], "dtype": "F32"}}
+        else:
+            made_by = {"graph": self.blob(tiny_models.write_graph(self.folder / "graph.onnx", weights))}
+        done = carried_out(self.worker, self.admin, "/models", name=name, weights=tensors, **made_by)
         assert done["state"] == "succeeded", done
 
     def samples(self, count: int) -> str:

@@ -58,6 +58,7 @@ class LevelPreview(TypedDict):
     form: str
     saved_bytes: int
     bound: float
+    finetuned: bool
     update_bytes: int
     full_bytes: int
 

@@ -66,6 +66,9 @@ def plan(
     memory: Annotated[str | None, typer.Option(help="Memory that all of them must fit, such as 20MB.")] = None,
     levels: Annotated[int, typer.Option(help="Steps that each model may go down by.")] = 3,
     seed: Seed = 0,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Train what is a model's own in each level, by its recipe.")
+    ] = False,
     refit: Annotated[str | None, typer.Option(metavar="PLAN", help="Ask that plan's question anew.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw what each bound would save into this file.")] = None,
     no_wait: NoWait = False,
@@ -75,8 +78,8 @@ def plan(
 
     Example: sprat sharing plan face gate meter --dataset line-3 --budget 0.05 --budget gate=0.02
     """
-    if (refit is None) != (bool(models) and dataset is not None):
-        raise InvalidInput("name models and --dataset, or --refit PLAN alone")
+    if (refit is None) != (bool(models) and dataset is not None) or (refit is not None and finetune):
+        raise InvalidInput("name models and --dataset, or --refit PLAN alone (it fine-tunes where that plan did)")
     if png is not None:
         check_png(png)
         if no_wait:
@@ -86,6 +89,7 @@ def plan(
             job = client.sharing.refit(client.sharing.resolve(refit))
         else:
             question: dict[str, Any] = {"models": models, "levels": levels, "seed": seed, **_budgets(budget or [])}
+            question["finetune"] = finetune
             question["dataset"] = client.datasets.resolve(dataset or "")["digest"]
             if memory is not None:
                 question["memory_bytes"] = parse_bytes("--memory", memory)
@@ -224,13 +228,26 @@ def _told(plan: "SharingPlanView") -> str:
             f"{size(first['saved_bytes'])}, at most {first['bound']:.2%} of answers change "
             f"({first['disagreed']} of {first['compared']} did), {len(one['levels'])} levels"
         )
-    lines += [f"{one['recipient']} is left out: {one['why']}" for one in result["left_out"]]
+        lines += [
+            f"  level {each['level']} {_finetuned(each['finetune'])}" for each in one["levels"] if "finetune" in each
+        ]
+    for one in result["left_out"]:
+        lines.append(f"{one['recipient']} is left out: {one['why']}")
+        lines += [f"  one of its levels {_finetuned(each)}" for each in one.get("finetune", [])]
     lines += [f"published {one['model']}@{one['release']}, level {one['level']}" for one in plan["releases"]]
     lines += [f"rollout {one['id']} of {one['model']}@{one['release']} is {one['state']}" for one in plan["rollouts"]]
     for one in plan["standing"]:
         levels = [f"{each['devices']} at level {each['level']}" for each in one["levels"]]
         lines.append(f"devices of {one['model']}: {', '.join(levels)}, {one['nothing']} share nothing")
     return "\n".join(lines)
+
+
+def _finetuned(told: dict[str, Any]) -> str:
+    """Return what fine-tuning was good for: agreement with the model that shares nothing, before and after."""
+    before, after = told["agreement_before"], told["agreement_after"]
+    if told["trained"]:
+        return f"is fine-tuned: {before:.2%} of answers agreed before, {after:.2%} after"
+    return f"is not fine-tuned ({told['why']}): {told['detail']}; {before:.2%} of answers agree"
 
 
 def _previewed(shown: "SharingPreview") -> list[str]:
@@ -240,9 +257,10 @@ def _previewed(shown: "SharingPreview") -> list[str]:
             f"{one['model']}@{one['base']} on {one['donor']}@{one['donor_release']}: {one['devices']} devices, "
             f"{size(one['bytes_to_devices'])} in all; where {one['where']}"
         )
-        lines += [
-            f"  level {level['level']}: {level['form']}, saves {size(level['saved_bytes'])}, bound "
-            f"{level['bound']:.2%}, update {size(level['update_bytes'])}, full {size(level['full_bytes'])}"
-            for level in one["levels"]
-        ]
+        for level in one["levels"]:
+            form = f"{level['form']}, fine-tuned" if level["finetuned"] else level["form"]
+            lines.append(
+                f"  level {level['level']}: {form}, saves {size(level['saved_bytes'])}, bound {level['bound']:.2%}, "
+                f"update {size(level['update_bytes'])}, full {size(level['full_bytes'])}"
+            )
     return [*lines, *(f"in the way: {each}" for each in shown["obstacles"])] or ["nothing would be published"]

@@ -89,6 +89,7 @@ def ask(
         "memory_bytes": asked.memory_bytes,
         "levels": asked.levels,
         "seed": asked.seed,
+        "finetune": asked.finetune,
         "analyze": asked.analyze,
         "refit_of": None if refit_of is None else str(refit_of.id),
         "by": str(by),
@@ -112,7 +113,7 @@ def refit(session: Session, plan_id: UUID, by: Actor) -> Job:
         NotFound: there is no such plan, or something of its question is gone.
     """
     plan = records.get(session, plan_id)
-    kept = {key: plan.asked[key] for key in ("dataset", "memory_bytes", "levels", "seed")}
+    kept = {key: plan.asked[key] for key in ("dataset", "memory_bytes", "levels", "seed", "finetune")}
     asked = NewSharingPlan(models=list(plan.asked["models"]), budgets=plan.asked["budgets"], **kept)
     return ask(session, asked, by, refit_of=plan, learned=sharing_steps.lessons(session, plan))
 
@@ -136,6 +137,7 @@ def _preview(session: Session, one: Mapping[str, Any]) -> RecipientPreview:
             form=level["form"],
             saved_bytes=level["saved_bytes"],
             bound=level["bound"],
+            finetuned=level.get("finetune", {}).get("trained", False),
             update_bytes=level["update"]["bytes"],
             full_bytes=level["full"]["bytes"],
         )
@@ -228,6 +230,7 @@ def _publish(
             table = weights.table
         full, update = level["full"], level["update"]
         proof = ("form", "way", "saved_bytes", "bound", "looks", "compared", "disagreed", "worst_class_bound")
+        told = (*proof, "finetune") if "finetune" in level else proof
         release = publish_release(
             session,
             blobs,
@@ -241,7 +244,7 @@ def _publish(
                 NewUpdate(None, full["blob"], full["bytes"]),
                 NewUpdate(one["base"], update["blob"], update["bytes"]),
             ],
-            metrics={"sharing": {"plan": str(plan), "level": level["level"]} | {key: level[key] for key in proof}},
+            metrics={"sharing": {"plan": str(plan), "level": level["level"]} | {key: level[key] for key in told}},
             origin="shared",
             base=one["base"],
             shares=shares,

@@ -3,26 +3,29 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
 
 from sprat_server.compress.held import held_update
+from sprat_server.flows.finetuned_levels import better_of
 from sprat_server.flows.release_files import MAX_GRAPH_BYTES, BaseRelease, keep_files, weights_of
 from sprat_server.jobs.tasks import JobContext, task
 from sprat_server.registry import service as registry
 from sprat_server.registry.samples import read_samples
 from sprat_server.sharing import planner, records
 from sprat_server.sharing.derived import Derived
-from sprat_server.sharing.offers import Inputs, Offer, Subject, certified, derived_of, offers, parted
+from sprat_server.sharing.finetune import Progress
+from sprat_server.sharing.offers import Inputs, Offer, Subject, certified, offers, parted, way_of
 from sprat_server.sharing.releases import NotShareable, Release
 from sprat_server.sharing.similarity import correlation
 from sprat_shared.evidence.certificate import Certificate, samples_needed
 from sprat_shared.wire.tensors import digest_of
 
 JOB_KIND: Final = "plan-sharing"
-_ASKED: Final = ("models", "named", "dataset", "budgets", "memory_bytes", "levels", "seed")
+_ASKED: Final = ("models", "named", "dataset", "budgets", "memory_bytes", "levels", "seed", "finetune")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,9 @@ def plan_sharing(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         ctx: of the job.
         args: models ({name: release}), dataset (digest; its labels are not used), budgets ({name: share}),
-            memory_bytes (or None), levels, seed, analyze (only measure), refit_of (id of the plan whose question this
-            is, or None), learned (model -> what devices taught of that plan), by (who asked).
+            memory_bytes (or None), levels, seed, finetune (train what is the recipient's own in each level), analyze
+            (only measure), refit_of (id of the plan whose question this is, or None), learned (model -> what devices
+            taught of that plan), by (who asked).
 
     Raises:
         NotShareable: models take other inputs, do not name classes, or devices compute some of their tensors.
@@ -165,13 +169,17 @@ def _chosen(ctx: JobContext, zoo: _Zoo, measured: Sequence[Offer], args: Mapping
     found = planner.plan(sizes, candidates, budget=budgets, memory_bytes=args["memory_bytes"])
     chosen, left_out = [], []
     for ordinal, (recipient, first) in enumerate(sorted(found.chosen.items())):
-        ctx.progress("certifying", 0.7 + 0.25 * ordinal / len(found.chosen), f"{recipient} on {first.donor}")
         ladder = planner.ladder(first, candidates, levels=int(args["levels"]))
-        levels, bounds = _levels(ctx, zoo, ladder, budgets[recipient])
+        tell = partial(_tell, ctx, f"{recipient} on {first.donor}", ordinal, len(found.chosen))
+        tried = [
+            _level(ctx, zoo, rung, args, partial(tell, at, len(ladder)), looks=len(ladder))
+            for at, rung in enumerate(ladder)
+        ]
+        levels = [one.kept for one in tried if one.kept is not None]
         if levels:
             chosen.append(_recipient(zoo, first, budgets[recipient], levels))
         else:
-            left_out.append({"recipient": recipient, "why": _why(budgets[recipient], bounds, len(ladder))})
+            left_out.append({"recipient": recipient, **_why(budgets[recipient], tried)})
     saved = sum(one["levels"][0]["saved_bytes"] for one in chosen)
     total, memory = sum(sizes.values()), args["memory_bytes"]
     front = planner.front(sizes, candidates)
@@ -200,22 +208,40 @@ def _recipient(
     }
 
 
-def _levels(
-    ctx: JobContext, zoo: _Zoo, ladder: Sequence[planner.Candidate], budget: float
-) -> tuple[list[dict[str, Any]], list[float]]:
-    """Return the levels of a ladder that certify within a budget, with their files, and the bounds of all."""
-    levels, bounds = [], []
-    for rung in ladder:
-        donor, recipient = zoo.subjects[rung.donor], zoo.subjects[rung.recipient]
-        form, _, way = rung.way.partition(" ")
-        derived = derived_of(donor, recipient, zoo.inputs, form, way)
-        certificate = certified(recipient, derived, zoo.inputs, looks=len(ladder))
-        bounds.append(certificate.bound)
-        if certificate.within(budget):
-            kept = _kept(ctx, zoo, rung, derived)
-            levels.append({"form": form, "way": way, "saved_bytes": rung.saved_bytes, **_proof(certificate), **kept})
-        ctx.check_cancelled()
-    return levels, bounds
+def _tell(  # noqa: PLR0917 - the last two are the progress's own
+    ctx: JobContext, what: str, ordinal: int, recipients: int, at: int, levels: int, done: float, message: str
+) -> None:
+    share = (ordinal + (at + done) / levels) / recipients
+    ctx.progress("certifying", 0.7 + 0.25 * share, f"{what}, level {at + 1} of {levels}: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A level that was composed: its bound, what fine-tuning was good for, and its files where it certifies."""
+
+    bound: float
+    finetune: Mapping[str, Any] | None
+    kept: Mapping[str, Any] | None
+
+
+def _level(
+    ctx: JobContext, zoo: _Zoo, rung: planner.Candidate, args: Mapping[str, Any], progress: Progress, *, looks: int
+) -> _Tried:
+    donor, recipient = zoo.subjects[rung.donor], zoo.subjects[rung.recipient]
+    form, _, cuts = rung.way.partition(" ")
+    progress(0.0, "composing")
+    way = way_of(donor, recipient, zoo.inputs, form, cuts)
+    derived, finetune = way.derived(), None
+    composed_bytes = derived.own_bytes
+    if args["finetune"]:
+        base, seed = zoo.bases[rung.recipient], int(args["seed"])
+        derived, finetune = better_of(ctx, base, recipient, way, zoo.inputs, seed=seed, progress=progress)
+    certificate = certified(recipient, derived, zoo.inputs, looks=looks)
+    if not certificate.within(float(args["budgets"][rung.recipient])):
+        return _Tried(certificate.bound, finetune, None)
+    saved = rung.saved_bytes + composed_bytes - derived.own_bytes
+    level = {"form": form, "way": cuts, "saved_bytes": saved, **_proof(certificate), **_kept(ctx, zoo, rung, derived)}
+    return _Tried(certificate.bound, finetune, level if finetune is None else level | {"finetune": finetune})
 
 
 def _proof(certificate: Certificate) -> dict[str, Any]:
@@ -244,7 +270,9 @@ def _kept(ctx: JobContext, zoo: _Zoo, rung: planner.Candidate, derived: Derived)
     }
 
 
-def _why(budget: float, bounds: Sequence[float], looks: int) -> str:
-    few = samples_needed(budget, looks=looks)
-    least = min(bounds, default=1.0)
-    return f"nothing certifies within {budget:.2%}: the least bound is {least:.2%}; that takes {few} inputs or more"
+def _why(budget: float, tried: Sequence[_Tried]) -> dict[str, Any]:
+    """Return why nothing of a ladder is kept, and what fine-tuning was good for where it was asked for."""
+    few, least = samples_needed(budget, looks=len(tried)), min((one.bound for one in tried), default=1.0)
+    why = f"nothing certifies within {budget:.2%}: the least bound is {least:.2%}; that takes {few} inputs or more"
+    finetune = [one.finetune for one in tried if one.finetune is not None]
+    return {"why": why, "finetune": finetune} if finetune else {"why": why}

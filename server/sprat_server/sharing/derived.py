@@ -77,9 +77,10 @@ def new_part(name: str, array: Array) -> Part:
 
 
 def part_of(release: Release, initialiser: str, side: From) -> Part:
-    """Return the tensor behind an initialiser of a release, in its own bits."""
+    """Return the tensor behind an initialiser of a release, in its own bits; one that was changed is new."""
     spec = release.spec(initialiser)
-    return Part(spec.dtype, release.tensors.read(release.bound[initialiser]), Origin(side, spec.name))
+    origin = Origin(From.NEW, initialiser) if initialiser in release.changed else Origin(side, spec.name)
+    return Part(spec.dtype, release.tensors.read(release.bound[initialiser]), origin)
 
 
 def derive(model: onnx.ModelProto, parts: Mapping[str, Part]) -> Derived:

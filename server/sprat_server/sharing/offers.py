@@ -19,8 +19,8 @@ from sprat_server.sharing.maps import AffineMap, Form, as_rows, fit, form_of, mo
 from sprat_server.sharing.planner import Candidate
 from sprat_server.sharing.releases import NotShareable, Release
 from sprat_server.sharing.similarity import gram, random_batches, similarity
-from sprat_server.sharing.splice import compose, rest_of
-from sprat_server.sharing.ties import Siblings
+from sprat_server.sharing.splice import Splice, rest_of
+from sprat_server.sharing.ties import Siblings, Tie
 from sprat_shared.evidence.certificate import Certificate, certify, certify_answers
 from sprat_shared.wire.tensors import Array
 
@@ -78,7 +78,7 @@ class Offer:
         donor: whose layers are used.
         recipient: who gives up its own.
         form: tie, residual or stitch.
-        way: which cuts, and how; for `derived_of`.
+        way: which cuts, and how; for `way_of`.
         saved_bytes: of the recipient's tensors that go, less those that come new.
         cka: debiased CKA of the two cuts, where both have one.
         r2: of the map, where there is one.
@@ -184,20 +184,28 @@ def offers(donor: Subject, recipient: Subject, inputs: Inputs) -> Iterator[Offer
     yield from _stitches(donor, recipient, inputs)
 
 
-def derived_of(donor: Subject, recipient: Subject, inputs: Inputs, form: str, way: str) -> Derived:
-    """Return a measured way to share as a derived release; what is fitted comes out as it was measured."""
+def way_of(donor: Subject, recipient: Subject, inputs: Inputs, form: str, way: str) -> Tie | Splice:
+    """Return a measured way to share, ready to be composed; what is fitted comes out as it was measured."""
     parts = way.split()
     if form != "stitch":
-        return Siblings(donor.release, recipient.release).tie(recipient.put[parts[0]], miss=float(parts[1])).derived()
+        return Siblings(donor.release, recipient.release).tie(recipient.put[parts[0]], miss=float(parts[1]))
     key = (parts[0], parts[1], int(parts[2]))
-    return _composed(donor, recipient, key, _maps(donor, recipient, [key], inputs)[key])
+    return _splice(donor, recipient, key, _maps(donor, recipient, [key], inputs)[key])
+
+
+def agreement(recipient: Subject, derived: Derived, inputs: Inputs) -> float:
+    """Return the share of the inputs that choose on which a derived release names the class that its original does."""
+    return float((_named_by(recipient, derived, inputs.choose) == recipient.chosen).mean())
 
 
 def certified(recipient: Subject, derived: Derived, inputs: Inputs, *, looks: int) -> Certificate:
     """Return by how much a derived release can be worse than its original, on inputs that chose nothing."""
     original = named(recipient.release, inputs.certify)
-    copy = named(Release(f"{recipient.name}, shared", derived.graph, derived.tensors), inputs.certify)
-    return certify_answers(original.tolist(), copy.tolist(), looks=looks)
+    return certify_answers(original.tolist(), _named_by(recipient, derived, inputs.certify).tolist(), looks=looks)
+
+
+def _named_by(recipient: Subject, derived: Derived, inputs: Array) -> Labels:
+    return named(Release(f"{recipient.name}, shared", derived.graph, derived.tensors), inputs)
 
 
 def _ties(donor: Subject, recipient: Subject, inputs: Inputs) -> Iterator[Offer]:
@@ -234,7 +242,7 @@ def _stitches(donor: Subject, recipient: Subject, inputs: Inputs) -> Iterator[Of
             continue
         maps = _maps(donor, recipient, ways, inputs)
         best = max(ways, key=lambda way: maps[way].r2)
-        saved = recipient.release.nbytes - _composed(donor, recipient, best, maps[best]).own_bytes
+        saved = recipient.release.nbytes - _splice(donor, recipient, best, maps[best]).derived().own_bytes
         if saved <= 0:
             continue
         copy = _answers(donor, recipient, best, maps[best], inputs.choose)
@@ -278,5 +286,5 @@ def _grids(donor: Subject, recipient: Subject, take: str, put: str) -> Sequence[
     return [grid for grid in _GRIDS if grid == 1 or (is_pooled and min(shape[1:]) >= grid)]
 
 
-def _composed(donor: Subject, recipient: Subject, way: _Way, affine: AffineMap) -> Derived:
-    return compose(donor.release, donor.take[way[0]], affine, recipient.release, recipient.put[way[1]])
+def _splice(donor: Subject, recipient: Subject, way: _Way, affine: AffineMap) -> Splice:
+    return Splice(donor.release, donor.take[way[0]], affine, recipient.release, recipient.put[way[1]])

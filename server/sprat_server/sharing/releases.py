@@ -12,8 +12,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
+from sprat_shared.apply.arithmetic import narrow
 from sprat_shared.errors import InvalidInput
-from sprat_shared.wire.tensors import Array, TensorSource, TensorSpec
+from sprat_shared.wire.tensors import Array, ArrayTensors, TensorSource, TensorSpec
 
 _LOCATION: Final = "t/"
 
@@ -31,13 +32,14 @@ class Release:
         name: what messages call it.
         graph: ONNX bytes whose initialisers point at `t/<index>`.
         tensors: the weights.
+        changed: initialisers whose tensors are not those that were released.
 
     Raises:
         NotShareable: the graph is no ONNX model with one tensor as input.
     """
 
-    def __init__(self, name: str, graph: bytes, tensors: TensorSource) -> None:
-        self.name, self.tensors = name, tensors
+    def __init__(self, name: str, graph: bytes, tensors: TensorSource, changed: Collection[str] = ()) -> None:
+        self.name, self.tensors, self.changed = name, tensors, frozenset(changed)
         try:
             self.model = onnx.load_model_from_string(graph)
         except (DecodeError, ValueError) as e:
@@ -88,6 +90,24 @@ class Release:
         if self.spec(initialiser).dtype != "BF16":
             return array
         return (array.astype(np.uint32) << 16).view(np.float32)
+
+    def with_changed(self, values: Mapping[str, Array]) -> "Release":
+        """Return the release with other values in some of its tensors; those of the same bits do not count as changed.
+
+        Args:
+            values: initialiser -> float32 of the tensor's shape; rounded to the tensor's dtype.
+        """
+        table = self.tensors.table
+        arrays = {spec.name: (spec.dtype, self.tensors.read(index)) for index, spec in enumerate(table)}
+        changed = set(self.changed)
+        for initialiser, wished in values.items():
+            spec = self.spec(initialiser)
+            array = narrow(np.ascontiguousarray(wished, np.float32), spec.dtype)
+            if array.tobytes() != arrays[spec.name][1].tobytes():
+                arrays[spec.name] = (spec.dtype, array)
+                changed.add(initialiser)
+        tensors = ArrayTensors(arrays, table.aliases)
+        return Release(self.name, self.model.SerializeToString(), tensors, changed)
 
     def bytes_of(self, initialisers: Iterable[str]) -> int:
         """Return the bytes of the tensors behind initialisers, each once."""

@@ -18,7 +18,8 @@ class NewSharingPlan(BaseModel):
 
     A model is its newest release that shares nothing, or `name@number`. The labels of the dataset are not used.
     `budgets` are those of single models. With `memory_bytes` the plan of least bound that fits is made. `levels`: how
-    many steps each model may go down by. With `analyze` it is only measured, and no plan is kept.
+    many steps each model may go down by. With `finetune`, what is a model's own in each level is trained towards its
+    answers without sharing, by its recipe. With `analyze` it is only measured, and no plan is kept.
     """
 
     model_config = ConfigDict(
@@ -35,6 +36,7 @@ class NewSharingPlan(BaseModel):
     memory_bytes: Annotated[int | None, Field(ge=1, le=1 << 50)] = None
     levels: Annotated[int, Field(ge=1, le=8)] = 3
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    finetune: bool = False
     analyze: bool = False
 
     @model_validator(mode="after")
@@ -44,6 +46,8 @@ class NewSharingPlan(BaseModel):
             raise ValueError("a model is named twice")
         if unknown := sorted(set(self.budgets) - set(names)):
             raise ValueError(f"budgets name {', '.join(unknown)}, which the plan is not about")
+        if self.analyze and self.finetune:
+            raise ValueError("analyze makes no level that finetune could train: leave out one of them")
         return self
 
 
@@ -86,7 +90,9 @@ class SharingPlanView(BaseModel):
 
     `result.scores` are all ways that were measured, `result.chosen` the certified levels of each model that shares,
     the one that shares most first, `result.left_out` who does not and why, `result.front` what each bound would save,
-    `result.learned` which budgets are lower than asked, by what devices did with the plan that is made anew.
+    `result.learned` which budgets are lower than asked, by what devices did with the plan that is made anew. With
+    `finetune` a level says whether it was `trained`, `why` not, and its agreement before and after, and so do those of
+    a model that is left out.
     `standing` says how many devices serve what was published.
     """
 
@@ -131,6 +137,7 @@ class LevelPreview(BaseModel):
     form: str
     saved_bytes: int
     bound: float
+    finetuned: bool
     update_bytes: int
     full_bytes: int
 

@@ -8,7 +8,7 @@ stays, because its bias does not reach the padding.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -35,6 +35,29 @@ _WEIGHT: Final = f"{MAP_PREFIX}weight"
 _BIAS: Final = f"{MAP_PREFIX}bias"
 _HEIGHT: Final = f"{MAP_PREFIX}height"
 _WIDTH: Final = f"{MAP_PREFIX}width"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Splice:
+    """Where a recipient goes on from a donor's activations, and the map between them.
+
+    Attributes:
+        donor: whose layers come first.
+        donor_cut: after which its activations are taken.
+        affine: from these to the recipient's.
+        recipient: whose layers follow.
+        recipient_cut: whose tensor the map gives.
+    """
+
+    donor: Release
+    donor_cut: Cut
+    affine: AffineMap
+    recipient: Release
+    recipient_cut: Cut
+
+    def derived(self) -> Derived:
+        """Return it as a derived release (`compose`)."""
+        return compose(self.donor, self.donor_cut, self.affine, self.recipient, self.recipient_cut)
 
 
 def rest_of(release: Release, cut: Cut) -> onnx.ModelProto:

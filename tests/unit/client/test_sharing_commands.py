@@ -13,7 +13,11 @@ from sprat_client.cli.scores import draw, draw_front
 from sprat_shared.errors import InvalidInput
 
 ID = "01a22ae8-4778-71c8-9c42-0219063f6002"
+TUNED = {"trained": True, "agreement_before": 0.9, "agreement_after": 0.975}
+UNTUNED = {"trained": False, "agreement_before": 0.4, "agreement_after": None}
+UNTUNED |= {"why": "no-recipe", "detail": "meter was registered as ONNX"}
 LEVEL = {"form": "tie", "saved_bytes": 2048, "bound": 0.0118, "compared": 360, "disagreed": 0}
+LEVELS = [{**LEVEL, "level": 1, "finetune": TUNED}, {**LEVEL, "level": 2}]
 PLAN: dict[str, Any] = {
     "id": ID,
     "state": "applied",
@@ -23,8 +27,8 @@ PLAN: dict[str, Any] = {
         "saved_bytes": 2048,
         "total_bytes": 5376,
         "fits": True,
-        "chosen": [{"recipient": "gate", "base": 3, "donor": "face", "donor_release": 1, "levels": [LEVEL]}],
-        "left_out": [{"recipient": "meter", "why": "nothing certifies within 2.00%"}],
+        "chosen": [{"recipient": "gate", "base": 3, "donor": "face", "donor_release": 1, "levels": LEVELS}],
+        "left_out": [{"recipient": "meter", "why": "nothing certifies within 2.00%", "finetune": [UNTUNED]}],
     },
     "releases": [{"model": "gate", "release": 4, "level": 1}],
     "rollouts": [{"id": "r1", "model": "gate", "release": 4, "state": "running"}],
@@ -39,7 +43,7 @@ PREVIEW = {
             "base": 3,
             "donor": "face",
             "donor_release": 1,
-            "levels": [{"level": 1, **LEVEL, "update_bytes": 90, "full_bytes": 900}],
+            "levels": [{"level": 1, **LEVEL, "finetuned": True, "update_bytes": 90, "full_bytes": 900}],
             "where": "model.gate.active = 3",
             "devices": 7,
             "bytes_to_devices": 630,
@@ -75,6 +79,9 @@ def test_a_plan_is_told_with_what_is_proven_and_who_is_left_out(monkeypatch: pyt
     assert "gate@3 on face@1: tie" in text
     assert "at most 1.18% of answers change (0 of 360 did)" in text
     assert "meter is left out: nothing certifies" in text
+    assert "  level 1 is fine-tuned: 90.00% of answers agreed before, 97.50% after" in text
+    assert "level 2" not in text
+    assert "one of its levels is not fine-tuned (no-recipe): meter was registered as ONNX; 40.00% of answers" in text
     assert "rollout r1 of gate@4 is running" in text
     assert "devices of gate: 7 at level 1, 2 share nothing" in text
     table, _ = said(monkeypatch, "status")
@@ -83,6 +90,7 @@ def test_a_plan_is_told_with_what_is_proven_and_who_is_left_out(monkeypatch: pyt
 
 def test_a_preview_says_bytes_devices_and_what_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     text, _ = said(monkeypatch, "preview", ID)
+    assert "level 1: tie, fine-tuned, saves" in text
     assert "7 devices, 630 B in all; where model.gate.active = 3" in text
     assert "in the way: gate@4 is newer" in text
 
@@ -91,8 +99,18 @@ def test_a_question_is_sent_as_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> 
     words = ["plan", "face", "gate", "--dataset", "line", "--budget", "0.1", "--budget", "gate=0.02", "--no-wait"]
     _, asked = said(monkeypatch, *words, "--memory", "2kB")
     (body,) = [body for method, _, body in asked if method == "POST"]
-    wanted = {"models": ["face", "gate"], "budget": 0.1, "budgets": {"gate": 0.02}, "memory_bytes": 2000}
+    wanted = {
+        "models": ["face", "gate"],
+        "budget": 0.1,
+        "budgets": {"gate": 0.02},
+        "memory_bytes": 2000,
+        "finetune": False,
+    }
     assert {key: _read(body)[key] for key in wanted} == wanted
+    _, asked = said(monkeypatch, "plan", "face", "gate", "--dataset", "line", "--finetune", "--no-wait")
+    assert [_read(body)["finetune"] for method, _, body in asked if method == "POST"] == [True]
+    with pytest.raises(InvalidInput, match="it fine-tunes where that plan did"):
+        said(monkeypatch, "plan", "--refit", ID, "--finetune")
     _, asked = said(monkeypatch, "plan", "--refit", ID, "--no-wait")
     assert asked[-1][1].endswith(f"/{ID}/refit")
 

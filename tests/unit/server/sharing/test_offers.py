@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_graphs import images, plain
 
-from sprat_server.sharing.offers import Subject, certified, derived_of, offers, parted
+from sprat_server.sharing.offers import Subject, certified, offers, parted, way_of
 from sprat_server.sharing.releases import NotShareable, Release
 from sprat_shared.wire.tensors import ArrayTensors
 
@@ -36,7 +36,7 @@ def test_a_near_sibling_is_offered_ties_and_what_is_built_certifies() -> None:
     found = list(offers(donor, recipient, inputs))
     tie = max((one for one in found if one.form == "tie"), key=lambda one: one.saved_bytes)
     assert tie.disagreed <= 1
-    derived = derived_of(donor, recipient, inputs, tie.form, tie.way)
+    derived = way_of(donor, recipient, inputs, tie.form, tie.way).derived()
     assert derived.own_bytes == recipient.release.nbytes - tie.saved_bytes
     proof = certified(recipient, derived, inputs, looks=3)
     assert (proof.compared, proof.looks) == (len(inputs.certify), 3)
