@@ -28,6 +28,7 @@ from sprat_shared.protocol.poll import HeldMetadata, PollAnswer, format_tag, par
 from sprat_shared.protocol.report import AnyReport, Outcome, Report, format_signature
 from sprat_shared.protocol.token import ASSERTION_TYPE, AUDIENCE, GRANT_TYPE
 from sprat_shared.trust.assignments import Assigned
+from sprat_shared.trust.site_targets import is_site_path
 from sprat_shared.trust.targets import UpdateTarget, role_of_model
 from sprat_shared.wire.tensors import TensorSpec, TensorTable, weights_digest
 
@@ -245,6 +246,8 @@ def wished(answer: PollAnswer, model: str = "mnist") -> Wished | None:
     """Return the release of a model that an answer with every file wishes for."""
     files = signed_in(answer)
     for path, target in files["director", "targets"]["targets"].items():
+        if is_site_path(path):
+            continue
         assigned = Assigned.from_custom(path, target["custom"])
         if assigned.model == model:
             published = files["image", role_of_model(model)]["targets"][path]

@@ -204,7 +204,7 @@ def test_metadata_that_change_while_a_poll_is_answered_are_looked_at_once_more(
     def meanwhile(*given: Any, **named: Any) -> Any:
         """Have the metadata pruned after the path was read, the first time."""
         found = current(*given, **named)
-        looks.append([wish.assigned.path for wish in found.wishes])
+        looks.append([wish.assigned.path for wish in found.wishes.releases])
         if len(looks) == 1:
             with app.state.database.transaction(DEFAULT_PROJECT) as session:
                 image, model = open_repository(session, app.state.settings), registry.get_model(session, "mnist")

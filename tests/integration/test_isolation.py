@@ -28,6 +28,7 @@ from sprat_server.observe.actors import SYSTEM
 from sprat_server.publish.models import DraftMetadata
 from sprat_server.registry.models import Dataset, Release, UpdateFile
 from sprat_server.sharing import records as sharing
+from sprat_server.sites.models import Site, SitePlanRow, SiteTask
 from sprat_shared.protocol.poll import PollAnswer
 from sprat_shared.protocol.report import Outcome
 
@@ -39,6 +40,7 @@ NAMES = (
     "secret-asker",
     "secret-token",
     "secret-hook",
+    "secret-site",
     "tell nobody",
 )
 """What stands in the default project and must never be read in another's answers."""
@@ -79,6 +81,19 @@ def worlds(app: FastAPI, admin: Api, server_admin: Api) -> Worlds:
         job = jobs.enqueue(session, kind="retrain", args={"model": "secret-model"}, by=SYSTEM)
         asked = session.scalars(select(EnrolmentRequest.id)).one()
         plan = sharing.add(session, asked={}, result={"chosen": []}, by="secret-asker", refit_of=None)
+        session.add(SiteTask(name="secret-model", graph={}, deadline_s=1.0, created_by="secret-asker"))
+        site = Site(name="secret-site", hold_s=1.0, switch_s=1.0, auto_repair=False, created_by="secret-asker")
+        session.add(site)
+        session.flush()
+        session.add(
+            SitePlanRow(
+                site_id=site.id,
+                number=1,
+                asked={},
+                content={"modules": {}, "tasks": {}, "placement": None, "tests": []},
+                made_by="secret-asker",
+            )
+        )
         release = session.scalars(select(Release).where(Release.number == 2)).one()
         update = session.scalars(select(UpdateFile.blob).where(UpdateFile.base_number == 1)).one()
         graph, full = release.graph_digest, release.weights_blob
@@ -94,6 +109,9 @@ def worlds(app: FastAPI, admin: Api, server_admin: Api) -> Worlds:
         "event_id": made(admin.get("/api/v1/events"))["items"][0]["id"],
         "request_id": str(asked),
         "name": "secret-model",
+        "site": "secret-site",
+        "plan": "1",
+        "device": own.name,
         "number": "2",
         "project": "default",
         "digest": "sha256:" + "7" * 64,
@@ -131,6 +149,12 @@ def _draft() -> DraftMetadata:
 
 REASON = {"reason": "because"}
 RETRAIN = {"dataset": "{digest}"}
+TASK = {
+    "name": "mine",
+    "inputs": {"x": "float32[n]"},
+    "steps": {"see": {"model": "own-model", "inputs": {"x": "x"}}},
+    "outputs": {"y": "see.y"},
+}
 SIGNATURE = {"keyid": "0" * 64, "signature": "0" * 128}
 
 # Routes that name a thing, in the path or the body: what a stranger sends. Each is answered 404 (or, where the thing
@@ -163,6 +187,22 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("POST", "/api/v1/sharing/plans/{plan_id}/apply"): [{"json": {}}],
     ("POST", "/api/v1/sharing/plans/{plan_id}/undo"): [{"json": REASON}],
     ("POST", "/api/v1/sharing/plans/{plan_id}/refit"): [{}],
+    ("POST", "/api/v1/tasks"): [
+        {"json": TASK | {"steps": {"see": {"model": "{name}", "inputs": {"x": "x"}}}}},
+        {"json": TASK | {"test": {"dataset": "{digest}", "input": "x", "output": "y"}}},
+    ],
+    ("GET", "/api/v1/tasks/{name}"): [{}],
+    ("DELETE", "/api/v1/tasks/{name}"): [{}],
+    ("POST", "/api/v1/sites"): [{"json": {"name": "mine", "devices": [{"name": "{device}"}]}}],
+    ("GET", "/api/v1/sites/{site}"): [{}],
+    ("PUT", "/api/v1/sites/{site}"): [{"json": {"devices": [{"name": "own"}]}}],
+    ("DELETE", "/api/v1/sites/{site}"): [{}],
+    ("GET", "/api/v1/sites/{site}/plans"): [{}],
+    ("POST", "/api/v1/sites/{site}/plans"): [{"json": {"tasks": ["{name}"], "hosts": {}}}],
+    ("GET", "/api/v1/sites/{site}/plans/{plan}"): [{}],
+    ("GET", "/api/v1/sites/{site}/plans/{plan}/preview"): [{}],
+    ("POST", "/api/v1/sites/{site}/plans/{plan}/apply"): [{}],
+    ("POST", "/api/v1/sites/{site}/plans/{plan}/abort"): [{"json": REASON}],
     ("POST", "/api/v1/devices/preview"): [{"json": {"group": "{name}"}}],
     ("POST", "/api/v1/devices/labels"): [{"json": {"group": "{name}", "labels": {"site": "mine"}}}],
     ("GET", "/api/v1/devices/{device_id}/labels"): [{}],
@@ -236,6 +276,8 @@ LISTS: dict[tuple[str, str], int | None] = {  # how many items; None: it is no l
     ("GET", "/api/v1/webhooks"): 0,
     ("GET", "/api/v1/models"): 1,
     ("GET", "/api/v1/sharing/plans"): 0,
+    ("GET", "/api/v1/tasks"): 0,
+    ("GET", "/api/v1/sites"): 0,
     ("GET", "/api/v1/groups"): 0,
     ("GET", "/api/v1/datasets"): 0,
     ("GET", "/api/v1/jobs"): 0,
@@ -309,7 +351,7 @@ def _nowhere(ids: dict[str, str]) -> dict[str, str]:
         elif name.endswith("_id"):
             made_up[name] = str(uuid4())
         else:
-            made_up[name] = value if name == "number" else f"nowhere-{value}"
+            made_up[name] = value if name in {"number", "plan"} else f"nowhere-{value}"
     return made_up
 
 

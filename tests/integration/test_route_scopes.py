@@ -22,7 +22,7 @@ def device(app: FastAPI, operator: Api) -> TestDevice:
 
 def call(api: Api, method: str, path: str) -> tuple[int, str | None]:
     """Call a route with ids that name nothing; return status and code."""
-    url = re.sub(r"\{[a-z_]*(id|digest)\}", str(uuid.UUID(int=7)), path).replace("{number}", "7")
+    url = re.sub(r"\{[a-z_]*(id|digest)\}", str(uuid.UUID(int=7)), path).replace("{number}", "7").replace("{plan}", "7")
     url = re.sub(r"\{[a-z_]+\}", "nothing", url)
     body = {"content": json.dumps({"reason": "because"}), "headers": {"Content-Type": "application/json"}}
     answer = api.request(method, url, **(body if method == "POST" else {}))

@@ -25,6 +25,8 @@ from sprat_server.api import (
     rollouts,
     savings,
     sharing,
+    sites,
+    tasks,
     webhooks,
 )
 
@@ -46,6 +48,8 @@ OPERATORS: Final[Sequence[APIRouter]] = (
     rollouts.router,
     savings.router,
     sharing.router,
+    sites.router,
+    tasks.router,
     webhooks.router,
 )
 """Below /api/v1."""

@@ -165,7 +165,7 @@ class Assignment(ProjectOwned, Base):
         Index(None, "device_id", "model_id", "counter"),
         CheckConstraint("counter >= 1", name="counter_is_positive"),
         CheckConstraint(
-            "reason IN ('rollout', 'return', 'enrolment', 'prefetch', 'step-down')", name="reason_is_known"
+            "reason IN ('rollout', 'return', 'enrolment', 'prefetch', 'step-down', 'site')", name="reason_is_known"
         ),
         CheckConstraint("number IS NOT NULL OR reason = 'return'", name="only_a_return_can_withdraw"),
     )

@@ -137,7 +137,8 @@ class DeviceModelView(BaseModel):
     """One model on a device: what it should run, and what it said it runs; `local` names what it computed itself.
 
     Where `prefetch` is true, it should only have the assigned release at hand. `why` is what the assignment came of: a
-    `rollout`, the `return` from one, its `enrolment`, a `prefetch`, or a `step-down` from a level of what it shared.
+    `rollout`, the `return` from one, its `enrolment`, a `prefetch`, a `step-down` from a level of what it shared, or a
+    plan of its `site`.
     """
 
     model: str

@@ -14,7 +14,7 @@ from sprat_server.fleet.models import Assignment, Device, DeviceReport, DeviceSl
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.protocol.enrol import PLAYED
 
-Reason = Literal["rollout", "return", "enrolment", "prefetch", "step-down"]
+Reason = Literal["rollout", "return", "enrolment", "prefetch", "step-down", "site"]
 
 
 def get_device(session: Session, device_id: UUID) -> Device:
@@ -26,6 +26,18 @@ def get_device(session: Session, device_id: UUID) -> Device:
     device = session.get(Device, device_id)
     if device is None:
         raise NotFound(f"there is no device {device_id}; `sprat device list` shows them", code="device.unknown")
+    return device
+
+
+def named_device(session: Session, name: str) -> Device:
+    """Return the device of this name that is not revoked.
+
+    Raises:
+        NotFound: there is none.
+    """
+    device = session.scalar(select(Device).where(Device.name == name, Device.revoked_at.is_(None)))
+    if device is None:
+        raise NotFound(f"there is no device called {name!r:.80}; `sprat device list` shows them", code="device.unknown")
     return device
 
 

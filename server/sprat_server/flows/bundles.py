@@ -14,7 +14,7 @@ from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
 from sprat_server.flows import poll
 from sprat_server.publish import director, repository
-from sprat_server.publish.director import Wish
+from sprat_server.publish.director import PlanWish, Wish
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Graph
@@ -106,16 +106,18 @@ def export(
     newest = repository.newest_versions(session) | {"timestamp": stamp}
     signed: dict[UUID, list[HeldMetadata]] = {}
     wishes: list[Wish] = []
+    plans: list[PlanWish] = []
     for device_id in sorted(set(device_ids)):
         if fleet.get_device(session, device_id).revoked_at is not None:
             raise Conflict(f"device {device_id} was revoked; leave it out", code="device.revoked")
         own = poll.directed(session, settings, device_id).wishes
-        if not own:
+        if not own.releases:
             raise Conflict(
                 f"device {device_id} should run nothing, so there is nothing to bring; start a rollout to it first",
                 code="bundle.nothing-assigned",
             )
-        wishes += own
+        wishes += own.releases
+        plans += own.plans
         versions = director.sign_for_bundle(session, settings, device_id, until=until, now=now)
         signed[device_id] = _files(DIRECTOR_REPOSITORY, versions, [])
     models = sorted({role_of_model(wish.assigned.model) for wish in wishes})
@@ -126,7 +128,7 @@ def export(
     }
     valid_until = _valid_until([*common, *(part for parts in own_parts.values() for part in parts)], until)
     first, sections = pack_metadata(common, own_parts)
-    payloads = _payloads(session, wishes, full=full)
+    payloads = _payloads(session, wishes, plans, full=full)
     head = Head(len(first), {device_id: len(section) for device_id, section in sections.items()}, payloads)
     return Bundle(head, (first, *sections.values()), valid_until)
 
@@ -160,8 +162,10 @@ def _valid_until(parts: Sequence[Part], wanted: datetime) -> datetime:
     return earliest
 
 
-def _payloads(session: Session, wishes: Sequence[Wish], *, full: bool) -> dict[bytes, int]:
+def _payloads(session: Session, wishes: Sequence[Wish], plans: Sequence[PlanWish], *, full: bool) -> dict[bytes, int]:
     found = {digest: length for wish in wishes for digest, length in wish.payloads}
+    found |= {digest: length for plan in plans for digest, length in plan.payloads}
+    found |= {f"sha256:{plan.sha256}": plan.length for plan in plans if full}
     for wish in wishes if full else ():
         found[f"sha256:{wish.sha256}"] = wish.length
         release = registry.get_release(session, registry.get_model(session, wish.assigned.model), wish.assigned.release)

@@ -1,12 +1,12 @@
 """What the signed metadata of a model must name now: all that devices may need, and nothing of the past.
 
 A release is live if a device can be told to run it: it is assigned, it serves (so a halt may lead back to it), a
-rollout that is not over leads to it or back to it, new devices get it, or it is the newest that shares no layers. Of a
-release that shares some, all levels of its ladder are live, and what they were made from: a device's own report has
-it go down there. Signed are the full update
-and the graphs of each live release, and the updates on the cheapest way from what devices hold to where they may be
-sent. A release that is only the previous one of a device needs nothing: the device has it. History stays in PostgreSQL;
-what becomes live again is signed back in before it is assigned.
+rollout that is not over leads to it or back to it, a plan of a site that is signed names it, new devices get it, or it
+is the newest that shares no layers. Of a release that shares some, all levels of its ladder are live, and what they
+were made from: a device's own report has it go down there. Signed are the full update and the graphs of each live
+release, and the updates on the cheapest way from what devices hold to where they may be sent. A release that is only
+the previous one of a device needs nothing: the device has it. History stays in PostgreSQL; what becomes live again is
+signed back in before it is assigned.
 """
 
 from collections.abc import Iterable
@@ -26,6 +26,7 @@ from sprat_server.registry import paths
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Graph, Model, Release, UpdateFile
 from sprat_server.rollouts import service as rollouts
+from sprat_server.sites import records as sites
 from sprat_shared.errors import Conflict
 from sprat_shared.trust.targets import UpdateTarget, graph_path, role_of_model, update_path
 
@@ -55,7 +56,7 @@ def needed(session: Session, model: Model, *, also: Iterable[int] = ()) -> Neede
         ahead.add(standing)
     groups = fleet.holders(session, model.id)
     live = ahead | rollouts.releases_to_return_to(session, model.id) | _assigned(session, model)
-    live |= {group.active for group in groups}
+    live |= {group.active for group in groups} | sites.releases_signed(session, model.id)
     ladders = registry.ladders(session, model, live)
     live |= {*ladders, *ladders.values()}
     live &= set(registry.publications(session, model)) | wanted

@@ -18,15 +18,18 @@ from sprat_server.fleet.models import Assignment, Device, DeviceSlots
 from sprat_server.flows import live
 from sprat_server.observe.actors import Actor
 from sprat_server.publish import director, repository
-from sprat_server.publish.director import Current, Wish
+from sprat_server.publish.director import Current, PlanWish, Wish, Wishes
 from sprat_server.registry import paths
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Graph, Model, Release, UpdateFile
 from sprat_server.settings import Settings
+from sprat_server.sites import records as sites
+from sprat_server.sites.states import MemberStatus
 from sprat_shared.errors import NotFound
 from sprat_shared.ids import parse_digest
 from sprat_shared.protocol.poll import TOP_ROLES, HeldMetadata, Part, PollAnswer
 from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY, Assigned
+from sprat_shared.trust.site_targets import Phase, SignedPlan
 from sprat_shared.trust.targets import IMAGE_REPOSITORY, role_of_model, update_path
 
 _LOOKS: Final = (
@@ -130,7 +133,7 @@ def read(
         published = repository.newest_versions(session)
         if published == before:
             break
-    models = [role_of_model(wish.assigned.model) for wish in current.wishes]
+    models = [role_of_model(wish.assigned.model) for wish in current.wishes.releases]
     lacking = [
         *_lacking(IMAGE_REPOSITORY, {role: published[role] for role in (*TOP_ROLES, *models)}, held),
         *_lacking(DIRECTOR_REPOSITORY, {role: current.versions[role] for role in TOP_ROLES}, held),
@@ -142,7 +145,7 @@ def read(
     parts = tuple(Part(kind="metadata", name=file_name(item), data=files[item]) for item in lacking)
     answer = PollAnswer(poll_interval_s=settings.poll_interval_s, parts=parts)
     assigned_now = HeldMetadata(DIRECTOR_REPOSITORY, "targets", current.versions["targets"]) in lacking
-    payloads = _that_fit(current.wishes, inline_bytes) if assigned_now else ()
+    payloads = _that_fit(current.wishes.all, inline_bytes) if assigned_now else ()
     return Reading(Draft(answer, known, payloads), current.due_at)
 
 
@@ -158,15 +161,28 @@ def directed(
     return director.current(session, settings, device_id, lambda: wishes_of(session, device_id), held=held, nonce=nonce)
 
 
-def wishes_of(session: Session, device_id: UUID) -> list[Wish]:
-    """Return the release that a device should run of each model, by model name, with the cheapest way there."""
+def wishes_of(session: Session, device_id: UUID) -> Wishes:
+    """Return the release that a device should run of each model, with the cheapest way there, and its site's plans."""
     device = fleet.get_device(session, device_id)
     slots = fleet.slots(session, device_ids=[device_id])
     wishes = []
     for assignment in fleet.current_assignments(session, device_ids=[device_id]):
         model = session.scalars(select(Model).where(Model.id == assignment.model_id)).one()
         wishes.append(_wish(session, device, model, assignment, slots.get((device_id, model.id))))
-    return sorted((wish for wish in wishes if wish is not None), key=lambda wish: wish.assigned.model)
+    releases = sorted((wish for wish in wishes if wish is not None), key=lambda wish: wish.assigned.model)
+    return Wishes(releases, _plans(session, device_id))
+
+
+def _plans(session: Session, device_id: UUID) -> list[PlanWish]:
+    found = []
+    for plan, member in sites.memberships(session, [device_id]):
+        if member.phase is None or plan.digest is None or plan.bytes is None:
+            continue
+        site = sites.site_of(session, plan)
+        signed = SignedPlan(device=device_id, site=site.name, number=plan.number, phase=Phase(member.phase))
+        payloads = ((plan.digest, plan.bytes),) if member.state == MemberStatus.ASKED else ()
+        found.append(PlanWish(signed, plan.bytes, parse_digest(plan.digest).hex(), payloads))
+    return sorted(found, key=lambda one: one.path)
 
 
 def _wish(
@@ -245,7 +261,7 @@ def file_name(file: HeldMetadata) -> str:
     return f"{file.repository}/{version}{file.role}.json"
 
 
-def _that_fit(wishes: Sequence[Wish], budget_bytes: int) -> tuple[tuple[str, int], ...]:
+def _that_fit(wishes: Sequence[Wish | PlanWish], budget_bytes: int) -> tuple[tuple[str, int], ...]:
     chosen = []
     for digest, length in dict.fromkeys(file for wish in wishes for file in wish.payloads):
         if length <= budget_bytes:

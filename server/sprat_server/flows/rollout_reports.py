@@ -11,7 +11,7 @@ from sprat_server.fleet import drift_records, reports
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device, DeviceReport
 from sprat_server.fleet.service import Holders
-from sprat_server.flows import direct, gating, sharing_steps, targeting
+from sprat_server.flows import direct, gating, sharing_steps, site_steps, targeting
 from sprat_server.flows import rollout_steps as steps
 from sprat_server.observe import outbox
 from sprat_server.registry import service as registry
@@ -20,6 +20,7 @@ from sprat_server.rollouts import service as rollouts
 from sprat_server.rollouts.models import Rollout, RolloutDevice
 from sprat_server.rollouts.retries import DRIFTED, Failure, class_of, judges_the_model
 from sprat_server.rollouts.waves import DeviceState, Prefetch
+from sprat_server.sites import records as sites
 from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.holdout_report import HoldoutReport
@@ -33,7 +34,7 @@ def on_report(session: Session, device: Device, body: bytes, signature: bytes) -
     """Store a device's report and let the rollout that it answers take its next step.
 
     A report of no assignment says that the device does not believe what it was sent, how its holdout drifts, or what
-    it is, or how far it is with a plan of its site: it is kept, and logged.
+    it is, or how far it is with a plan of its site: it is kept and logged, and that plan goes on.
 
     Args:
         session: the caller's transaction.
@@ -68,6 +69,8 @@ def _take_word(
     """Keep a report of no assignment."""
     said = {"device": str(device.id)}
     model = _reported_model(session, report) if isinstance(report, HoldoutReport) else None
+    if isinstance(report, SiteReport):
+        steps.lock_moves(session)
     kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
     if isinstance(report, HoldoutReport) and model is not None:
         drift_records.keep_samples(session, device.id, model.id, report)
@@ -82,16 +85,20 @@ def _take_word(
             _log.info("device.facts", **said)
         case SiteReport():
             _log.info("device.site", **said, site=report.site, plan=report.plan, state=report.state)
+            site_steps.on_site_report(session, device, report)
     return kept
 
 
 def _take_answer(session: Session, device: Device, report: Report, body: bytes, signature: bytes) -> DeviceReport:
     """Keep a report of an assignment, and let its rollout go on."""
-    part = None
+    part, plan_id = None, None
     if report.device == device.id:
         part = rollouts.exposure(session, device.id, report.assignment)
         part = part or rollouts.prefetch(session, device.id, report.assignment)
+        plan_id = sites.held_plan(session, device.id, report.assignment)
     rollout = None if part is None else steps.lock(session, part.rollout_id)
+    if plan_id is not None:
+        steps.lock_moves(session)
     locked = fleet.lock_device(session, device.id)
     model = _reported_model(session, report)
     row = reports.record_report(session, locked, report, body, signature)
@@ -104,6 +111,8 @@ def _take_answer(session: Session, device: Device, report: Report, body: bytes, 
     if part is not None and rollout is not None:
         session.refresh(part)
         _judge(session, rollout, part, report, model)
+    if plan_id is not None:
+        site_steps.on_answer(session, plan_id, device, report)
     slots = fleet.slots(session, device_ids=[device.id], model_id=model.id).get((device.id, model.id))
     if slots is not None and slots.active is not None:
         direct.enqueue(session, model, [Holders(slots.active, slots.previous, None, devices=1)])
@@ -142,6 +151,7 @@ def on_devices_left(session: Session, device_ids: Collection[UUID]) -> list[Devi
             session.flush()
     for rollout in moving.values():
         steps.advance(session, rollout)
+    site_steps.on_left(session, device_ids, "left")
     return left
 
 

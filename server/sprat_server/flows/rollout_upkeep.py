@@ -1,7 +1,7 @@
 """What rollouts do at a time of day: start, open after a window opened, ask again, notice silence, end a long hold.
 
-Replicas may all look; one at a time does. Each thing is a transaction of its own, so that a killed one is done by the
-next look.
+What plans of sites do then stands in `site_upkeep`. Replicas may all look; one at a time does. Each thing is a
+transaction of its own, so that a killed one is done by the next look.
 """
 
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sprat_server.access import audit, projects
 from sprat_server.db.session import Database
 from sprat_server.flows import rollout as flow
-from sprat_server.flows import rollout_reports
+from sprat_server.flows import rollout_reports, site_upkeep
 from sprat_server.flows import rollout_steps as steps
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.rollouts import service as rollouts
@@ -61,6 +61,7 @@ def _look_after(database: Database, settings: Settings, project_id: UUID, at: da
     for rollout_id in held:
         with database.transaction(project_id) as session:
             steps.end_hold(session, steps.lock(session, rollout_id), at)
+    site_upkeep.look_after(database, settings, project_id, at)
     if asked:
         _log.info("rollouts.asked-again", devices=asked)
     if moved:

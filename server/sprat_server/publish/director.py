@@ -1,5 +1,7 @@
 """The director repository: what each device should run, signed for it alone, at the poll that needs it.
 
+Beside releases it signs the plans of the device's site: which ones it holds, and what it does by each.
+
 Its root is one for all devices of a project, its key may be taken offline. Timestamp, snapshot and targets are each
 device's own, signed by one online key and kept in `director_metadata` until something changes: an assignment, the
 cheapest path, the profile, the policy, the online key, or half of a life is over. What is signed names, for each
@@ -31,6 +33,7 @@ from sprat_server.publish.models import DirectorMetadata, SignedMetadata
 from sprat_server.settings import Settings
 from sprat_shared.trust.assignments import Assigned, bound_to
 from sprat_shared.trust.signed_time import SignedTime
+from sprat_shared.trust.site_targets import SignedPlan
 
 ROLES: Final = ("timestamp", "snapshot", "targets")
 LIFE: Final[Mapping[str, timedelta]] = {
@@ -60,10 +63,55 @@ class Wish:
     payloads: tuple[tuple[str, int], ...] = ()
     steps: Collection[str] = ()
 
+    @property
+    def path(self) -> str:
+        """Return the target path."""
+        return self.assigned.full
+
     def to_target(self) -> TargetFile:
         """Return the TUF target."""
         custom = {"custom": self.assigned.to_custom()}
-        return TargetFile(self.length, {"sha256": self.sha256}, self.assigned.full, custom)
+        return TargetFile(self.length, {"sha256": self.sha256}, self.path, custom)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanWish:
+    """A plan of a site that a device should hold, serve by, or drain.
+
+    Attributes:
+        signed: the plan and its phase.
+        length: bytes of the plan's file.
+        sha256: digest of the file, in hexadecimal.
+        payloads: the file, as (digest, bytes), where the device lacks it; it is not signed here.
+    """
+
+    signed: SignedPlan
+    length: int
+    sha256: str
+    payloads: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Return the target path."""
+        return self.signed.path
+
+    def to_target(self) -> TargetFile:
+        """Return the TUF target."""
+        custom = {"custom": self.signed.to_custom()}
+        return TargetFile(self.length, {"sha256": self.sha256}, self.path, custom)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """All that a device should have: releases, by model name, and plans of its site, by path."""
+
+    releases: Sequence[Wish] = ()
+    plans: Sequence[PlanWish] = ()
+
+    @property
+    def all(self) -> Sequence[Wish | PlanWish]:
+        """Return both, plans first: they are small, and say what the releases are for."""
+        return [*self.plans, *self.releases]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +125,7 @@ class Current:
     """
 
     versions: Mapping[str, int]
-    wishes: Sequence[Wish]
+    wishes: Wishes
     due_at: datetime
 
 
@@ -85,7 +133,7 @@ def current(
     session: Session,
     settings: Settings,
     device_id: UUID,
-    wanted: Callable[[], Sequence[Wish]],
+    wanted: Callable[[], Wishes],
     *,
     held: Mapping[str, int] | None = None,
     nonce: str | None = None,
@@ -190,11 +238,11 @@ class _State:
 
     root: SignedMetadata
     kept: dict[str, DirectorMetadata]
-    wishes: Sequence[Wish]
+    wishes: Wishes
     stale: set[str]
 
     @classmethod
-    def read(cls, session: Session, device_id: UUID, wishes: Sequence[Wish], now: datetime) -> Self:
+    def read(cls, session: Session, device_id: UUID, wishes: Wishes, now: datetime) -> Self:
         root, kept = director_root.newest(session), _newest(session, device_id)
         return cls(root, kept, wishes, _stale(kept, wishes, director_root.online_keyid(root.body), now))
 
@@ -208,7 +256,7 @@ class _State:
         versions = {
             role: (self.kept[role].version if role in self.kept else 0) + (role in self.stale) for role in ROLES
         }
-        targets = {wish.assigned.full: wish.to_target() for wish in self.wishes}
+        targets = {wish.path: wish.to_target() for wish in self.wishes.all}
         contents: dict[str, Signed] = {
             "targets": Targets(targets=targets),
             "snapshot": Snapshot(meta={"targets.json": MetaFile(versions["targets"])}),
@@ -246,7 +294,7 @@ def _add(  # noqa: PLR0917 - all that a row of metadata says
     return row
 
 
-def _stale(kept: Mapping[str, DirectorMetadata], wishes: Sequence[Wish], keyid: str, now: datetime) -> set[str]:
+def _stale(kept: Mapping[str, DirectorMetadata], wishes: Wishes, keyid: str, now: datetime) -> set[str]:
     """Return the roles that must be signed; none where everything kept still holds."""
     stale = {role for role in ROLES if role not in kept}
     for role, row in kept.items():
@@ -260,15 +308,17 @@ def _stale(kept: Mapping[str, DirectorMetadata], wishes: Sequence[Wish], keyid: 
     return stale | {"timestamp"} if stale else stale
 
 
-def _says(signed: Mapping[str, Any], wishes: Sequence[Wish]) -> bool:
+def _says(signed: Mapping[str, Any], wishes: Wishes) -> bool:
     """Whether these targets say what is wanted.
 
     A device that has come to its release needs no path: the one that brought it there is no reason to sign anew, as
     long as the image repository signs its steps too.
     """
-    if {wish.assigned.full for wish in wishes} != signed.keys():
+    if {wish.path for wish in wishes.all} != signed.keys():
         return False
-    for wish in wishes:
+    if any(plan.to_target().to_dict() != signed[plan.path] for plan in wishes.plans):
+        return False
+    for wish in wishes.releases:
         said = signed[wish.assigned.full]
         path = tuple(said["custom"]["sprat"]["path"])
         if not wish.assigned.path and set(path) <= set(wish.steps):

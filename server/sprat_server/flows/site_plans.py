@@ -1,0 +1,336 @@
+"""What people ask of sites: tasks and plans to be made, plans shown beforehand, applied, aborted. One transaction each.
+
+Tasks and plans are made by the worker (`tasks_sites`), which reads the graphs of modules; here only what it is asked is
+checked. The private key of a plan's authority lives within `apply`, and nowhere else.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from sprat_server.access import audit
+from sprat_server.db.blobs import Blobs
+from sprat_server.fleet import service as fleet
+from sprat_server.fleet.models import Device
+from sprat_server.flows import direct, live, site_previews, site_steps
+from sprat_server.flows.site_previews import address_of
+from sprat_server.jobs import service as jobs
+from sprat_server.jobs.models import Job
+from sprat_server.observe.actors import Actor
+from sprat_server.publish import plan_authority
+from sprat_server.publish.image import open_repository
+from sprat_server.registry import service as registry
+from sprat_server.rollouts import quarantine
+from sprat_server.rollouts import service as rollouts
+from sprat_server.settings import Settings
+from sprat_server.sites import records
+from sprat_server.sites.models import Site, SiteDevice, SitePlanHost, SitePlanMember, SitePlanRow, SiteTask
+from sprat_server.sites.schemas import EditedSite, NewSite, NewSitePlan, NewTaskGraph
+from sprat_server.sites.states import UNDER_WAY, PlanStatus
+from sprat_shared.errors import Conflict, InvalidInput
+from sprat_shared.protocol.site_plan import Member, PlannedModule, PlannedTask, SitePlan
+from sprat_shared.tasks.graph import TaskGraph
+from sprat_shared.tasks.types import CODE
+from sprat_shared.trust.site_targets import Phase
+
+CHECK_KIND: Final = "check-task"
+PLAN_KIND: Final = "plan-site"
+LIFE: Final = timedelta(days=30)
+
+
+def ask_task(session: Session, asked: NewTaskGraph, by: Actor) -> Job:
+    """Have a worker check a task against its modules' graphs, and keep it.
+
+    Raises:
+        InvalidInput: it is no graph that ends, its fallback is of other inputs or outputs, or its test of none.
+        NotFound: a model or the dataset does not exist.
+        Conflict: there is a task of this name, and it is not to be replaced.
+    """
+    graph, fallback = asked.graph(), asked.fallback_graph()
+    if fallback is not None and fallback.outputs.keys() != graph.outputs.keys():
+        raise InvalidInput(f"task {asked.name}: its fallback has other outputs", code=CODE)
+    for model in sorted(graph.models | (frozenset() if fallback is None else fallback.models)):
+        registry.latest_release(session, registry.get_model(session, model))
+    if asked.test is not None:
+        registry.get_dataset(session, asked.test.dataset)
+        if list(graph.inputs) != [asked.test.input] or asked.test.output not in graph.outputs:
+            raise InvalidInput(
+                f"task {asked.name}: test: the samples of a dataset are one input, so the task takes only "
+                f"{asked.test.input}, and gives {asked.test.output}",
+                code=CODE,
+            )
+    if not asked.replace and session.scalar(select(SiteTask.id).where(SiteTask.name == asked.name)) is not None:
+        raise Conflict(f"a task {asked.name} exists; say --replace to replace it", code="task.exists")
+    args = asked.model_dump(mode="json") | {"by": str(by)}
+    return jobs.enqueue(session, kind=CHECK_KIND, args=args, by=by)
+
+
+def create_site(session: Session, asked: NewSite, by: Actor) -> Site:
+    """Make a site.
+
+    Raises:
+        NotFound: a device does not exist.
+        Conflict: the name is taken, or a device is of another site.
+    """
+    site = Site(
+        name=asked.name,
+        hold_s=asked.hold_s,
+        switch_s=asked.switch_s,
+        auto_repair=asked.auto_repair,
+        created_by=str(by),
+    )
+    records.add_site(session, site)
+    records.set_devices(session, site, _devices(session, site, asked))
+    return site
+
+
+def edit_site(session: Session, name: str, asked: EditedSite) -> Site:
+    """Change what a site is; a plan that is there goes on as it is, the next one is of these devices.
+
+    Raises:
+        NotFound: the site or a device does not exist.
+        Conflict: a device is of another site.
+    """
+    site = records.get_site(session, name)
+    site.hold_s, site.switch_s, site.auto_repair = asked.hold_s, asked.switch_s, asked.auto_repair
+    records.set_devices(session, site, _devices(session, site, asked))
+    return site
+
+
+def delete_site(session: Session, name: str) -> Site:
+    """Delete a site: its devices stop serving by its plan; what they run of each model stays.
+
+    Raises:
+        NotFound: there is none.
+        Conflict: a plan is under way.
+    """
+    site_steps.lock_moves(session)
+    site = records.get_site(session, name)
+    if (plan := records.in_state(session, site.id, *UNDER_WAY)) is not None:
+        raise Conflict(f"plan {name}/{plan.number} is {plan.state}; abort it, or let it end", code="site.busy")
+    if (plan := records.in_state(session, site.id, PlanStatus.SERVING)) is not None:
+        site_steps.retire(session, plan)
+    records.remove_site(session, site)
+    return site
+
+
+def ask_plan(session: Session, name: str, asked: NewSitePlan, by: Actor) -> Job:
+    """Have a worker make a plan of a site.
+
+    Raises:
+        NotFound: the site, a task, a model or a release does not exist.
+        InvalidInput: a module is on no device or on one that the site has not, or what a placement needs is not said.
+        Conflict: a release waits for signatures, is in quarantine, or is not one release.
+    """
+    site = records.get_site(session, name)
+    graphs = _graphs(records.get_task(session, task) for task in asked.tasks)
+    models = sorted({model for graph in graphs for model in graph.models})
+    known = {_device(session, one.device_id).name for one in records.devices_of(session, site)}
+    _require_only("releases", asked.releases, models)
+    for model in models:
+        _release(session, model, asked.releases.get(model))
+    if asked.hosts is not None:
+        _require_only("hosts", asked.hosts, models)
+        if missing := sorted(set(models) - asked.hosts.keys()):
+            raise InvalidInput(f"hosts: say on which devices {missing[0]} is", code="site.bad-plan")
+        named = {device for hosts in asked.hosts.values() for device in hosts}
+    else:
+        _require_only("modules", asked.modules, models)
+        for model in models:
+            if model not in asked.modules or not asked.modules[model].seconds:
+                raise InvalidInput(
+                    f"modules: say how long a run of {model} takes on which devices, or say hosts by hand",
+                    code="site.bad-plan",
+                )
+        inputs = sorted({port for graph in graphs for port in graph.inputs})
+        if missing := [port for port in inputs if port not in asked.at]:
+            raise InvalidInput(f"at: say at which device {missing[0]} arises", code="site.bad-plan")
+        _require_only("at", asked.at, [*inputs, *(port for graph in graphs for port in graph.outputs)])
+        named = set(asked.at.values()) | {device for one in asked.modules.values() for device in one.seconds}
+    if strange := sorted(named - known):
+        raise InvalidInput(
+            f"{strange[0]} is no device of site {name}; it has {', '.join(sorted(known))}", code="site.bad-plan"
+        )
+    args = {"site": name, "asked": asked.model_dump(mode="json"), "by": str(by)}
+    return jobs.enqueue(session, kind=PLAN_KIND, args=args, by=by)
+
+
+def apply(  # noqa: PLR0917 - which plan, and what it takes
+    session: Session,
+    blobs: Blobs,
+    settings: Settings,
+    name: str,
+    number: int,
+    by: Actor,
+    now: datetime | None = None,
+) -> SitePlanRow:
+    """Have the devices of a site hold a plan: its file is made and signed, and they fetch what they lack.
+
+    It goes on by their reports: when all are ready requests begin under it, and the plan before ends.
+
+    Raises:
+        NotFound: there is no such plan.
+        Conflict: something stands in its way (`site_previews.obstacles`), or its releases cannot be signed back in.
+    """
+    at = (now or datetime.now(UTC)).replace(microsecond=0)
+    site = records.get_site(session, name)
+    modules = records.get_plan(session, site, number).content["modules"]
+    models = {model: registry.get_model(session, model) for model in modules}
+    for model in sorted(models.values(), key=lambda one: one.id):
+        registry.lock_model(session, model)
+    site_steps.lock_moves(session)
+    plan = records.get_plan(session, site, number, lock=True)
+    if obstacles := site_previews.obstacles(session, site, plan):
+        raise Conflict(f"plan {name}/{number} cannot be applied: {'; '.join(obstacles)}", code="site.not-applicable")
+    devices = [_device(session, one.device_id) for one in records.devices_of(session, site)]
+    file = _file(site, plan, devices, until=at + LIFE).to_bytes()
+    blob = blobs.put_bytes(file)
+    registry.own_blob(session, blob.digest)
+    plan.digest, plan.bytes, plan.expires_at = blob.digest, blob.length, at + LIFE
+    plan.state, plan.applied_at = PlanStatus.HOLDING.value, at
+    plan.deadline_at = at + timedelta(seconds=site.hold_s)
+    session.add_all(
+        SitePlanMember(
+            plan_id=plan.id,
+            device_id=device.id,
+            phase=Phase.HOLD.value,
+            address=address_of(device),
+            public_key=device.public_key,
+        )
+        for device in devices
+    )
+    session.flush()
+    image = open_repository(session, settings)
+    for model, said in sorted(modules.items(), key=lambda one: models[one[0]].id):
+        live.bring_in(session, image, models[model], said["release"])
+        _have_fetched(session, plan, models[model].id, said["release"], [UUID(host) for host in said["hosts"]])
+        direct.enqueue(session, models[model])
+    site_steps.tell(session, plan, "held", members=len(devices), deadline=str(plan.deadline_at))
+    after = {"state": plan.state, "digest": plan.digest, "expires_at": str(plan.expires_at)}
+    audit.record(session, by, "site.apply", f"site-plan:{name}/{number}", {"state": PlanStatus.PLANNED.value}, after)
+    return plan
+
+
+def abort(session: Session, name: str, number: int, reason: str, by: Actor) -> SitePlanRow:
+    """End a plan that is held; the one before serves on.
+
+    Raises:
+        NotFound: there is no such plan.
+        Conflict: it is not held (any more).
+    """
+    site_steps.lock_moves(session)
+    plan = records.get_plan(session, records.get_site(session, name), number, lock=True)
+    if plan.state != PlanStatus.HOLDING:
+        raise Conflict(
+            f"plan {name}/{number} is {plan.state}; abort what is held; what serves is replaced by another plan",
+            code="site.wrong-state",
+        )
+    site_steps.stop(session, plan, PlanStatus.ABORTED, reason, by)
+    return plan
+
+
+def _file(site: Site, plan: SitePlanRow, devices: Sequence[Device], *, until: datetime) -> SitePlan:
+    """Return the plan as its members read it, with certificates of an authority that is forgotten at once."""
+    content = plan.content
+    bare = SitePlan(
+        site=site.name,
+        number=plan.number,
+        expires_at=until,
+        authority=b"",
+        members=tuple(
+            Member(device=device.id, name=device.name, address=address_of(device), certificate=b"")
+            for device in devices
+        ),
+        modules={
+            model: PlannedModule(
+                model=model,
+                release=said["release"],
+                release_id=said["id"],
+                hosts=tuple(UUID(host) for host in said["hosts"]),
+            )
+            for model, said in content["modules"].items()
+        },
+        tasks={name: _planned_task(said) for name, said in content["tasks"].items()},
+    )
+    keys = [(device.id, device.public_key) for device in devices]
+    certified = plan_authority.certify(bare.title, bare.server_name, keys, until=until)
+    members = tuple(replace(one, certificate=certified.members[one.device]) for one in bare.members)
+    return replace(bare, authority=certified.authority, members=members)
+
+
+def _planned_task(said: Mapping[str, Any]) -> PlannedTask:
+    fallback = said["fallback"]
+    return PlannedTask(
+        graph=TaskGraph.of(said["graph"]),
+        deadline_s=said["deadline_s"],
+        fallback=None if fallback is None else TaskGraph.of(fallback),
+    )
+
+
+def _have_fetched(session: Session, plan: SitePlanRow, model_id: UUID, number: int, hosts: Sequence[UUID]) -> None:
+    """Have the hosts of a module fetch its release that neither hold it nor were asked to have it."""
+    lacking = site_previews.lacking(session, model_id, number, hosts)
+    counters = fleet.assign(session, model_id, dict.fromkeys(lacking, number), "prefetch")
+    rollouts.forget_prefetches(session, model_id, counters, but=None)
+    asked = {
+        one.device_id: one.counter
+        for one in fleet.current_assignments(session, device_ids=hosts, model_id=model_id)
+        if one.reason == "prefetch" and one.number == number
+    }
+    session.add_all(
+        SitePlanHost(
+            plan_id=plan.id, device_id=host, model_id=model_id, number=number, fetched_by=(asked | counters).get(host)
+        )
+        for host in hosts
+    )
+    session.flush()
+
+
+def _devices(session: Session, site: Site, asked: EditedSite) -> list[SiteDevice]:
+    rows = []
+    for one in asked.devices:
+        device = fleet.named_device(session, one.name)
+        said = one.model_dump(exclude={"name"})
+        rows.append(SiteDevice(site_id=site.id, device_id=device.id, **said))
+    return rows
+
+
+def _device(session: Session, device_id: UUID) -> Device:
+    return fleet.get_device(session, device_id)
+
+
+def _graphs(tasks: Iterable[SiteTask]) -> list[TaskGraph]:
+    return [TaskGraph.of(said) for task in tasks for said in (task.graph, task.fallback) if said is not None]
+
+
+def _release(session: Session, name: str, number: int | None) -> None:
+    """Return if a release can be of a plan."""
+    model = registry.get_model(session, name)
+    release = (
+        registry.latest_release(session, model) if number is None else registry.get_release(session, model, number)
+    )
+    registry.require_published(session, model, release.number)
+    if release.local is not None:
+        raise Conflict(
+            f"devices compute tensors of {name}@{release.number} themselves, so that it is not one release but as "
+            "many as there are devices; take one of which all is sent",
+            code="site.not-one-release",
+        )
+    if (halted := quarantine.quarantined(session, model.id).get(release.number)) is not None:
+        raise Conflict(
+            f"{name}@{release.number} is in quarantine since rollout {halted.id} halted ({halted.reason}); take "
+            "another release",
+            code="release.quarantined",
+        )
+
+
+def _require_only(what: str, said: Mapping[str, Any], known: Sequence[str]) -> None:
+    if strange := sorted(said.keys() - set(known)):
+        raise InvalidInput(
+            f"{what}: the tasks have no {strange[0]}; they have {', '.join(known)}", code="site.bad-plan"
+        )

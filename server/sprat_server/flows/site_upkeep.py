@@ -1,0 +1,98 @@
+"""What plans of sites do by the clock: deadlines, modules that may be kept now, members with other keys, renewal.
+
+Within the lock of `rollout_upkeep`; each thing is a transaction of its own, so that a killed one is done by the next
+look.
+"""
+
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+import structlog
+from sqlalchemy.orm import Session
+
+from sprat_server.access import audit
+from sprat_server.db.blobs import Blobs
+from sprat_server.db.session import Database
+from sprat_server.flows import site_plans, site_steps
+from sprat_server.observe.actors import SYSTEM
+from sprat_server.settings import Settings
+from sprat_server.sites import records
+from sprat_server.sites.models import SitePlanRow
+from sprat_server.sites.states import PlanStatus
+from sprat_shared.errors import SpratError
+
+RENEWED: Final = site_plans.LIFE / 3
+"""A plan is renewed when so much of its life is left."""
+_TRIED_AGAIN: Final = timedelta(hours=12)
+
+_log = structlog.get_logger(__name__)
+
+
+def look_after(database: Database, settings: Settings, project_id: UUID, at: datetime) -> None:
+    """Take all steps of a project's plans that are due by the clock."""
+    with database.transaction(project_id) as session:
+        moving, serving, other_keys = records.under_way(session), records.serving(session), records.rekeyed(session)
+    if other_keys:
+        with database.transaction(project_id) as session:
+            site_steps.lock_moves(session)
+            site_steps.on_left(session, other_keys, "has another key than the plan was made for")
+    for plan_id in moving:
+        with database.transaction(project_id) as session:
+            site_steps.lock_moves(session)
+            plan = records.lock(session, plan_id)
+            trouble = site_steps.taken_away(session, plan) if plan.state == PlanStatus.HOLDING else None
+            site_steps.advance(session, plan, trouble=trouble, now=at)
+    for plan_id in serving:
+        with database.transaction(project_id) as session:
+            site_steps.lock_moves(session)
+            plan = records.lock(session, plan_id)
+            if plan.state == PlanStatus.SERVING:
+                site_steps.keep_modules(session, plan)
+        _renew(database, settings, project_id, plan_id, at)
+
+
+def _renew(database: Database, settings: Settings, project_id: UUID, plan_id: UUID, at: datetime) -> None:
+    """Apply a plan of the same content before one ends; where that cannot be, say why there, and try again later."""
+    try:
+        with database.transaction(project_id) as session:
+            plan = _due(session, plan_id, at)
+            if plan is None:
+                return
+            site = records.get_site(session, records.site_of(session, plan).name)
+            made = renewal(session, plan)
+            site_plans.apply(session, Blobs.open(settings.blobs), settings, site.name, made.number, SYSTEM, at)
+    except SpratError as bad:
+        with database.transaction(project_id) as session:
+            plan = records.lock(session, plan_id)
+            if plan.reason != str(bad):
+                plan.reason = str(bad)
+                _log.warning("site.not-renewed", plan=site_steps.title(session, plan), code=bad.code, why=str(bad))
+
+
+def renewal(session: Session, plan: SitePlanRow) -> SitePlanRow:
+    """Add a plan of the same content as another one."""
+    site = records.site_of(session, plan)
+    made = SitePlanRow(
+        site_id=site.id,
+        number=records.next_number(session, site),
+        asked=plan.asked,
+        content=plan.content,
+        made_by=str(SYSTEM),
+    )
+    session.add(made)
+    session.flush()
+    session.refresh(made)
+    renewed = {"renews": plan.number}
+    audit.record(session, SYSTEM, "site.plan", f"site-plan:{site.name}/{made.number}", after=renewed)
+    return made
+
+
+def _due(session: Session, plan_id: UUID, at: datetime) -> SitePlanRow | None:
+    """Return a plan that serves, ends soon, and has not been tried to renew lately."""
+    plan = records.lock(session, plan_id)
+    if plan.state != PlanStatus.SERVING or plan.expires_at is None or plan.expires_at - at > RENEWED:
+        return None
+    newest = records.newest(session, plan.site_id)
+    lately = newest.id != plan.id and (newest.applied_at or newest.created_at) > at - _TRIED_AGAIN
+    return None if lately else plan

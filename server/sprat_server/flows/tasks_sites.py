@@ -1,0 +1,246 @@
+"""The worker's tasks of sites: a task is checked against its modules' graphs, a plan is made of tasks and devices."""
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from sprat_server.fleet import service as fleet
+from sprat_server.flows import site_building
+from sprat_server.flows.release_files import MAX_GRAPH_BYTES
+from sprat_server.flows.site_building import DeviceSize, ModuleSize
+from sprat_server.flows.site_plans import CHECK_KIND, PLAN_KIND
+from sprat_server.jobs.tasks import JobContext, task
+from sprat_server.placement.site import Site as PlacedSite
+from sprat_server.placement.solve import Placement, place
+from sprat_server.registry import service as registry
+from sprat_server.registry.models import Model, Release
+from sprat_server.sites import records
+from sprat_server.sites.models import SitePlanRow, SiteTask
+from sprat_server.sites.schemas import NewSitePlan, NewTaskGraph
+from sprat_server.training.graphs import parse
+from sprat_server.training.signatures import signature_of
+from sprat_shared.errors import Conflict, InvalidInput
+from sprat_shared.tasks.graph import TaskGraph
+from sprat_shared.tasks.types import CODE, Signature, TensorType
+
+
+class NoPlacement(InvalidInput):
+    """The modules of a plan cannot be placed on the devices of its site."""
+
+    code = "site.no-placement"
+
+
+@task(CHECK_KIND)
+def check_task(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a task along every edge against the newest releases of its modules, and keep it.
+
+    Args:
+        ctx: of the job.
+        args: as `NewTaskGraph`, with `by`.
+
+    Raises:
+        InvalidInput: a step does not take what flows there; the message names the edge and both types.
+        Conflict: a task of this name was made meanwhile.
+    """
+    asked = NewTaskGraph.model_validate({key: value for key, value in args.items() if key != "by"})
+    graph, fallback = asked.graph(), asked.fallback_graph()
+    models = graph.models | (frozenset() if fallback is None else fallback.models)
+    ctx.progress("reading", 0.1, f"the graphs of {len(models)} modules")
+    with ctx.session() as session:
+        releases = {name: registry.latest_release(session, registry.get_model(session, name)) for name in models}
+        graphs = {name: release.graph_digest for name, release in releases.items()}
+    types = checked(asked.name, graph, fallback, _signatures(ctx, graphs))
+    with ctx.session() as session:
+        row = session.scalar(select(SiteTask).where(SiteTask.name == asked.name).with_for_update())
+        if row is not None and not asked.replace:
+            raise Conflict(f"a task {asked.name} exists; say --replace to replace it", code="task.exists")
+        if row is None:
+            row = SiteTask(name=asked.name, created_by=args["by"])
+            session.add(row)
+        else:
+            row.replaced_at = datetime.now(UTC)
+        row.graph, row.fallback = graph.as_json(), None if fallback is None else fallback.as_json()
+        row.deadline_s = asked.deadline_s
+        row.test = None if asked.test is None else asked.test.model_dump(mode="json")
+        session.flush()
+        result = {"task": asked.name, "outputs": {name: str(types[source]) for name, source in graph.outputs.items()}}
+        ctx.complete(session, result)
+    return result
+
+
+def checked(
+    name: str, graph: TaskGraph, fallback: TaskGraph | None, modules: Mapping[str, Signature]
+) -> dict[str, TensorType]:
+    """Return the type of each source of a task, checked along every edge; a fallback gives outputs of the same types.
+
+    Raises:
+        InvalidInput: an edge does not fit; the message names the task, the edge and both types.
+    """
+    try:
+        types = graph.types(modules)
+        if fallback is not None:
+            others = fallback.types(modules)
+    except InvalidInput as bad:
+        raise InvalidInput(f"task {name}: {bad}", code=CODE) from bad
+    for port, source in ({} if fallback is None else fallback.outputs).items():
+        wanted, found = types[graph.outputs[port]], others[source]
+        if not wanted.takes(found, {}):
+            raise InvalidInput(f"task {name}: fallback: edge {source} -> {port}: {found}, not {wanted}", code=CODE)
+    return types
+
+
+@task(PLAN_KIND)
+def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a plan of a site: its tasks checked against the releases that it names, modules placed or put by hand.
+
+    Args:
+        ctx: of the job.
+        args: site (name), asked (as `NewSitePlan`), by.
+
+    Raises:
+        InvalidInput: a release does not fit a task (the message names it and the edge), or nothing can be placed.
+        NotFound: what was there when it was asked for is there no more.
+    """
+    asked = NewSitePlan.model_validate(args["asked"])
+    ctx.progress("reading", 0.05, "tasks, releases and devices")
+    with ctx.session() as session:
+        site = records.get_site(session, args["site"])
+        tasks = {name: _told(records.get_task(session, name)) for name in asked.tasks}
+        graphs = {name: TaskGraph.of(said["graph"]) for name, said in tasks.items()}
+        fallbacks = {
+            name: None if said["fallback"] is None else TaskGraph.of(said["fallback"]) for name, said in tasks.items()
+        }
+        models = {model for one in (*graphs.values(), *fallbacks.values()) if one is not None for model in one.models}
+        devices = _devices(session, records.devices_of(session, site))
+        releases = _releases(session, asked, sorted(models))
+        sizes = {name: _size(session, asked, one, devices) for name, one in releases.items()}
+        files = {name: release.graph_digest for name, release in releases.items()}
+        numbers = {name: {"release": release.number, "id": release.release_id} for name, release in releases.items()}
+    signatures = _signatures(ctx, files)
+    try:
+        types = {name: checked(name, graphs[name], fallbacks[name], signatures) for name in graphs}
+    except InvalidInput as bad:
+        of = ", ".join(f"{name}@{said['release']}" for name, said in sorted(numbers.items()))
+        raise InvalidInput(f"{bad} (of {of})", code=bad.code) from bad
+    placement = None
+    if asked.hosts is None:
+        ctx.progress("placing", 0.3, f"{len(sizes)} modules on {len(devices)} devices")
+        hosts, placement = _placed(asked, graphs, types, list(devices.values()), sizes)
+    else:
+        hosts = asked.hosts
+    ids = {one.name: device for device, one in devices.items()}
+    content: dict[str, Any] = {
+        "modules": {
+            name: numbers[name]
+            | {"hosts": [str(ids[host]) for host in hosts[name]], "memory_bytes": sizes[name].memory_bytes}
+            for name in sorted(models)
+        },
+        "tasks": {
+            name: {key: said[key] for key in ("graph", "fallback", "deadline_s")} for name, said in tasks.items()
+        },
+        "placement": placement,
+        "tests": [],
+    }
+    with ctx.session() as session:
+        site = records.get_site(session, args["site"])
+        plan = SitePlanRow(
+            site_id=site.id,
+            number=records.next_number(session, site),
+            asked=asked.model_dump(mode="json"),
+            content=content,
+            made_by=args["by"],
+        )
+        session.add(plan)
+        session.flush()
+        result = {"site": site.name, "plan": plan.number}
+        ctx.complete(session, result)
+    return result
+
+
+def _placed(
+    asked: NewSitePlan,
+    graphs: Mapping[str, TaskGraph],
+    types: Mapping[str, Mapping[str, TensorType]],
+    devices: Sequence[DeviceSize],
+    sizes: Mapping[str, ModuleSize],
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    site = site_building.placed_site(asked, graphs, types, devices, sizes)
+    found = place(site, site_building.wishes(asked, sizes), seconds=asked.seconds, clock=time.monotonic)
+    if found.answer.plan is None or found.cost is None:
+        raise NoPlacement(
+            {
+                "infeasible": "the modules do not fit the devices, or would keep them too busy: there is no placement",
+                "nothing": "no placement was found in the time; none is proven impossible, so give it more --seconds",
+            }[found.answer.proven.value]
+        )
+    return site_building.hosts_in_order(found.answer.plan, site), _quality(site, found)
+
+
+def _quality(site: PlacedSite, found: Placement) -> dict[str, Any]:
+    answer, cost = found.answer, found.cost
+    return {
+        "proven": answer.proven.value,
+        "total_s": answer.total,
+        "bound_s": answer.bound,
+        "gap": answer.gap,
+        "tasks": {task.name: 0.0 if cost is None else cost.latency[task.name] for task in site.tasks},
+    }
+
+
+def _signatures(ctx: JobContext, graphs: Mapping[str, str]) -> dict[str, Signature]:
+    """Return what modules take and give, by model; `graphs`: model -> digest of its graph."""
+    found = {}
+    for name, digest in graphs.items():
+        try:
+            found[name] = signature_of(parse(ctx.blobs.read(digest, max_bytes=MAX_GRAPH_BYTES)))
+        except InvalidInput as bad:
+            raise InvalidInput(f"{name} cannot be of a task: {bad}", code=CODE) from bad
+    return found
+
+
+def _releases(session: Session, asked: NewSitePlan, models: Sequence[str]) -> dict[str, Release]:
+    found = {}
+    for name in models:
+        model: Model = registry.get_model(session, name)
+        number = asked.releases.get(name)
+        found[name] = (
+            registry.latest_release(session, model) if number is None else registry.get_release(session, model, number)
+        )
+    return found
+
+
+def _size(session: Session, asked: NewSitePlan, release: Release, devices: Mapping[UUID, DeviceSize]) -> ModuleSize:
+    model = session.get_one(Model, release.model_id)
+    said = asked.modules.get(model.name)
+    memory = None if said is None else said.memory_bytes
+    full = next(file for file in registry.updates_of(session, release) if file.base_number is None)
+    slots = fleet.slots(session, device_ids=list(devices), model_id=model.id)
+    held = {device for (device, _), row in slots.items() if release.number in {row.active, row.previous}}
+    return ModuleSize(
+        memory_bytes=release.model_bytes if memory is None else memory,
+        file_bytes=full.bytes,
+        held=frozenset(devices[device].name for device in held),
+    )
+
+
+def _devices(session: Session, rows: Sequence[Any]) -> dict[UUID, DeviceSize]:
+    return {
+        row.device_id: DeviceSize(
+            name=fleet.get_device(session, row.device_id).name,
+            memory_bytes=row.memory_bytes,
+            up_mbit=row.up_mbit,
+            down_mbit=row.down_mbit,
+            delay_ms=row.delay_ms,
+            utilisation=row.utilisation,
+        )
+        for row in rows
+    }
+
+
+def _told(row: SiteTask) -> dict[str, Any]:
+    return {"graph": row.graph, "fallback": row.fallback, "deadline_s": row.deadline_s, "test": row.test}

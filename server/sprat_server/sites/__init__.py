@@ -1,0 +1,1 @@
+"""Sites: the devices that run tasks together, what is asked of them, and the plans by which they do."""

@@ -1,0 +1,392 @@
+"""What tasks, sites and their plans look like in requests and answers."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from sprat_server.sites.models import Site, SiteDevice, SiteTask
+from sprat_shared.tasks.graph import TaskGraph
+
+PlainName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
+Port = Annotated[str, Field(min_length=1, max_length=400)]
+DeviceName = Annotated[str, Field(min_length=1, max_length=100)]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+PlanState = Literal["planned", "holding", "switching", "serving", "draining", "retired", "failed", "aborted"]
+
+_GRAPH: dict[str, Any] = {
+    "inputs": {"image": "float32[n, 3, 224, 224]", "words": "int64[n, 64]"},
+    "steps": {
+        "see": {"model": "vision", "inputs": {"image": "image"}},
+        "read": {"model": "text", "inputs": {"input_ids": "words"}},
+        "judge": {"model": "find-head", "inputs": {"image": "see.features", "text": "read.embedding"}},
+    },
+    "outputs": {"score": "judge.score"},
+}
+
+
+class NewStep(BaseModel):
+    """One use of a module: each of its inputs, and where it comes from (an input of the task, or `step.output`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: PlainName
+    inputs: Annotated[dict[Port, Port], Field(min_length=1, max_length=32)]
+
+
+class NewFallback(BaseModel):
+    """Smaller steps, of the same inputs and outputs, for when the other devices do not answer in time."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Annotated[dict[Port, NewStep], Field(min_length=1, max_length=50)]
+    outputs: Annotated[dict[Port, Port], Field(min_length=1, max_length=32)]
+
+
+class TaskTest(BaseModel):
+    """Labelled samples on which a plan's modules must do no worse than those that serve.
+
+    The samples are given to `input`; of `output` the largest value of each row names the class.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: Digest
+    input: Port
+    output: Port
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+
+class NewTaskGraph(BaseModel):
+    """A task: typed inputs, steps, outputs; the seconds that a request may take; smaller steps for when it would not.
+
+    With `replace`, a task of this name is replaced; plans that were made go on with what it was.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "find", **_GRAPH, "deadline_s": 0.5}]}
+    )
+
+    name: PlainName
+    inputs: Annotated[dict[Port, Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=32)]
+    steps: Annotated[dict[Port, NewStep], Field(min_length=1, max_length=50)]
+    outputs: Annotated[dict[Port, Port], Field(min_length=1, max_length=32)]
+    deadline_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    fallback: NewFallback | None = None
+    test: TaskTest | None = None
+    replace: bool = False
+
+    def graph(self) -> TaskGraph:
+        """Return its steps as a graph.
+
+        Raises:
+            InvalidInput: they are none; the message names what is wrong.
+        """
+        return TaskGraph.of(self.model_dump(include={"inputs", "steps", "outputs"}))
+
+    def fallback_graph(self) -> TaskGraph | None:
+        """Return the fallback's steps as a graph, likewise; None where there is none."""
+        if self.fallback is None:
+            return None
+        return TaskGraph.of({"inputs": self.inputs, **self.fallback.model_dump()})
+
+
+class TaskView(BaseModel):
+    """A task; `plans` are those that are signed and have it, as `site/number`."""
+
+    name: str
+    inputs: dict[str, str]
+    steps: dict[str, NewStep]
+    outputs: dict[str, str]
+    deadline_s: float
+    fallback: NewFallback | None
+    test: TaskTest | None
+    plans: list[str]
+    created_by: str
+    created_at: datetime
+    replaced_at: datetime | None
+
+    @classmethod
+    def of(cls, task: SiteTask, plans: list[str]) -> Self:
+        """Show this row."""
+        fallback = None if task.fallback is None else {key: task.fallback[key] for key in ("steps", "outputs")}
+        return cls.model_validate(
+            {
+                "name": task.name,
+                **task.graph,
+                "deadline_s": task.deadline_s,
+                "fallback": fallback,
+                "test": task.test,
+                "plans": plans,
+                "created_by": task.created_by,
+                "created_at": task.created_at,
+                "replaced_at": task.replaced_at,
+            }
+        )
+
+
+class NewSiteDevice(BaseModel):
+    """A device by its name: memory for modules, its link to the hub of the site, how much of its time it may compute.
+
+    Memory that is left out is not known, and binds nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: DeviceName
+    memory_bytes: Annotated[int | None, Field(ge=0, le=1 << 50)] = None
+    up_mbit: Annotated[float, Field(gt=0, le=1e6)] = 1000.0
+    down_mbit: Annotated[float, Field(gt=0, le=1e6)] = 1000.0
+    delay_ms: Annotated[float, Field(ge=0, le=1e5)] = 0.0
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+
+class EditedSite(BaseModel):
+    """What a site is: its devices; seconds until all must be ready for a plan, and until nobody is awaited any more.
+
+    With `auto_repair` a plan without a device that left is made and applied as soon as one that served leaves.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"devices": [{"name": "camera", "memory_bytes": 400_000_000, "up_mbit": 20}, {"name": "box"}]},
+            ]
+        },
+    )
+
+    devices: Annotated[list[NewSiteDevice], Field(min_length=1, max_length=200)]
+    hold_s: Annotated[float, Field(ge=1, le=30 * 86400)] = 3600.0
+    switch_s: Annotated[float, Field(ge=1, le=86400)] = 600.0
+    auto_repair: bool = False
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        names = [one.name for one in self.devices]
+        if len(set(names)) != len(names):
+            raise ValueError("a device is named twice")
+        return self
+
+
+class NewSite(EditedSite):
+    """A site to be made: its name, and what it is."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "line-3",
+                    "devices": [{"name": "camera", "memory_bytes": 400_000_000, "up_mbit": 20}, {"name": "box"}],
+                },
+            ]
+        },
+    )
+
+    name: PlainName
+
+
+class SiteDeviceView(BaseModel):
+    """A device of a site; `address` is where it said that other members reach it."""
+
+    device: UUID
+    name: str
+    address: str | None
+    memory_bytes: int | None
+    up_mbit: float
+    down_mbit: float
+    delay_ms: float
+    utilisation: float
+    revoked: bool
+    last_seen_at: datetime | None
+
+    @classmethod
+    def of(
+        cls, row: SiteDevice, *, name: str, address: str | None, revoked: bool, last_seen_at: datetime | None
+    ) -> Self:
+        """Show this row."""
+        return cls(
+            device=row.device_id,
+            name=name,
+            address=address,
+            memory_bytes=row.memory_bytes,
+            up_mbit=row.up_mbit,
+            down_mbit=row.down_mbit,
+            delay_ms=row.delay_ms,
+            utilisation=row.utilisation,
+            revoked=revoked,
+            last_seen_at=last_seen_at,
+        )
+
+
+class SiteView(BaseModel):
+    """A site: its devices, and the numbers of the plans that serve, and are under way."""
+
+    name: str
+    devices: list[SiteDeviceView]
+    hold_s: float
+    switch_s: float
+    auto_repair: bool
+    serving: int | None
+    under_way: int | None
+    created_by: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, site: Site, devices: list[SiteDeviceView], *, serving: int | None, under_way: int | None) -> Self:
+        """Show this row."""
+        return cls(
+            name=site.name,
+            devices=devices,
+            hold_s=site.hold_s,
+            switch_s=site.switch_s,
+            auto_repair=site.auto_repair,
+            serving=serving,
+            under_way=under_way,
+            created_by=site.created_by,
+            created_at=site.created_at,
+        )
+
+
+class PlannedModule(BaseModel):
+    """What is known of a module: the seconds and joules of a run on each device that can run it, and its memory.
+
+    Memory left out is that of its weights.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    memory_bytes: Annotated[int | None, Field(ge=0, le=1 << 50)] = None
+    seconds: Annotated[dict[DeviceName, Annotated[float, Field(ge=0, le=1e6)]], Field(max_length=200)] = {}
+    joules: Annotated[dict[DeviceName, Annotated[float, Field(ge=0, le=1e9)]], Field(max_length=200)] = {}
+
+
+class NewSitePlan(BaseModel):
+    """A plan to be made: which tasks, by which releases (left out: the newest of each model), and where modules are.
+
+    By hand: `hosts`, module -> devices, the one that is asked first before the others. Else they are placed: `at` says
+    at which device an input of tasks arises, and an output is wanted (left out: where the task's first input arises),
+    `modules` how long each takes where, `rates` requests a second, `sizes` free lengths (1 if left out). `seconds` is
+    what the solver may take. Nothing is sent to devices before the plan is applied.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"tasks": ["find"], "hosts": {"vision": ["box", "desk"], "text": ["box"], "find-head": ["camera"]}},
+                {
+                    "tasks": ["find"],
+                    "at": {"image": "camera", "words": "camera"},
+                    "modules": {"vision": {"memory_bytes": 350_000_000, "seconds": {"camera": 0.4, "box": 0.05}}},
+                },
+            ]
+        },
+    )
+
+    tasks: Annotated[list[PlainName], Field(min_length=1, max_length=100)]
+    releases: Annotated[dict[PlainName, Annotated[int, Field(ge=1, lt=2**31)]], Field(max_length=200)] = {}
+    hosts: Annotated[
+        dict[PlainName, Annotated[list[DeviceName], Field(min_length=1, max_length=200)]] | None, Field(max_length=200)
+    ] = None
+    at: Annotated[dict[Port, DeviceName], Field(max_length=200)] = {}
+    modules: Annotated[dict[PlainName, PlannedModule], Field(max_length=200)] = {}
+    rates: Annotated[dict[PlainName, Annotated[float, Field(ge=0, le=1e6)]], Field(max_length=100)] = {}
+    sizes: Annotated[dict[Port, Annotated[int, Field(ge=0, le=1 << 40)]], Field(max_length=200)] = {}
+    replicas: Annotated[int, Field(ge=1, le=10)] = 1
+    survives_one: bool = False
+    second_per_mb: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError("a task is named twice")
+        for model, hosts in (self.hosts or {}).items():
+            if len(set(hosts)) != len(hosts):
+                raise ValueError(f"hosts of {model}: a device is named twice")
+        return self
+
+
+class SitePlanModuleView(BaseModel):
+    """A module of a plan: its release, and the devices that hold it, the one that is asked first before the others."""
+
+    model: str
+    release: int
+    id: str
+    hosts: list[str]
+    memory_bytes: int
+
+
+class SitePlanMemberView(BaseModel):
+    """A member of a plan: what is signed for it, and how far it said to be."""
+
+    device: UUID
+    name: str
+    address: str
+    state: Literal["asked", "ready", "serving", "refused", "left"]
+    phase: Literal["hold", "serve", "drain"] | None
+    error_code: str | None
+    error_detail: str | None
+    said_at: datetime | None
+    last_seen_at: datetime | None
+
+
+class SitePlanView(BaseModel):
+    """A plan of a site. `placement` says how good its placing is, where it was worked out; `tests` what was compared.
+
+    `warnings` say what stands in the way of an answer now, such as a device that was not heard for long.
+    """
+
+    site: str
+    number: int
+    state: PlanState
+    reason: str | None
+    tasks: dict[str, Any]
+    modules: list[SitePlanModuleView]
+    placement: dict[str, Any] | None
+    tests: list[dict[str, Any]]
+    members: list[SitePlanMemberView]
+    warnings: list[str]
+    digest: str | None
+    bytes: int | None
+    made_by: str
+    created_at: datetime
+    applied_at: datetime | None
+    deadline_at: datetime | None
+    switched_at: datetime | None
+    expires_at: datetime | None
+    ended_at: datetime | None
+
+
+class FetchPreview(BaseModel):
+    """A release that a device would fetch, and in how many bytes."""
+
+    model: str
+    release: int
+    bytes: int
+
+
+class MemberPreview(BaseModel):
+    """What a device would hold and fetch; while the plan before still serves it holds modules of both.
+
+    `memory_bytes`: what it has for modules; null: nobody said.
+    """
+
+    device: UUID
+    name: str
+    memory_bytes: int | None
+    holds_bytes: int
+    while_replacing_bytes: int
+    fetches: list[FetchPreview]
+
+
+class SitePlanPreview(BaseModel):
+    """What applying a plan would do; `obstacles` stand in the way."""
+
+    site: str
+    number: int
+    members: list[MemberPreview]
+    obstacles: list[str]

@@ -1,0 +1,426 @@
+"""Plans of a site, from their tasks to the devices that serve by them, played by reports."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from fastapi import FastAPI
+from fleet_calls import made
+from http_calls import Api
+from poll_calls import Asking, while_running
+from sharing_calls import runner
+from site_calls import PLANS, Site, refused
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from sprat_server.db.blobs import Blobs
+from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
+from sprat_server.flows import live
+from sprat_server.registry import service as registry
+from sprat_server.settings import Settings
+from sprat_shared.protocol.poll import PollAnswer
+from sprat_shared.protocol.report import Outcome
+from sprat_shared.protocol.site_report import PlanState, SiteReport
+
+READY, SERVING, REFUSED = PlanState.READY, PlanState.SERVING, PlanState.REFUSED
+REASON = {"reason": "because"}
+
+
+@pytest.fixture
+def site(app: FastAPI, settings: Settings, blobs: Blobs, admin: Api) -> Site:
+    return Site(app, runner(app, settings, blobs), admin, blobs)
+
+
+def test_a_plan_is_held_by_all_then_served_by_all(site: Site) -> None:
+    site.create()
+    number = site.planned()
+    assert number == 1
+    assert site.signed("camera") == {}, "nothing is sent before it is applied"
+    held = site.apply(number)
+    assert (held["state"], {one["state"] for one in held["members"]}) == ("holding", {"asked"})
+    assert [site.signed(name) for name in site.devices] == [{1: "hold"}] * 3
+    assert site.wish("box", "vision") == site.wish("desk", "vision") == site.wish("camera", "head") == (1, True)
+    assert site.wish("camera", "vision") is None
+
+    site.fetch("box", "vision")
+    site.say("box", number, READY)
+    site.say("desk", number, READY)
+    assert site.look(number)["state"] == "holding"
+    site.say("camera", number, READY)
+    assert site.look(number)["state"] == "switching"
+    assert [site.signed(name) for name in site.devices] == [{1: "serve"}] * 3
+    assert site.wish("box", "vision") == (1, True), "a device runs the release only once the plan serves"
+
+    site.everyone(number, SERVING)
+    assert site.look(number)["state"] == "serving"
+    assert site.wish("box", "vision") == site.wish("desk", "vision") == site.wish("camera", "head") == (1, False)
+    shown = made(site.api.get("/api/v1/sites/line-3"))
+    assert (shown["serving"], shown["under_way"]) == (1, None)
+    assert [one["type"] for one in site.events()] == ["site.held", "site.switching", "site.serving"]
+
+
+def test_the_next_plan_takes_the_place_of_the_one_that_serves(site: Site) -> None:
+    site.create()
+    first = site.served()
+    for name, model in (("box", "vision"), ("desk", "vision"), ("box", "text"), ("camera", "head")):
+        site.devices[name].tell(Outcome.COMMITTED, model)
+    site.release("vision")
+    second = site.planned()
+    preview = made(site.api.get(f"{PLANS}/{second}/preview"))
+    assert preview["obstacles"] == []
+    fetches = {one["name"]: one["fetches"] for one in preview["members"]}
+    assert fetches == {
+        "camera": [],
+        "box": [{"model": "vision", "release": 2, "bytes": 100}],
+        "desk": [{"model": "vision", "release": 2, "bytes": 100}],
+    }
+    box = next(one for one in preview["members"] if one["name"] == "box")
+    assert (box["holds_bytes"], box["while_replacing_bytes"]) == (4000, 6000), "text is the same release in both"
+
+    site.apply(second)
+    assert site.signed("box") == {1: "serve", 2: "hold"}
+    assert site.wish("box", "text") == (1, False), "what is there already is not fetched"
+    site.everyone(second, READY)
+    assert site.signed("box") == {1: "drain", 2: "serve"}
+    assert site.look(first)["state"] == "draining"
+    site.say("camera", second, SERVING)
+    site.say("box", second, SERVING)
+    assert site.look(first)["state"] == "draining"
+    site.say("desk", second, SERVING)
+    assert (site.look(first)["state"], site.look(second)["state"]) == ("retired", "serving")
+    assert site.signed("box") == {2: "serve"}
+    assert site.wish("box", "vision") == (2, False)
+    history = made(site.api.get(PLANS))["items"]
+    assert [(one["number"], one["state"]) for one in history] == [(2, "serving"), (1, "retired")]
+
+
+def test_members_are_certified_by_an_authority_of_this_plan_alone(site: Site) -> None:
+    site.create()
+    first = site.served()
+    second = site.planned()
+    site.apply(second)
+    plans = {number: site.file(number) for number in (first, second)}
+    authorities = {number: x509.load_der_x509_certificate(plan.authority) for number, plan in plans.items()}
+    for number, plan in plans.items():
+        assert [one.address for one in sorted(plan.members, key=lambda one: one.address)] == [
+            f"10.0.0.{at}:8478" for at in (1, 2, 3)
+        ]
+        for member in plan.members:
+            certificate = x509.load_der_x509_certificate(member.certificate)
+            certificate.verify_directly_issued_by(authorities[number])
+            with pytest.raises(ValueError, match="Issuer"):
+                certificate.verify_directly_issued_by(authorities[3 - number])
+            names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+            assert [one.value for one in names] == [str(member.device)]
+            dns = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            assert dns.get_values_for_type(x509.DNSName) == [f"{number}.line-3.plan.sprat"] == [plan.server_name]
+            usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+            assert set(usage) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+            key = certificate.public_key()
+            assert isinstance(key, Ed25519PublicKey)
+            device = site.devices[member.name]
+            assert key.public_bytes_raw() == device.key.public_key().public_bytes_raw()
+            assert certificate.not_valid_before_utc == datetime(1970, 1, 1, tzinfo=UTC)
+            assert certificate.not_valid_after_utc == plan.expires_at
+        assert timedelta(days=29) < plan.expires_at - datetime.now(UTC) <= timedelta(days=30)
+
+
+def test_the_plan_comes_with_the_poll_until_its_device_is_ready(site: Site) -> None:
+    site.create()
+    number = site.planned()
+    site.apply(number)
+    digest = site.look(number)["digest"]
+
+    def payloads() -> list[str]:
+        answer = PollAnswer.from_bytes(site.devices["camera"].poll(inline=1 << 20).content)
+        return [part.name for part in answer.parts if part.kind == "blob"]
+
+    assert digest in payloads()
+    site.say("camera", number, READY)
+    assert digest not in payloads()
+
+
+def test_a_poll_that_is_remembered_is_forgotten_when_a_phase_is_signed(site: Site) -> None:
+    site.create()
+    number = site.planned()
+
+    async def body(asking: Asking) -> None:
+        assert (await asking.ask()).status_code == 304
+        await asyncio.to_thread(site.apply, number)
+        asking.keep(await asking.changed_within())
+        await asking.settled()
+        for name in site.devices:
+            await asyncio.to_thread(site.say, name, number, READY)
+        asking.keep(await asking.changed_within())
+
+    while_running(site.app, site.devices["camera"], body)
+    assert site.signed("camera") == {1: "serve"}
+
+
+def test_a_member_that_refuses_ends_the_plan_and_the_old_one_serves_on(site: Site) -> None:
+    site.create()
+    first = site.served()
+    site.release("vision")
+    second = site.planned()
+    site.apply(second)
+    site.say("box", second, READY)
+    site.say("desk", second, REFUSED, error_code="site.memory", error_detail="90 MB are missing")
+    shown = site.look(second)
+    assert (shown["state"], shown["reason"]) == ("failed", "desk: site.memory: 90 MB are missing")
+    assert site.look(first)["state"] == "serving"
+    assert [site.signed(name) for name in site.devices] == [{1: "serve"}] * 3
+    assert site.wish("box", "vision") == (1, False), "what was to be fetched is not wished any more"
+    assert site.events()[-1]["type"] == "site.failed"
+    site.say("box", second, SERVING)  # too late: it changes nothing
+    assert site.look(second)["state"] == "failed"
+
+
+def test_a_module_that_cannot_be_fetched_ends_the_plan(site: Site) -> None:
+    site.create()
+    number = site.planned()
+    site.apply(number)
+    site.fetch("box", "text", Outcome.FAILED)
+    shown = site.look(number)
+    assert shown["state"] == "failed"
+    assert "box could not fetch text@1: validation.worse" in shown["reason"]
+    assert site.wish("box", "vision") is None
+
+
+def test_a_plan_that_is_held_can_be_aborted_and_no_other(site: Site) -> None:
+    site.create()
+    number = site.planned()
+    url = f"{PLANS}/{number}/abort"
+    assert refused(site.api.post(url, json=REASON)) == (409, "site.wrong-state")
+    site.apply(number)
+    assert made(site.api.post(url, json=REASON))["state"] == "aborted"
+    assert site.signed("camera") == {}
+    assert refused(site.api.post(url, json=REASON)) == (409, "site.wrong-state")
+    actions = [one["action"] for one in made(site.api.get("/api/v1/audit"))["items"][:2]]
+    assert actions == ["site.abort", "site.apply"]
+    other = site.served()
+    assert other == number + 1
+    assert refused(site.api.post(f"{PLANS}/{other}/abort", json=REASON)) == (409, "site.wrong-state")
+
+
+def test_who_is_not_ready_in_time_ends_the_plan(site: Site) -> None:
+    site.create(hold_s=600)
+    number = site.planned()
+    site.apply(number)
+    site.say("box", number, READY)
+    begun = datetime.now(UTC)
+    site.upkeep(begun + timedelta(seconds=590))
+    assert site.look(number)["state"] == "holding"
+    site.upkeep(begun + timedelta(seconds=601))
+    shown = site.look(number)
+    assert (shown["state"], shown["reason"]) == ("failed", "camera, desk was not ready in time")
+
+
+def test_a_member_that_is_lost_while_it_switches_holds_up_nobody(site: Site) -> None:
+    site.create(switch_s=60)
+    first = site.served()
+    second = site.planned()
+    site.apply(second)
+    site.everyone(second, READY)
+    site.say("camera", second, SERVING)
+    site.say("box", second, REFUSED, error_code="site.memory")
+    assert site.look(second)["state"] == "switching"
+    site.upkeep(datetime.now(UTC) + timedelta(seconds=61))
+    shown = site.look(second)
+    assert (shown["state"], site.look(first)["state"]) == ("serving", "retired")
+    assert shown["reason"] == "desk did not say so in time"
+    assert shown["warnings"] == ["box refused: site.memory", "desk has not said that it serves"]
+    told = site.events()[-1]
+    ids = {name: str(device.id) for name, device in site.devices.items()}
+    assert (told["type"], told["data"]["silent"], told["data"]["lost"]) == (
+        "site.serving",
+        [ids["desk"]],
+        [ids["box"]],
+    )
+    site.say("desk", second, SERVING)
+    assert "desk has not said that it serves" not in site.look(second)["warnings"]
+
+
+def test_a_site_has_one_plan_under_way_and_an_older_one_is_not_applied(site: Site) -> None:
+    site.create()
+    one, two, three = site.planned(), site.planned(), site.planned()
+    site.apply(two)
+    answer = site.api.post(f"{PLANS}/{three}/apply", json={})
+    assert refused(answer) == (409, "site.not-applicable")
+    assert "plan 2 is holding; abort it, or let it end" in answer.text
+    site.everyone(two, READY)
+    site.everyone(two, SERVING)
+    answer = site.api.post(f"{PLANS}/{one}/apply", json={})
+    assert refused(answer) == (409, "site.not-applicable")
+    assert "plan 2 was applied since" in answer.text
+    site.apply(three)
+    with (
+        pytest.raises(IntegrityError, match="uq_site_plan_under_way"),
+        site.app.state.database.transaction(DEFAULT_PROJECT) as session,
+    ):
+        session.execute(
+            text("UPDATE site_plan SET state = 'holding', deadline_at = now() WHERE number = 2"),
+            execution_options=ACROSS,
+        )
+
+
+def test_numbers_go_on_under_the_name_of_a_site_that_was_deleted(site: Site) -> None:
+    site.create()
+    number = site.planned()
+    site.apply(number)
+    assert refused(site.api.delete("/api/v1/sites/line-3")) == (409, "site.busy")
+    site.everyone(number, READY)
+    site.everyone(number, SERVING)
+    assert refused(site.api.delete("/api/v1/tasks/find")) == (409, "task.in-use")
+    made(site.api.delete("/api/v1/sites/line-3"))
+    assert site.signed("camera") == {}
+    assert site.wish("box", "vision") == (1, False), "what a device runs stays"
+    assert refused(site.api.get("/api/v1/sites/line-3")) == (404, "site.unknown")
+    made(site.api.post("/api/v1/sites", json={"name": "line-3", "devices": [{"name": name} for name in site.devices]}))
+    assert site.planned() == number + 1
+    made(site.api.delete("/api/v1/tasks/find"))
+
+
+def test_a_device_that_leaves_ends_what_is_held_and_not_what_serves(site: Site) -> None:
+    site.create()
+    first = site.served()
+    second = site.planned()
+    site.apply(second)
+    made(site.api.post(f"/api/v1/devices/{site.devices['desk'].id}/revoke", json=REASON))
+    assert (site.look(second)["state"], site.look(second)["reason"]) == ("failed", "desk left")
+    shown = site.look(first)
+    assert (shown["state"], shown["warnings"]) == ("serving", ["desk left"])
+    assert {one["name"]: one["phase"] for one in shown["members"]} == {"box": "serve", "camera": "serve", "desk": None}
+    assert any(one["type"] == "site.lost" and one["data"]["why"] == "desk left" for one in site.events())
+
+
+def test_a_plan_is_renewed_before_it_ends(site: Site) -> None:
+    site.create()
+    number = site.served()
+    now = datetime.now(UTC)
+    site.upkeep(now + timedelta(days=19))
+    assert [one["number"] for one in made(site.api.get(PLANS))["items"]] == [1]
+    site.upkeep(now + timedelta(days=21))
+    renewed = site.look(2)
+    assert (renewed["state"], renewed["made_by"]) == ("holding", "system:sprat")
+    assert renewed["modules"] == site.look(number)["modules"]
+    assert site.file(2).authority != site.file(1).authority
+    assert {site.wish("box", model) for model in ("vision", "text")} == {(1, False)}, "nothing is fetched again"
+    site.upkeep(now + timedelta(days=21, minutes=1))
+    site.everyone(2, READY)
+    site.everyone(2, SERVING)
+    assert (site.look(1)["state"], site.look(2)["state"]) == ("retired", "serving")
+
+
+def test_a_device_with_another_key_is_no_member_any_more(site: Site) -> None:
+    site.create()
+    number = site.served()
+    desk = site.devices["desk"]
+    token = made(site.api.post(f"/api/v1/devices/{desk.id}/replace", json={}))["token"]
+    site.join(token, "desk", "10.0.0.3:8478")
+    site.upkeep(datetime.now(UTC))
+    assert {one["name"]: one["state"] for one in site.look(number)["members"]}["desk"] == "left"
+    assert site.signed("camera") == {1: "serve"}
+
+
+def test_who_said_no_address_is_no_member_and_the_error_says_who(site: Site) -> None:
+    token = made(site.api.post("/api/v1/enrolment-tokens", json={"uses": 1}))["token"]
+    site.devices["mute"] = site.join(token, "mute", None)
+    site.create()
+    number = site.planned()
+    answer = site.api.post(f"{PLANS}/{number}/apply", json={})
+    assert refused(answer) == (409, "site.not-applicable")
+    assert "mute said no site-address" in answer.text
+
+
+def test_what_a_plan_names_stays_signed_when_rollouts_went_on(site: Site) -> None:
+    site.create()
+    site.served()
+    for _ in range(3):
+        site.release("head")
+    rollout = made(site.api.post("/api/v1/rollouts", json={"model": "head", "release": 4, "waves": ["100%"]}))
+    made(site.api.post(f"/api/v1/rollouts/{rollout['id']}/start", json=REASON))
+    for name in site.devices:
+        site.devices[name].tell(Outcome.COMMITTED, "head")
+    with site.app.state.database.transaction(DEFAULT_PROJECT) as session:
+        needed = live.needed(session, registry.get_model(session, "head"))
+    assert needed.releases == {1, 4}, "the plan still has devices hold release 1"
+
+
+def test_a_rollout_that_runs_is_left_its_devices(site: Site) -> None:
+    site.create()
+    site.release("vision")
+    devices = [str(site.devices["box"].id)]
+    body = {"model": "vision", "release": 2, "waves": ["100%"], "devices": devices}
+    rollout = made(site.api.post("/api/v1/rollouts", json=body))["id"]
+    made(site.api.post(f"/api/v1/rollouts/{rollout}/start", json=REASON))
+    number = site.planned()
+    answer = site.api.post(f"{PLANS}/{number}/apply", json={})
+    assert refused(answer) == (409, "site.not-applicable")
+    assert f"rollout {rollout} of vision is running" in answer.text
+
+
+def test_a_rollout_that_takes_a_device_from_a_plan_that_is_held_ends_it(site: Site) -> None:
+    site.create()
+    number = site.planned()
+    site.apply(number)
+    site.release("vision")
+    devices = [str(site.devices["box"].id)]
+    body = {"model": "vision", "release": 2, "waves": ["100%"], "devices": devices}
+    rollout = made(site.api.post("/api/v1/rollouts", json=body))["id"]
+    made(site.api.post(f"/api/v1/rollouts/{rollout}/start", json=REASON))
+    site.upkeep(datetime.now(UTC))
+    shown = site.look(number)
+    assert shown["state"] == "failed"
+    assert "something else was assigned to box than vision@1" in shown["reason"]
+    assert site.wish("box", "vision") == (2, False)
+
+
+def test_modules_are_kept_once_the_rollout_that_forbade_it_is_over(site: Site) -> None:
+    site.create()
+    number = site.planned()
+    site.apply(number)
+    site.everyone(number, READY)
+    site.release("vision")
+    body = {"model": "vision", "release": 2, "waves": ["100%"], "devices": [str(site.devices["camera"].id)]}
+    rollout = made(site.api.post("/api/v1/rollouts", json=body))["id"]
+    made(site.api.post(f"/api/v1/rollouts/{rollout}/start", json=REASON))
+    site.everyone(number, SERVING)
+    assert site.look(number)["state"] == "serving"
+    assert (site.wish("box", "vision"), site.wish("box", "text")) == ((1, True), (1, False))
+    made(site.api.post(f"/api/v1/rollouts/{rollout}/abort", json=REASON))
+    site.upkeep(datetime.now(UTC))
+    assert site.wish("box", "vision") == (1, False)
+
+
+def test_a_device_is_of_one_site_and_a_report_of_no_plan_is_refused(site: Site) -> None:
+    site.create()
+    answer = site.api.post("/api/v1/sites", json={"name": "other", "devices": [{"name": "box"}]})
+    assert refused(answer) == (409, "site.device-taken")
+    answer = site.api.post("/api/v1/sites", json={"name": "other", "devices": [{"name": "cellar"}]})
+    assert refused(answer) == (404, "device.unknown")
+    device = site.devices["box"]
+    report = SiteReport(device=device.id, sequence=1, site="line-3", plan=7, state=READY, agent="0.1.0")
+    assert refused(device.send(report)) == (422, "report.unknown-plan")
+
+
+def test_what_was_signed_stays_and_numbers_rise(site: Site) -> None:
+    site.create()
+    number = site.planned()
+    site.apply(number)
+    for change in ("number = 9", "content = '{}'", "digest = 'sha256:' || repeat('0', 64)", "state = 'asleep'"):
+        with pytest.raises(IntegrityError), site.app.state.database.transaction(DEFAULT_PROJECT) as session:
+            session.execute(text(f"UPDATE site_plan SET {change}"), execution_options=ACROSS)
+    with (
+        pytest.raises(IntegrityError, match="the newest plan of this site is 1"),
+        site.app.state.database.transaction(DEFAULT_PROJECT) as session,
+    ):
+        session.execute(
+            text(
+                "INSERT INTO site_plan (id, site_id, number, state, asked, content, made_by, project_id) "
+                "SELECT gen_random_uuid(), site_id, 1, 'planned', '{}', '{}', 'me', project_id FROM site_plan"
+            ),
+            execution_options=ACROSS,
+        )

@@ -1,0 +1,82 @@
+"""A site as a placement sees it, out of typed tasks."""
+
+import pytest
+
+from sprat_server.flows.site_building import DeviceSize, ModuleSize, hosts_in_order, placed_site, wishes
+from sprat_server.placement.plan import Plan
+from sprat_server.sites.schemas import NewSitePlan
+from sprat_shared.tasks.graph import Step, TaskGraph
+from sprat_shared.tasks.types import Signature, TensorType
+
+GRAPH = TaskGraph(
+    {"image": TensorType("float32", ("n", 8)), "words": TensorType("int64", ("n", 4))},
+    [
+        Step("see", "vision", {"x": "image"}),
+        Step("judge", "head", {"a": "see.out", "twice": "see.out", "b": "see.more", "w": "words"}),
+    ],
+    {"score": "judge.out"},
+)
+MODULES = {
+    "vision": Signature(
+        {"x": TensorType("float32", ("n", 8))},
+        {"out": TensorType("float32", ("n", 3)), "more": TensorType("float32", (5,))},
+    ),
+    "head": Signature(
+        {
+            "a": TensorType("float32", ("m", 3)),
+            "twice": TensorType("float32", ("m", 3)),
+            "b": TensorType("float32", (5,)),
+            "w": TensorType("int64", ("m", 4)),
+        },
+        {"out": TensorType("float32", ("m", 1))},
+    ),
+}
+ASKED = NewSitePlan.model_validate(
+    {
+        "tasks": ["find"],
+        "at": {"image": "camera", "words": "box"},
+        "modules": {"vision": {"seconds": {"box": 0.1}}, "head": {"seconds": {"box": 0.1, "camera": 0.2}}},
+        "sizes": {"n": 2},
+        "rates": {"find": 3},
+        "second_per_mb": 0.5,
+    }
+)
+
+
+def device(name: str, memory_bytes: int | None) -> DeviceSize:
+    return DeviceSize(name=name, memory_bytes=memory_bytes, up_mbit=8, down_mbit=80, delay_ms=2, utilisation=0.5)
+
+
+def test_edges_carry_the_bytes_of_their_types_each_output_once() -> None:
+    sizes = {"vision": ModuleSize(memory_bytes=70, file_bytes=60, held=frozenset({"box"}))}
+    sizes["head"] = ModuleSize(memory_bytes=30, file_bytes=20)
+    site = placed_site(
+        ASKED, {"find": GRAPH}, {"find": GRAPH.types(MODULES)}, [device("camera", 50), device("box", None)], sizes
+    )
+    (task,) = site.tasks
+    flows = {(edge.source, edge.target): edge.nbytes for edge in task.edges}
+    assert flows == {
+        ("image", "see"): 2 * 8 * 4,
+        ("see", "judge"): 2 * 3 * 4 + 5 * 4,
+        ("words", "judge"): 2 * 4 * 8,
+        ("judge", "-> score"): 2 * 4,
+    }
+    assert task.node["-> score"].at == "camera", "answers go where the first input arises"
+    assert task.rate == 3
+    camera, box = site.devices
+    assert (camera.memory_bytes, box.memory_bytes) == (50, 100)
+    assert (camera.up, camera.down, camera.delay_s, camera.utilisation) == (1e6, 1e7, 0.002, 0.5)
+    asked = wishes(ASKED, sizes)
+    assert (asked.held, asked.second_per_byte) == ({"vision": frozenset({"box"})}, pytest.approx(5e-7))
+
+
+def test_the_host_that_most_uses_are_sent_to_is_asked_first() -> None:
+    sizes = {name: ModuleSize(memory_bytes=1, file_bytes=1) for name in ("vision", "head")}
+    site = placed_site(
+        ASKED, {"find": GRAPH}, {"find": GRAPH.types(MODULES)}, [device("camera", 50), device("box", 50)], sizes
+    )
+    plan = Plan(
+        hosts={"vision": frozenset({"box"}), "head": frozenset({"box", "camera"})},
+        routes={"find": {"see": "box", "judge": "camera"}},
+    )
+    assert hosts_in_order(plan, site) == {"head": ["camera", "box"], "vision": ["box"]}
