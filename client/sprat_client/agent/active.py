@@ -56,7 +56,8 @@ class ActiveRelease:
         from sprat_client.agent.serve import Serving  # noqa: PLC0415  # numpy, which only a model needs
 
         manifest = self._shelf.manifest(slot.release_id)
-        loaded = host or steps.load(self._shop, self._shelf, manifest)
+        loaded = host or steps.load_once(self._shop, self._shelf, manifest)
+        self._shop.hosts[slot.release_id] = loaded
         return Serving(slot, manifest, loaded, lambda: self._shelf.digest_of_files(manifest))
 
     def load_or_none(self, slot: Slot) -> "Serving | None":

@@ -4,17 +4,20 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from sprat_client.agent.holdouts import Holdouts
 from sprat_client.agent.metrics import render
 from sprat_client.agent.overview import Overview
 from sprat_client.agent.servings import Servings
+from sprat_client.agent.site.plans import SitePlans
 from sprat_client.runtime.ports import Array
 from sprat_shared.errors import InvalidInput, TryLater
 
 if TYPE_CHECKING:
     from sprat_client.agent.serve import Answer
+    from sprat_client.agent.site.task_answer import TaskAnswer
 
 _log = logging.getLogger(__name__)
 LONGEST_TEXT: Final = 500
@@ -52,14 +55,31 @@ class Applications:
         servings: what answers.
         holdouts: where labelled samples are kept.
         overview: says what is wrong, and numbers.
+        site: answers tasks.
     """
 
-    def __init__(self, servings: Servings, holdouts: Holdouts, overview: Overview) -> None:
-        self.servings, self._holdouts, self._overview = servings, holdouts, overview
+    def __init__(self, servings: Servings, holdouts: Holdouts, overview: Overview, site: SitePlans) -> None:
+        self.servings, self._holdouts, self._overview, self._site = servings, holdouts, overview, site
 
     def infer(self, model: str, inputs: Array | Mapping[str, Array]) -> "Answer":
         """Ask a model. See `Agent.infer`."""
         return self.servings.answer(model, inputs)
+
+    def infer_task(
+        self,
+        task: str,
+        inputs: Mapping[str, Array],
+        *,
+        deadline_s: float | None = None,
+        trace: str | None = None,
+        request: str | None = None,
+    ) -> "TaskAnswer":
+        """Let a task answer. See `Agent.infer_task`; `trace` is a `traceparent`, `request` an id for logs."""
+        return self._site.infer_task(task, inputs, deadline_s=deadline_s, trace=trace, request=request)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Return the tasks that can be asked for."""
+        return self._site.tasks()
 
     def report_error(self, model: str, text: str, release: int | None = None) -> int:
         """Count an error that an application found. See `Agent.report_error`."""
@@ -87,6 +107,8 @@ class Applications:
         failing = any(one.failing for one in wrong)
         status = "failing" if failing else "degraded" if wrong else "ok"
         said = {"status": status, "models": self.servings.names(), "wrong": [one.as_json() for one in wrong]}
+        if plans := self._site.status():
+            said["site"] = [asdict(plan) for plan in plans]
         return not failing, said
 
     def metrics(self) -> str:

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from sprat_shared.protocol.facts_report import LONGEST_KEY, LONGEST_VALUE, MOST_
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 60.0
 _SAID: Final = "said.json"
+SITE_ADDRESS: Final = "site-address"
 
 
 def attributes_of(folder: Path) -> dict[str, str]:
@@ -52,10 +54,11 @@ class AttributesReporter:
 
     Args:
         shop: what the agent works with.
+        site_address: returns where other devices of a site reach this one; None: they do not.
     """
 
-    def __init__(self, shop: Workshop) -> None:
-        self._shop, self._next = shop, 0.0
+    def __init__(self, shop: Workshop, site_address: Callable[[], str | None] = lambda: None) -> None:
+        self._shop, self._site_address, self._next = shop, site_address, 0.0
 
     def look(self) -> None:
         """Report what has changed. What goes wrong is logged, and tried again later."""
@@ -63,7 +66,8 @@ class AttributesReporter:
             return
         self._next = time.monotonic() + _LOOK_EVERY_S
         folder = self._shop.settings.folder
-        attributes = attributes_of(folder)
+        address = self._site_address()
+        attributes = attributes_of(folder) | ({} if address is None else {SITE_ADDRESS: address})
         try:
             if self._said() == {"agent": VERSION, "attributes": attributes}:
                 return

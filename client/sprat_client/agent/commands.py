@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sprat_client.agent.logs import log_json_to_stderr
 from sprat_client.agent.on_site import ON_SITE, add_on_site, run_on_site
-from sprat_client.agent.settings import AgentSettings, GuardSettings, StatisticsSettings
+from sprat_client.agent.settings import AgentSettings, GuardSettings, SiteSettings, StatisticsSettings
 from sprat_client.agent.version import VERSION
 from sprat_shared.errors import InvalidInput, SpratError
 from sprat_shared.ids import check_model_name
@@ -129,6 +129,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--trial-requests", type=int, default=100, metavar="N", help="or after so many requests")
     run.add_argument(
+        "--site-listen",
+        metavar="HOST:PORT",
+        help="where other devices of a site reach this one, by TLS (default: they do not)",
+    )
+    run.add_argument(
+        "--site-address",
+        metavar="HOST:PORT",
+        help="what they are told instead, where --site-listen is 0.0.0.0 or behind a translation of addresses",
+    )
+    run.add_argument(
         "--guard-every",
         type=_count,
         default=GuardSettings().every,
@@ -171,13 +181,20 @@ def _parser() -> argparse.ArgumentParser:
 
     infer = command(
         "infer",
-        "Ask a model of the running agent.",
-        "sprat-agent infer --dir /var/lib/sprat --model pcb-defects --inputs image.npz",
+        "Ask a task of the site, or a model, of the running agent; print the outputs and who answered.",
+        "sprat-agent infer find --dir /var/lib/sprat --input image=image.npy --input words=words.npy",
     )
-    infer.add_argument("--model", required=True, metavar="M", help="name of the model")
+    infer.add_argument("task", nargs="?", metavar="TASK", help="name of the task")
     infer.add_argument(
-        "--inputs", required=True, type=Path, metavar="FILE", help=".npz with the array `inputs`, (batch, ...)"
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="an input of the task: .npy, or .safetensors with one tensor (repeatable)",
     )
+    infer.add_argument("--deadline-s", type=_positive, metavar="S", help="of the task (default: as its plan says)")
+    infer.add_argument("--model", metavar="M", help="name of the model, in the place of a task")
+    infer.add_argument("--inputs", type=Path, metavar="FILE", help=".npz with the array `inputs`, (batch, ...)")
     return parser
 
 
@@ -336,10 +353,11 @@ def _run(asked: argparse.Namespace) -> int:
         trial_s=asked.trial_s,
         trial_requests=asked.trial_requests,
         statistics=replace(StatisticsSettings(), least=asked.least_inputs),
+        site=replace(SiteSettings(), listen=asked.site_listen, address=asked.site_address),
         guard=replace(GuardSettings(), every=asked.guard_every, idle_s=asked.guard_idle_s),
     )
     if asked.command == "install":
-        return _install(asked.bundle, replace(settings, port=None))
+        return _install(asked.bundle, replace(settings, port=None, site=SiteSettings()))
     with Watchdog() as watchdog, Agent(settings, watchdog=watchdog) as agent:
         if threading.current_thread() is threading.main_thread():
             for stop in (signal.SIGTERM, signal.SIGINT):
@@ -373,6 +391,18 @@ def _infer(asked: argparse.Namespace) -> int:
 
     from sprat_client.agent.endpoint import Endpoint  # noqa: PLC0415
 
+    if (asked.task is None) == (asked.model is None):
+        raise InvalidInput("infer: name a task, or --model and --inputs")
+    if asked.task is not None:
+        from sprat_client.agent.input_files import read_inputs  # noqa: PLC0415
+
+        given = read_inputs(asked.input)
+        with Endpoint(asked.dir) as endpoint:
+            told = endpoint.infer_task(asked.task, given, deadline_s=asked.deadline_s)
+        _emit({**told.summary(), "outputs": {k: v.tolist() for k, v in told.outputs.items()}}, as_json=True)
+        return 0
+    if asked.inputs is None:
+        raise InvalidInput("infer: --inputs FILE is needed with --model")
     try:
         with np.load(asked.inputs, allow_pickle=False) as arrays:
             inputs = arrays["inputs"]

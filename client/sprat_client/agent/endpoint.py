@@ -11,6 +11,8 @@ import numpy as np
 
 from sprat_client.agent.http_endpoint import RELEASE_HEADER, SAFETENSORS
 from sprat_client.agent.serve import Answer
+from sprat_client.agent.site.peer_headers import ANSWER, DEADLINE, TRACE
+from sprat_client.agent.site.task_answer import TaskAnswer
 from sprat_client.runtime.ports import Array
 from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput, NotFound, TryLater
@@ -52,6 +54,35 @@ class Endpoint:
             "POST", f"/v1/models/{model}/infer", content=encode_tensors(arrays), headers={"Content-Type": SAFETENSORS}
         )
         return Answer(release=int(response.headers[RELEASE_HEADER]), outputs=decode_tensors(response.content))
+
+    def infer_task(
+        self, task: str, inputs: Mapping[str, Array], *, deadline_s: float | None = None, trace: str | None = None
+    ) -> TaskAnswer:
+        """Ask a task of the site.
+
+        Args:
+            task: its name.
+            inputs: arrays by the names of its inputs.
+            deadline_s: of this request; the plan's where that is shorter, or none is said.
+            trace: `traceparent` header of the caller's trace, which goes along to each device.
+
+        Raises:
+            InvalidInput: the inputs do not fit.
+            NotFound: the task is not served.
+            TryLater: the agent is gone, or the task was not answered in time; the code says why.
+        """
+        headers = {"Content-Type": SAFETENSORS}
+        if deadline_s is not None:
+            headers[DEADLINE] = str(max(1, round(1000 * deadline_s)))
+        if trace is not None:
+            headers[TRACE] = trace
+        response = self._ask("POST", f"/v2/tasks/{task}/infer", content=encode_tensors(inputs), headers=headers)
+        return TaskAnswer.of(json.loads(response.headers[ANSWER]), decode_tensors(response.content))
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Return the tasks that can be asked for, and what each takes."""
+        items: list[dict[str, Any]] = self._ask("GET", "/v2/tasks").json()["items"]
+        return items
 
     def report_error(self, model: str, text: str, *, release: int | None = None) -> int:
         """Say that an answer was wrong. A release on trial that gives rise to too many of these is taken back.
@@ -104,12 +135,13 @@ class Endpoint:
             raise TryLater(f"{path}: the agent does not answer ({type(bad).__name__})") from bad
         if response.is_success:
             return response
-        detail = response.json().get("detail", "") if "json" in response.headers.get("content-type", "") else ""
+        said = response.json() if "json" in response.headers.get("content-type", "") else {}
+        detail, code = said.get("detail", f"{path}: status {response.status_code}"), said.get("code")
         if response.status_code == httpx.codes.NOT_FOUND:
-            raise NotFound(detail)
+            raise NotFound(detail, code=code)
         if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            raise InvalidInput(detail)
-        raise TryLater(detail or f"{path}: status {response.status_code}")
+            raise InvalidInput(detail, code=code)
+        raise TryLater(detail, code=code)
 
     def close(self) -> None:
         """Close the connection."""

@@ -5,7 +5,10 @@
     POST /v1/models/<model>/samples   {"inputs": [...], "labels": [...]}, or a safetensors body
     GET  /v1/models                   what serves
     GET  /v1/models/<model>           the release that serves; ?verify=1 recomputes its digest from the mapped files
-    GET  /healthz                     what is wrong; 503 where a model that should serve does not
+    GET  /v2/tasks                    the tasks of the site that can be asked for
+    POST /v2/tasks/<task>/infer       a task: KServe's JSON (V2), or a safetensors body; Sprat-Deadline-Ms
+    POST /v2/models/<model>/infer     a model, likewise; GET /v2/models/<model>, /v2/health/live, /v2/health/ready
+    GET  /healthz                     what is wrong; 503 where a model or a task that should serve does not
     GET  /metrics                     Prometheus text
 A safetensors body (Content-Type: application/vnd.safetensors) is answered in kind. Errors are problem+json (RFC 9457).
 Any process of the device may call these, so bodies and rates of what is kept are bounded.
@@ -23,6 +26,16 @@ from urllib.parse import parse_qs
 
 from sprat_client.agent.applications import Applications, Rate, TooMany
 from sprat_client.agent.metrics import CONTENT_TYPE
+from sprat_client.agent.site.failures import Busy, status_of
+from sprat_client.agent.site.peer_headers import (
+    ANSWER,
+    DEADLINE,
+    LARGEST_DEADLINE_MS,
+    REQUEST,
+    TRACE,
+    request_or_none,
+    trace_or_none,
+)
 from sprat_shared.errors import InvalidInput, NotFound, SpratError
 
 if TYPE_CHECKING:
@@ -37,6 +50,7 @@ _MAX_ERROR_BYTES: Final = 8 << 10
 _ANSWER_TIMEOUT_S: Final = 60.0  # for what is under way when the agent ends
 _KEEP_ALIVE_S: Final = 75  # longer than clients keep idle connections: whoever closes first must not be the server
 _MOST_CONNECTIONS: Final = 256
+_TASKS_AT_ONCE: Final = 64  # further ones are turned away by the router
 _HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 _Scope: TypeAlias = Mapping[str, Any]
@@ -54,6 +68,7 @@ class _Application:
         self._applications = applications
         self._workers: dict[str, ThreadPoolExecutor] = {}  # touched by the event loop's thread alone
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writes")
+        self._tasks = ThreadPoolExecutor(_TASKS_AT_ONCE + 1, thread_name_prefix="tasks")
         self._errors, self._samples = Rate(20, 2.0), Rate(50, 10.0)
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
@@ -97,8 +112,73 @@ class _Application:
                 servings.of(model)
                 kind, body = _kind(scope), await _read_body(receive, _MAX_SAMPLES_BYTES)
                 return await _in(self._writer, lambda: self._add_labelled(model, kind, body))
+            case method, ["v2", *path]:
+                return await self._route_v2(method, path, scope, receive)
             case _, _:
                 raise NotFound(f"{scope['method']} {scope['path']}: no such route; see GET /v1/models")
+
+    async def _route_v2(  # noqa: PLR0911  # as above
+        self, method: str, path: list[str], scope: _Scope, receive: _Receive
+    ) -> "_Reply":
+        """Answer by KServe's open inference protocol, which many clients speak; tasks as if they were models."""
+        servings = self._applications.servings
+        match (method, path):
+            case "GET", ["health", "live"]:
+                return _json({"live": True})
+            case "GET", ["health", "ready"]:
+                well, _ = await asyncio.to_thread(self._applications.health)
+                status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
+                return status, _JSON.encode(), _dumped({"ready": well}), []
+            case "GET", ["models", model]:
+                return _json(self._described_v2(servings.of(model)))
+            case "GET", ["models", model, "ready"]:
+                return _json({"name": model, "ready": bool(servings.of(model))})
+            case "POST", ["models", model, "infer"]:
+                servings.of(model)
+                kind, body = _kind(scope), await _read_body(receive, _MAX_BODY_BYTES)
+                return await _in(self._worker(model), lambda: self._infer_v2(model, kind, body))
+            case "GET", ["tasks"]:
+                return _json({"items": self._applications.tasks()})
+            case "POST", ["tasks", task, "infer"]:
+                kind, body = _kind(scope), await _read_body(receive, _MAX_BODY_BYTES)
+                headers = dict(scope["headers"])
+                return await _in(self._tasks, lambda: self._infer_task(task, kind, body, headers))
+            case _:
+                raise NotFound(f"{method} {scope['path']}: no such route; see GET /v2/tasks and GET /v1/models")
+
+    @staticmethod
+    def _described_v2(serving: "Serving") -> dict[str, Any]:
+        from sprat_client.agent.kserve import described  # noqa: PLC0415  # numpy, which came with the model
+
+        return described(serving.manifest.model, [str(serving.slot.release)], serving.host)
+
+    def _infer_v2(self, model: str, kind: str, body: bytes) -> "_Reply":
+        from sprat_client.agent.kserve import answered, asked  # noqa: PLC0415  # as above
+
+        answer = self._applications.infer(model, asked(body, safetensors=kind == SAFETENSORS))
+        said = {"model_name": model, "model_version": str(answer.release)}
+        release = [(RELEASE_HEADER.lower().encode(), str(answer.release).encode())]
+        reply = answered(said, answer.outputs, safetensors=kind == SAFETENSORS)
+        return HTTPStatus.OK, kind.encode(), reply, release
+
+    def _infer_task(self, task: str, kind: str, body: bytes, headers: Mapping[bytes, bytes]) -> "_Reply":
+        from sprat_client.agent.kserve import answered, asked  # noqa: PLC0415  # numpy, which tasks need
+
+        def header(name: str) -> str | None:
+            value = headers.get(name.lower().encode())
+            return None if value is None else value.decode("latin-1")
+
+        answer = self._applications.infer_task(
+            task,
+            asked(body, safetensors=kind == SAFETENSORS),
+            deadline_s=_deadline_s(header(DEADLINE)),
+            trace=trace_or_none(header(TRACE)),
+            request=request_or_none(header(REQUEST)),
+        )
+        summary = answer.summary()
+        said = {"model_name": task, "model_version": answer.plan, "id": answer.request, "parameters": summary}
+        reply = answered(said, answer.outputs, safetensors=kind == SAFETENSORS)
+        return HTTPStatus.OK, kind.encode(), reply, [(ANSWER.lower().encode(), _dumped(summary))]
 
     def _infer(self, model: str, kind: str, body: bytes) -> "_Reply":
         from sprat_client.agent.bodies import answer_body, inputs_of  # noqa: PLC0415  # numpy, which only a model needs
@@ -132,7 +212,7 @@ class _Application:
 
     def close(self) -> None:
         """Wait for the answers under way."""
-        for worker in (*self._workers.values(), self._writer):
+        for worker in (*self._workers.values(), self._writer, self._tasks):
             worker.shutdown()
 
 
@@ -173,6 +253,14 @@ def _check_origin(scope: _Scope) -> None:
     """Refuse web pages, which a browser on the device would let send, though not read."""
     if b"origin" in dict(scope["headers"]):
         raise InvalidInput("this endpoint takes nothing from web pages")
+
+
+def _deadline_s(header: str | None) -> float | None:
+    if header is None:
+        return None
+    if not header.isdecimal() or not 0 < int(header[:12]) <= LARGEST_DEADLINE_MS:
+        raise InvalidInput(f"{DEADLINE} must be 1 to {LARGEST_DEADLINE_MS}")
+    return int(header) / 1000
 
 
 async def _read_body(receive: _Receive, most: int) -> bytes:
@@ -221,13 +309,7 @@ def _dumped(value: Any) -> bytes:
 
 
 def _problem(bad: SpratError) -> _Reply:
-    status = HTTPStatus.INTERNAL_SERVER_ERROR
-    if isinstance(bad, InvalidInput):
-        status = HTTPStatus.BAD_REQUEST
-    elif isinstance(bad, NotFound):
-        status = HTTPStatus.NOT_FOUND
-    elif isinstance(bad, TooMany):
-        status = HTTPStatus.TOO_MANY_REQUESTS
+    status = HTTPStatus.TOO_MANY_REQUESTS if isinstance(bad, TooMany) else status_of(bad)
     said = {
         "type": f"about:blank#{bad.code}",
         "title": status.phrase,
@@ -235,7 +317,7 @@ def _problem(bad: SpratError) -> _Reply:
         "detail": str(bad),
         "code": bad.code,
     }
-    extra = [(b"retry-after", b"1")] if status == HTTPStatus.TOO_MANY_REQUESTS else []
+    extra = [(b"retry-after", b"1")] if isinstance(bad, TooMany | Busy) else []
     return status, b"application/problem+json", _dumped(said), extra
 
 

@@ -31,6 +31,7 @@ from sprat_client.agent.progress import Settled
 from sprat_client.agent.rebuilder import Rebuilder
 from sprat_client.agent.room import code_of
 from sprat_client.agent.settings import AgentSettings
+from sprat_client.agent.site.plans import SitePlans
 from sprat_client.agent.steps import wished_release_id
 from sprat_client.agent.transfer import Backoff, Link
 from sprat_client.agent.trust.clock import Clock
@@ -43,6 +44,7 @@ from sprat_shared.protocol.report import Outcome
 
 if TYPE_CHECKING:
     from sprat_client.agent.serve import Answer
+    from sprat_client.agent.site.task_answer import TaskAnswer
 
 _log = logging.getLogger(__name__)
 _GIVE_UP_AFTER: Final = 8  # failures in a row, with --once
@@ -101,9 +103,11 @@ class Agent:
                 offline=offline,
             )
             self._watchdog = self._shop.watchdog = watchdog or self._shop.watchdog
-            self._upkeep = Upkeep(self._shop)
             self._poller = Poller(self._shop)
             self._machines = {model: ModelMachine(model, self._shop) for model in self._shop.journal.models}
+            self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+            self._site = SitePlans(self._shop, self._machines, lambda: self._wake.put(None))
+            self._upkeep = Upkeep(self._shop, self._site.kept)
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -114,12 +118,13 @@ class Agent:
         self._next_poll = self._next_delivery = 0.0
         self._unsettled_poll = True  # nothing is known of what the server wishes yet
         self._stopped = self._shop.stopping
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.orders = Orders(self._shop, self._machines, self._wake)
         self._guard = Guard(self._shop, self._machines, lambda: self._wake.put(None), draw)
         self._shop.meanwhile = self._meanwhile
-        self._applications = Applications(self._shop.servings, self._shop.holdouts, Overview(self._shop))
-        self._drift, self._attributes = DriftReporter(self._shop), AttributesReporter(self._shop)
+        overview = Overview(self._shop, self._site)
+        self._applications = Applications(self._shop.servings, self._shop.holdouts, overview, self._site)
+        self._drift = DriftReporter(self._shop)
+        self._attributes = AttributesReporter(self._shop, lambda: self._site.address)
         self._endpoint = None if settings.port is None else HttpEndpoint(self._applications, settings.port)
 
     def __enter__(self) -> Self:
@@ -147,6 +152,7 @@ class Agent:
         for machine in self._machines.values():
             machine.start(clean=clean)
         self._guard.look()
+        self._site.start()
         self._watchdog.ready()
         self._shop.events.note("started")
         _log.info("started", extra={"folder": str(folder), "device": str(self._identity.device), "url": self.url})
@@ -162,6 +168,7 @@ class Agent:
             each.callback(self._guard.close)
             if kind is None:
                 each.callback(self._shop.budget.close)
+            each.callback(self._site.close)
             if self._endpoint is not None:
                 each.callback(self._endpoint.stop)
             each.callback(self.orders.close)
@@ -213,6 +220,20 @@ class Agent:
             InferenceFailed: the model failed.
         """
         return self._applications.infer(model, inputs)
+
+    def infer_task(self, task: str, inputs: Mapping[str, Array], *, deadline_s: float | None = None) -> "TaskAnswer":
+        """Let a task of the site answer, with the modules of this device and of others, all under one plan.
+
+        Args:
+            task: its name.
+            inputs: arrays by the names of its inputs.
+            deadline_s: of this request; the plan's where that is shorter, or none is said.
+
+        Raises:
+            InvalidInput: the inputs do not fit.
+            SpratError: a module failed, or one of `site.failures`: its code says which.
+        """
+        return self._applications.infer_task(task, inputs, deadline_s=deadline_s)
 
     def report_error(self, model: str, text: str, *, release: int | None = None) -> int:
         """Say that an answer was wrong. A release on trial that gives rise to too many of these is taken back.
@@ -337,6 +358,7 @@ class Agent:
             self._poll()
         waits = [machine.advance() for machine in list(self._machines.values())]  # a poll between may bring one more
         self._watchdog.step("tidying up", _TIDYING_UP_S)
+        waits.append(self._site.look())
         self._upkeep.tidy(self._machines.values())
         self._drift.look()
         self._attributes.look()
@@ -413,6 +435,8 @@ class Agent:
         named = {wish.model for wish in agreed.desired} | {refused.assigned.model for refused in agreed.refused}
         for model in self._machines.keys() - named if not agreed.foreign else ():
             self._machines[model].let_go()
+        if not agreed.foreign:
+            self._site.take(agreed.plans)
         self._poller.settle(troubles[0] if troubles else None)
         return taken
 

@@ -49,7 +49,7 @@ def _gauges(gauges: Iterable[Gauge]) -> Iterator[str]:
     for gauge in gauges:
         by_name.setdefault(gauge[0], []).append(gauge)
     for name, found in by_name.items():
-        yield from _head(name, found[0][1], "gauge")
+        yield from _head(name, found[0][1], "counter" if name.endswith("_total") else "gauge")
         for _, _, labels, value in found:
             yield _line(name, labels, value)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sprat_client.agent.metrics import Gauge
 from sprat_client.agent.releases import Shelf
+from sprat_client.agent.site.plans import SitePlans
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import StoreCorrupted
 from sprat_client.runtime.memory import private_bytes, proportional_bytes, resident_bytes
@@ -22,7 +23,7 @@ class Wrong:
         code: public code.
         detail: the sentence for people.
         model: that it concerns; None: the agent.
-        failing: a model that should be served is not.
+        failing: a model or a task that should be served is not.
     """
 
     code: str
@@ -41,10 +42,11 @@ class Overview:
 
     Args:
         shop: what the agent works with.
+        site: the plans of its site.
     """
 
-    def __init__(self, shop: Workshop) -> None:
-        self._shop = shop
+    def __init__(self, shop: Workshop, site: SitePlans) -> None:
+        self._shop, self._site = shop, site
 
     def wrong(self) -> list[Wrong]:
         """Return everything that is wrong: nothing, where the agent serves what it should and believes its server."""
@@ -61,6 +63,9 @@ class Overview:
             yield Wrong(
                 "clock.suspect", f"the device's clock is {trust.clock_ahead_s:.0f} s off the time that is signed"
             )
+
+        for code, detail, failing in self._site.wrong():
+            yield Wrong(code, detail, failing=failing)
 
     def _wrong_of(self, model: str) -> Iterator[Wrong]:
         record, settings = self._shop.journal.record(model), self._shop.settings
@@ -97,6 +102,7 @@ class Overview:
             kept = shop.holdouts.of(model)
             yield "holdout_samples", "Labelled samples that applications added.", labels, len(kept)
             yield "holdout_bytes", "Bytes of their inputs.", labels, kept.nbytes
+        yield from self._site.gauges()
         for model in shop.servings.names():
             if (serving := shop.servings.get(model)) is None:
                 continue

@@ -123,6 +123,37 @@ class GuardSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SiteSettings:
+    """How this device works with the others of its site (docs/site.md).
+
+    Attributes:
+        listen: `host:port` on which the others reach it; port 0: any free one; None: they do not.
+        address: `host:port` that they are told; None: that of `listen`.
+        heartbeat_s: so often a device whose modules are needed is asked whether it is there, and
+        heartbeat_timeout_s: without an answer for so long it is away.
+        reach_s: for the others, before a plan is ready without some of those that hold the same.
+        most_body_bytes: of one request between devices.
+        most_connections: from other devices.
+        most_waiting: requests to one module.
+        most_rows: of a module's requests, along their first axis, that run in one go.
+        most_requests: of applications, under way at once.
+        hedge_share: of a task's steps that may be asked of a second device as well.
+    """
+
+    listen: str | None = None
+    address: str | None = None
+    heartbeat_s: float = 0.3
+    heartbeat_timeout_s: float = 0.6
+    reach_s: float = 30.0
+    most_body_bytes: int = 64 << 20
+    most_connections: int = 128
+    most_waiting: int = 64
+    most_rows: int = 32
+    most_requests: int = 64
+    hedge_share: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     """One agent.
 
@@ -166,6 +197,7 @@ class AgentSettings:
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     kept: HoldoutSettings = field(default_factory=HoldoutSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
+    site: SiteSettings = field(default_factory=SiteSettings)
 
     def under(self, policy: DevicePolicy) -> "AgentSettings":
         """Return these settings with what a signed policy says in place of them."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from sprat_client.agent.budget import ByteBudget
 from sprat_client.agent.desired import Desired
@@ -73,6 +74,7 @@ class Workshop:
         events: what happened.
         meanwhile: does what is due while a download goes on; returns whether the download must end for it.
         taken: bytes that loading a release took, by model and release id: of the two that were compared last.
+        hosts: what is loaded to answer, by release id, while anything holds it.
     """
 
     settings: AgentSettings
@@ -98,6 +100,7 @@ class Workshop:
     watchdog: Watchdog = field(default_factory=Watchdog)
     meanwhile: Callable[[], bool] = lambda: False
     taken: dict[str, dict[str, int]] = field(default_factory=dict)
+    hosts: WeakValueDictionary[str, ModelHost] = field(default_factory=WeakValueDictionary)
 
     @property
     def downloads(self) -> Path:
@@ -349,6 +352,20 @@ def load(shop: Workshop, shelf: Shelf, manifest: Manifest) -> ModelHost:
     """
     shelf.check(manifest)
     return shop.runtime.load(shelf.folder_of(manifest.release_id))
+
+
+def load_once(shop: Workshop, shelf: Shelf, manifest: Manifest) -> ModelHost:
+    """Check every file of a release, and load it where it is not in memory yet: a model and a plan may both need it.
+
+    Raises:
+        StoreCorrupted: a file does not have its bytes.
+        ModelNotLoadable: the runtime refuses it.
+    """
+    shelf.check(manifest)
+    host = shop.hosts.get(manifest.release_id)
+    if host is None:
+        host = shop.hosts[manifest.release_id] = shop.runtime.load(shelf.folder_of(manifest.release_id))
+    return host
 
 
 def anew(work: Work, code: str) -> Work | None:

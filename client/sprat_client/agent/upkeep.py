@@ -1,7 +1,7 @@
 """Removes what no slot needs: releases, tensors, downloads, what cuts left half written. Checks the other slot."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,19 +24,24 @@ class Upkeep:
 
     Args:
         shop: what the agent works with.
+        planned: returns the releases that plans of the site need, by model.
     """
 
-    def __init__(self, shop: Workshop) -> None:
-        self._shop = shop
+    def __init__(self, shop: Workshop, planned: Callable[[], Mapping[str, set[str]]]) -> None:
+        self._shop, self._planned = shop, planned
         self._tidied: Any = None  # how things stood when it was done last
         self._checked: set[str] = set()  # models whose other slot was looked at since the start
 
     def tidy(self, machines: Collection[ModelMachine]) -> None:
         """Tidy up, if anything changed and no model is at something that needs more than slots and a built release."""
-        stands = [
-            (m.model, m.record.state, m.record.work and m.record.work.release_id, m.shelf.slots_or_none())
-            for m in machines
-        ]
+        planned = self._planned()
+        stands: Any = (
+            planned,
+            [
+                (m.model, m.record.state, m.record.work and m.record.work.release_id, m.shelf.slots_or_none())
+                for m in machines
+            ],
+        )
         if stands == self._tidied or not all(machine.is_settled for machine in machines):
             return
         try:
@@ -44,17 +49,17 @@ class Upkeep:
                 if machine.model not in self._checked:
                     machine.active.check_previous()
                     self._checked.add(machine.model)
-            self._collect(machines)
+            self._collect(machines, planned)
         except (SpratError, OSError, MemoryError) as bad:
             _log.warning("not cleaned up", extra={"code": code_of(bad), "detail": str(bad)})
             return
         self._tidied = stands
 
-    def _collect(self, machines: Collection[ModelMachine]) -> None:
+    def _collect(self, machines: Collection[ModelMachine], planned: Mapping[str, set[str]]) -> None:
         shop = self._shop
         wanted: set[bytes] = set()
         for machine in machines:
-            for manifest in machine.shelf.collect(_kept(machine)):
+            for manifest in machine.shelf.collect(_kept(machine) | planned.get(machine.model, set())):
                 wanted.update(manifest.files)
         shop.store.collect(wanted)
         shop.blobs = {}
@@ -65,7 +70,13 @@ class Upkeep:
     def _left_by_cuts(self) -> Iterator[Path]:
         """Yield temporary files, which writes that were cut left; those in the store and of releases are gone."""
         folder = self._shop.settings.folder
-        places = [folder, folder / "outbox", *(folder / "trust").glob("**/"), *(folder / "models").glob("*/")]
+        places = [
+            folder,
+            folder / "outbox",
+            folder / "site",
+            *(folder / "trust").glob("**/"),
+            *(folder / "models").glob("*/"),
+        ]
         for place in places:
             yield from (file for file in _files(place) if is_temporary(file.name) and file.name not in _OF_OTHERS)
 

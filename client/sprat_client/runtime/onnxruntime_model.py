@@ -94,4 +94,5 @@ def _spec(port: Any, name: str) -> PortSpec:
     if dtype is None:
         raise ModelNotLoadable(f"{name}: {port.name!r} is a {port.type}, which this runtime does not take")
     shape = tuple(n if isinstance(n, int) else None for n in port.shape)
-    return PortSpec(port.name, np.dtype(dtype), shape)
+    lengths = tuple(n if isinstance(n, str) and n else None for n in port.shape)
+    return PortSpec(port.name, np.dtype(dtype), shape, lengths)

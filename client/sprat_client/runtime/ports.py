@@ -36,11 +36,13 @@ class PortSpec:
         name: as in the graph.
         dtype: numpy dtype of its values.
         shape: one entry per axis; None where the length is free (the batch axis).
+        lengths: one entry per axis; what the graph calls a length that is free; None where it has no name, or is given.
     """
 
     name: str
     dtype: "np.dtype[np.generic]"
     shape: tuple[int | None, ...]
+    lengths: tuple[str | None, ...] = ()
 
 
 class ModelHost(Protocol):

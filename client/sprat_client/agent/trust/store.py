@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from sprat_client.agent.desired import Desired
 from sprat_client.agent.durable import Disk
@@ -30,11 +30,13 @@ from sprat_shared.errors import (
 from sprat_shared.ids import parse_digest
 from sprat_shared.protocol.poll import HeldMetadata
 from sprat_shared.trust.assignments import DIRECTOR_REPOSITORY, Assigned
+from sprat_shared.trust.site_targets import SignedPlan, is_site_path
 from sprat_shared.trust.targets import IMAGE_REPOSITORY, WIRE_VERSION, UpdateTarget, graph_path, role_of_model
 
 _SEAL: Final = object()
 
 Signed = Mapping[str, TrustedTarget]
+_Directed = TypeVar("_Directed", Assigned, SignedPlan)
 
 
 class VerifiedUpdate:
@@ -60,18 +62,35 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class AgreedPlan:
+    """A plan of a site that the director signed for this device; the image repository has no say in it.
+
+    Attributes:
+        plan: which one, and what this device does by it.
+        length: of its file, bytes.
+        sha256: of its file.
+    """
+
+    plan: SignedPlan
+    length: int
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Agreed:
     """What became of the director's assignments.
 
     Attributes:
         desired: what both repositories vouch for.
         refused: the others, of this device.
-        foreign: what the director says and no assignment of this device is.
+        foreign: what the director says and no assignment, and no plan, of this device is.
+        plans: of the site that this device is of.
     """
 
     desired: tuple[Desired, ...] = ()
     refused: tuple[Refused, ...] = ()
     foreign: tuple[UpdateRejected, ...] = ()
+    plans: tuple[AgreedPlan, ...] = ()
 
 
 class TrustStore:
@@ -118,9 +137,14 @@ class TrustStore:
         directed = self.director.look_up(None, _offer(DIRECTOR_REPOSITORY, parts, source))
         assigned: list[Assigned] = []
         foreign: list[UpdateRejected] = []
+        plans: list[AgreedPlan] = []
         for path, target in sorted(directed.items()):
             try:
-                assigned.append(self._mine(Assigned.from_custom(path, target.custom)))
+                if is_site_path(path):
+                    plan = self._mine(SignedPlan.from_custom(path, target.custom))
+                    plans.append(AgreedPlan(plan, target.length, target.sha256))
+                else:
+                    assigned.append(self._mine(Assigned.from_custom(path, target.custom)))
             except UpdateRejected as bad:
                 foreign.append(bad)
         paths = [path for one in assigned for path in (one.full, *one.path)]
@@ -133,15 +157,16 @@ class TrustStore:
                 desired.append(self._agree(one, directed[one.full], signed))
             except UpdateRejected as bad:
                 refused.append(Refused(one, bad))
-        return Agreed(tuple(desired), tuple(refused), tuple(foreign))
+        return Agreed(tuple(desired), tuple(refused), tuple(foreign), tuple(plans))
 
-    def _mine(self, assigned: Assigned) -> Assigned:
-        if assigned.device != self._identity.device:
+    def _mine(self, signed: _Directed) -> _Directed:
+        if signed.device != self._identity.device:
+            what = f"assignment {signed.full}" if isinstance(signed, Assigned) else f"plan {signed.path}"
             raise UntrustedUpdate(
-                f"assignment {assigned.full} is signed for device {assigned.device}, this is {self._identity.device}",
+                f"{what} is signed for device {signed.device}, this is {self._identity.device}",
                 code="trust.other-device",
             )
-        return assigned
+        return signed
 
     def _agree(self, assigned: Assigned, directed: TrustedTarget, signed: Signed) -> Desired:
         """Return what to run, if the image repository signs the same file, and every step on the way to it."""

@@ -1,0 +1,69 @@
+"""Asks other members, several times a second, whether they are there: one that is dead or hangs costs one second."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from sprat_client.agent.settings import SiteSettings
+from sprat_client.agent.site.held_plan import HeldPlan
+from sprat_client.agent.site.peer import Peer
+from sprat_shared.errors import SpratError
+
+_log = logging.getLogger(__name__)
+
+
+class Heartbeats:
+    """A thread for each member that this device needs, under one plan, until it is closed.
+
+    Args:
+        held: the plan.
+        settings: how often, and how long.
+        changed: called where a member is found to be there, or away.
+    """
+
+    def __init__(self, held: HeldPlan, settings: SiteSettings, changed: Callable[[], object]) -> None:
+        self._held, self._settings, self._changed = held, settings, changed
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._watch, args=(peer,), name=f"site-{peer.member.name}", daemon=True)
+            for peer in held.peers.values()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._stopping.set()
+
+    def join(self) -> None:
+        """Wait until the threads have ended."""
+        for thread in self._threads:
+            thread.join(2 * self._settings.heartbeat_timeout_s)
+
+    def _watch(self, peer: Peer) -> None:
+        every_s = self._settings.heartbeat_s
+        while not self._stopping.is_set():
+            begun = time.monotonic()
+            self._look_at(peer)
+            self._stopping.wait(max(0.0, every_s - (time.monotonic() - begun)))
+
+    def _look_at(self, peer: Peer) -> None:
+        before, known = peer.breaker.away, len(peer.signatures)
+        try:
+            peer.beat_s = peer.is_there(self._settings.heartbeat_timeout_s)
+            for module in self._held.plan.modules_of(peer.member.device):
+                if module.model in self._held.needed() and module.model not in peer.signatures:
+                    peer.signatures[module.model] = peer.describe(module, self._settings.heartbeat_timeout_s)
+        except SpratError as bad:
+            peer.breaker.beat(f"does not answer: {bad}")
+            if not before:
+                _log.warning("a device of the site is away", extra={"device": peer.said, "detail": str(bad)})
+                peer.drop(f"it is away: {bad}")
+        except Exception:  # noqa: BLE001  # a bug here must not end the thread
+            peer.breaker.beat("cannot be asked")
+            _log.exception("a device of the site cannot be asked", extra={"device": peer.said})
+        else:
+            peer.breaker.beat()
+        if bool(before) != bool(peer.breaker.away) or known != len(peer.signatures):
+            self._changed()

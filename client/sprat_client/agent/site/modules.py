@@ -1,0 +1,160 @@
+"""The modules that plans need of this device, each loaded once, however many plans name its release."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from sprat_client.agent import steps
+from sprat_client.agent.kserve import type_of
+from sprat_client.agent.releases import Shelf
+from sprat_client.agent.room import require_memory
+from sprat_client.agent.site.module_queue import ModuleQueue
+from sprat_client.agent.steps import Workshop
+from sprat_client.runtime.memory import return_memory
+from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, PortSpec
+from sprat_shared.protocol.site_plan import PlannedModule
+from sprat_shared.tasks.types import Signature
+
+_RTOL: Final = 1e-3  # answers of a row alone and among others: last bits differ, and what mixes rows differs far more
+_ATOL: Final = 1e-4
+
+
+@dataclass(slots=True)
+class LoadedModule:
+    """One release that is loaded for plans.
+
+    Attributes:
+        model: its name.
+        release: its number.
+        host: the loaded model.
+        queue: of requests to it.
+        signature: what it takes and gives.
+        alone_s: of one request with one row, as it was tried.
+        holders: how many plans hold it.
+    """
+
+    model: str
+    release: int
+    host: ModelHost
+    queue: ModuleQueue
+    signature: Signature
+    alone_s: float
+    holders: int = 0
+
+
+class Modules:
+    """Loads modules and lets them go. Used by the agent's own thread alone.
+
+    Args:
+        shop: what the agent works with.
+    """
+
+    def __init__(self, shop: Workshop) -> None:
+        self._shop = shop
+        self._loaded: dict[str, LoadedModule] = {}  # by release id
+
+    def take(self, planned: PlannedModule, shelf: Shelf) -> LoadedModule:
+        """Return a module that is loaded, tried, and held until `let_go`.
+
+        Raises:
+            StoreCorrupted: a file of it does not have its bytes.
+            ModelNotLoadable: the runtime refuses it.
+            MemoryShort: there is no room for it; nothing was loaded.
+        """
+        if (module := self._loaded.get(planned.release_id)) is None:
+            module = self._loaded[planned.release_id] = self._load(planned, shelf)
+        module.holders += 1
+        return module
+
+    def let_go(self, module: LoadedModule) -> None:
+        """Give one hold up; with the last one the module goes, once what waits for it is answered."""
+        module.holders -= 1
+        if module.holders:
+            return
+        module.queue.close()
+        self._loaded = {name: one for name, one in self._loaded.items() if one is not module}
+        return_memory()
+
+    def close(self, timeout_s: float) -> None:
+        """Let all go, and wait for what is under way."""
+        for module in self._loaded.values():
+            module.queue.close()
+        for module in self._loaded.values():
+            module.queue.join(timeout_s)
+        self._loaded = {}
+
+    def _load(self, planned: PlannedModule, shelf: Shelf) -> LoadedModule:
+        name = f"{planned.model}@{planned.release}"
+        manifest = shelf.manifest(planned.release_id)
+        if planned.release_id not in self._shop.hosts:
+            require_memory(manifest.mapped_bytes, f"loading {name} for a plan of the site")
+        host = steps.load_once(self._shop, shelf, manifest)
+        settings, meter = self._shop.settings.site, self._shop.servings.meter
+        together, alone_s = tried(host)
+
+        def ran(requests: int, seconds: float) -> None:
+            for _ in range(requests):
+                meter.answered(planned.model, planned.release, seconds)
+
+        queue = ModuleQueue(
+            host,
+            name,
+            together=together,
+            most_waiting=settings.most_waiting,
+            most_rows=settings.most_rows,
+            ran=ran,
+        )
+        return LoadedModule(planned.model, planned.release, host, queue, signature_of(host), alone_s)
+
+
+def signature_of(host: ModelHost) -> Signature:
+    """Return what a loaded model takes and gives, as tasks are typed."""
+    inputs, outputs = ({port.name: type_of(port) for port in ports} for ports in (host.inputs, host.outputs))
+    return Signature(inputs, outputs)
+
+
+def tried(host: ModelHost) -> tuple[bool, float]:
+    """Let a model answer made-up rows, one by one and together, so that the runtime takes its memory.
+
+    Returns:
+        Whether its answer for rows in one array is that for each, so that requests may run together; and the seconds of
+        one row, 0 where it cannot answer such a row.
+    """
+    draw = np.random.default_rng(0)
+    rows = [{port.name: _made_up(port, draw) for port in host.inputs} for _ in range(2)]
+    try:
+        host.run(rows[0])
+        begun = time.monotonic()
+        alone = [host.run(row) for row in rows]
+        alone_s = (time.monotonic() - begun) / len(rows)
+    except InferenceFailed:
+        return False, 0.0  # lengths of 1 do not suit it; requests will show
+    return _has_free_rows(host) and _same_together(host, rows, alone), alone_s
+
+
+def _has_free_rows(host: ModelHost) -> bool:
+    ports = [*host.inputs, *host.outputs]
+    names = {port.lengths[:1] for port in ports}
+    return bool(host.inputs) and all(port.shape[:1] == (None,) for port in ports) and len(names) == 1
+
+
+def _same_together(host: ModelHost, rows: Sequence[dict[str, Array]], alone: Sequence[Sequence[Array]]) -> bool:
+    try:
+        together = host.run({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+    except InferenceFailed:
+        return False
+    return all(
+        output.shape[:1] == (len(rows),)
+        and np.allclose(output, np.concatenate(answers), rtol=_RTOL, atol=_ATOL, equal_nan=True)
+        for output, *answers in zip(together, *alone, strict=True)
+    )
+
+
+def _made_up(port: PortSpec, draw: np.random.Generator) -> Array:
+    shape = tuple(1 if length is None else length for length in port.shape)
+    if port.dtype.kind == "f":
+        return draw.standard_normal(shape).astype(port.dtype)
+    return draw.integers(0, 2, shape).astype(port.dtype)
