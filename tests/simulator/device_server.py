@@ -44,9 +44,12 @@ from sprat_shared.protocol.poll import (
     parse_tag,
 )
 from sprat_shared.protocol.report import SIGNATURE_HEADER, Report, TrustReport, parse_signature, read_report
+from sprat_shared.protocol.site_plan import SitePlan
+from sprat_shared.protocol.site_report import PlanState, SiteReport
 from sprat_shared.protocol.token import AUDIENCE, SERVER_TIME, TOKEN_PATH, TokenAnswer
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.signed_time import NONCE_HEADER
+from sprat_shared.trust.site_targets import Phase, SignedPlan
 from sprat_shared.trust.targets import Shares, UpdateTarget, graph_path, role_of_model, update_path
 from sprat_shared.wire.records import Held
 from sprat_shared.wire.records.held import PREFIX_BYTES
@@ -73,6 +76,8 @@ class Device:
     refusals: list[TrustReport] = field(default_factory=list)
     drifts: list[HoldoutReport] = field(default_factory=list)
     facts: list[FactsReport] = field(default_factory=list)
+    plans: list[tuple[SignedPlan, bytes]] = field(default_factory=list)  # signed for it, with their files
+    told: list[SiteReport] = field(default_factory=list)
 
     def running(self, model: str) -> int | None:
         """Return the release that the device last said it serves."""
@@ -232,11 +237,15 @@ class DeviceServer:
             ]
             room = int(headers.get(INLINE_HEADER, DEFAULT_INLINE_BYTES))
             for assigned, _ in (self.director.devices[device.id].said or []) if self.inline else ():
+                if isinstance(assigned, SignedPlan):
+                    continue
                 for path in filter(self.repository.models[assigned.model].targets.get, assigned.path):
                     data = self._target(assigned.model, path)
                     if len(data) <= room:
                         parts.append(Part(kind="blob", name=digest_text(sha256(data).digest()), data=data))
                         room -= len(data)
+            for _, data in device.plans if self.inline else ():
+                parts.append(Part(kind="blob", name=digest_text(sha256(data).digest()), data=data))
             answer = PollAnswer(poll_interval_s=self.poll_interval_s, parts=tuple(self.tamper(parts)))
             return answer.to_bytes(dictionary)
 
@@ -274,8 +283,35 @@ class DeviceServer:
         own = self.director.signed if item.role == "root" else self.director.devices[device.id].signed
         return own.get((item.role, item.version))
 
-    def _assignments(self, device: Device) -> list[tuple[Assigned, TargetFile]]:
-        said = []
+    def sign_plans(self, *plans: tuple[SitePlan, Phase], device: Device | None = None) -> None:
+        """Sign plans of a site for a device, or the only one, in the place of those before."""
+        with self.lock:
+            device = device or next(iter(self.devices.values()))
+            device.plans = []
+            for plan, phase in plans:
+                signed = SignedPlan(device=device.id, site=plan.site, number=plan.number, phase=phase)
+                data = plan.to_bytes()
+                device.plans.append((signed, data))
+                self.blobs[sha256(data).hexdigest()] = data
+
+    def wait_until_told(self, plan: int, state: PlanState, timeout_s: float = 20.0) -> SiteReport:
+        """Return the report of a device that it is so far with a plan, once it is there."""
+        with self.reported:
+
+            def found() -> SiteReport | None:
+                told = [report for device in self.devices.values() for report in device.told]
+                return next((one for one in told if (one.plan, one.state) == (plan, state)), None)
+
+            self.reported.wait_for(lambda: found() is not None, timeout_s)
+            report = found()
+            assert report is not None, f"plan {plan} is not {state} in {timeout_s} s"
+            return report
+
+    def _assignments(self, device: Device) -> list[tuple[Assigned | SignedPlan, TargetFile]]:
+        said: list[tuple[Assigned | SignedPlan, TargetFile]] = [
+            (signed, TargetFile(len(data), {"sha256": sha256(data).hexdigest()}, signed.path))
+            for signed, data in device.plans
+        ]
         for model, (number, counter) in sorted(device.wishes.items()):
             key = (model, number, counter)
             if key not in device.assigned:
@@ -366,6 +402,8 @@ class DeviceServer:
                     device.drifts.append(report)
                 case FactsReport():
                     device.facts.append(report)
+                case SiteReport():
+                    device.told.append(report)
             self.reported.notify_all()
         return 204
 

@@ -23,6 +23,7 @@ from tuf.api.serialization.json import JSONSerializer
 
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.signed_time import SignedTime
+from sprat_shared.trust.site_targets import SignedPlan
 from sprat_shared.trust.targets import paths_of_model, role_of_model
 
 _COMPACT = JSONSerializer(compact=True)
@@ -157,7 +158,7 @@ class Directed:
     versions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("timestamp", "snapshot", "targets"), 0))
     files: dict[str, bytes] = field(default_factory=dict)
     signed: dict[tuple[str, int], bytes] = field(default_factory=dict)
-    said: list[tuple[Assigned, TargetFile]] | None = None
+    said: list[tuple[Assigned | SignedPlan, TargetFile]] | None = None
 
 
 class SignedDirector(_Keys):
@@ -167,16 +168,17 @@ class SignedDirector(_Keys):
         super().__post_init__()
         self.devices: dict[UUID, Directed] = {}
 
-    def direct(self, device: UUID, said: list[tuple[Assigned, TargetFile]]) -> Directed:
+    def direct(self, device: UUID, said: list[tuple[Assigned | SignedPlan, TargetFile]]) -> Directed:
         """Sign what a device should run, if it changed; return what is signed for it."""
         directed = self.devices.setdefault(device, Directed())
         if directed.said != said:
             directed.said = said
             targets = Targets(expires=self.expires)
-            for assigned, file in said:
-                target = TargetFile(file.length, dict(file.hashes), assigned.full)
-                target.unrecognized_fields["custom"] = assigned.to_custom()
-                targets.targets[assigned.full] = target
+            for signed, file in said:
+                path = signed.path if isinstance(signed, SignedPlan) else signed.full
+                target = TargetFile(file.length, dict(file.hashes), path)
+                target.unrecognized_fields["custom"] = signed.to_custom()
+                targets.targets[path] = target
             self._sign(directed, "targets", targets)
             self._sign(directed, "snapshot", Snapshot(expires=self.expires))
             self.stamp(device)
