@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     infer = command(
         "infer",
         "Ask a task of the site, or a model, of the running agent; print the outputs and who answered.",
-        "sprat-agent infer find --dir /var/lib/sprat --input image=image.npy --input words=words.npy",
+        "sprat-agent infer --dir /var/lib/sprat find --input image=image.npy --input words=words.npy",
     )
     infer.add_argument("task", nargs="?", metavar="TASK", help="name of the task")
     infer.add_argument(
