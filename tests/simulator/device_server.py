@@ -44,12 +44,11 @@ from sprat_shared.protocol.poll import (
     parse_tag,
 )
 from sprat_shared.protocol.report import SIGNATURE_HEADER, Report, TrustReport, parse_signature, read_report
-from sprat_shared.protocol.site_plan import SitePlan
-from sprat_shared.protocol.site_report import PlanState, SiteReport
+from sprat_shared.protocol.site_report import SiteReport
 from sprat_shared.protocol.token import AUDIENCE, SERVER_TIME, TOKEN_PATH, TokenAnswer
 from sprat_shared.trust.assignments import Assigned
 from sprat_shared.trust.signed_time import NONCE_HEADER
-from sprat_shared.trust.site_targets import Phase, SignedPlan
+from sprat_shared.trust.site_targets import SignedPlan
 from sprat_shared.trust.targets import Shares, UpdateTarget, graph_path, role_of_model, update_path
 from sprat_shared.wire.records import Held
 from sprat_shared.wire.records.held import PREFIX_BYTES
@@ -80,7 +79,7 @@ class Device:
     told: list[SiteReport] = field(default_factory=list)
 
     def running(self, model: str) -> int | None:
-        """Return the release that the device last said it serves."""
+        """The release that the device last said it serves."""
         said = [report.serving_release for report in self.reports if report.model == model]
         return said[-1] if said else None
 
@@ -237,15 +236,13 @@ class DeviceServer:
             ]
             room = int(headers.get(INLINE_HEADER, DEFAULT_INLINE_BYTES))
             for assigned, _ in (self.director.devices[device.id].said or []) if self.inline else ():
-                if isinstance(assigned, SignedPlan):
-                    continue
-                for path in filter(self.repository.models[assigned.model].targets.get, assigned.path):
+                for path in () if isinstance(assigned, SignedPlan) else assigned.path:
                     data = self._target(assigned.model, path)
                     if len(data) <= room:
                         parts.append(Part(kind="blob", name=digest_text(sha256(data).digest()), data=data))
                         room -= len(data)
-            for _, data in device.plans if self.inline else ():
-                parts.append(Part(kind="blob", name=digest_text(sha256(data).digest()), data=data))
+            plans = [data for _, data in device.plans] if self.inline else []
+            parts += [Part(kind="blob", name=digest_text(sha256(data).digest()), data=data) for data in plans]
             answer = PollAnswer(poll_interval_s=self.poll_interval_s, parts=tuple(self.tamper(parts)))
             return answer.to_bytes(dictionary)
 
@@ -282,30 +279,6 @@ class DeviceServer:
             return self.repository.signed.get((item.role, item.version))
         own = self.director.signed if item.role == "root" else self.director.devices[device.id].signed
         return own.get((item.role, item.version))
-
-    def sign_plans(self, *plans: tuple[SitePlan, Phase], device: Device | None = None) -> None:
-        """Sign plans of a site for a device, or the only one, in the place of those before."""
-        with self.lock:
-            device = device or next(iter(self.devices.values()))
-            device.plans = []
-            for plan, phase in plans:
-                signed = SignedPlan(device=device.id, site=plan.site, number=plan.number, phase=phase)
-                data = plan.to_bytes()
-                device.plans.append((signed, data))
-                self.blobs[sha256(data).hexdigest()] = data
-
-    def wait_until_told(self, plan: int, state: PlanState, timeout_s: float = 20.0) -> SiteReport:
-        """Return the report of a device that it is so far with a plan, once it is there."""
-        with self.reported:
-
-            def found() -> SiteReport | None:
-                told = [report for device in self.devices.values() for report in device.told]
-                return next((one for one in told if (one.plan, one.state) == (plan, state)), None)
-
-            self.reported.wait_for(lambda: found() is not None, timeout_s)
-            report = found()
-            assert report is not None, f"plan {plan} is not {state} in {timeout_s} s"
-            return report
 
     def _assignments(self, device: Device) -> list[tuple[Assigned | SignedPlan, TargetFile]]:
         said: list[tuple[Assigned | SignedPlan, TargetFile]] = [

@@ -1,4 +1,4 @@
-"""Sites made in a test: an authority, certificates over devices' keys, a plan, tiny modules that say their release."""
+"""Sites made in a test: certificates over devices' keys, a plan, tiny modules that say their release."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,12 +9,11 @@ from uuid import UUID, uuid4
 
 import numpy as np
 import onnx
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from onnx import TensorProto, helper, numpy_helper
 
+from sprat_server.publish.plan_authority import certify
 from sprat_shared.ids import digest_text
 from sprat_shared.protocol.site_plan import Member, PlannedModule, PlannedTask, SitePlan
 from sprat_shared.tasks.graph import TaskGraph
@@ -116,38 +115,6 @@ def graph(model: str, release: int, *, slow: int = 0) -> bytes:
 
 
 @dataclass
-class Authority:
-    """Signs members' certificates."""
-
-    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
-    name: x509.Name = field(default_factory=lambda: _named("authority"))
-
-    @property
-    def certificate(self) -> bytes:
-        return self._sign(self.name, self.key.public_key(), authority=True)
-
-    def certify(self, name: str, key: Ed25519PublicKey) -> bytes:
-        return self._sign(_named(name), key, authority=False)
-
-    def _sign(self, subject: x509.Name, key: Ed25519PublicKey, *, authority: bool) -> bytes:
-        built = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self.name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(datetime(1970, 1, 1, tzinfo=UTC))
-            .not_valid_after(datetime.now(UTC) + timedelta(days=30))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
-        )
-        return built.sign(self.key, None).public_bytes(Encoding.DER)
-
-
-def _named(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-
-
-@dataclass
 class MadeMember:
     """A device that is made in a test: its key in a folder, and where it is reached."""
 
@@ -173,7 +140,6 @@ def made_plan(
     modules: Mapping[str, tuple[int, Sequence[MadeMember]]],
     *,
     number: int = 1,
-    authority: Authority | None = None,
     deadline_s: float = 5.0,
     fallback: bool = False,
     release_ids: Mapping[str, str] | None = None,
@@ -186,26 +152,27 @@ def made_plan(
         members: of the site.
         modules: model -> its release and its hosts.
         number: of the plan.
-        authority: that signs; a new one when left out.
         deadline_s: of the task.
         fallback: the task has one, GUESS.
         release_ids: by model; made up where they are left out.
         expires_in_s: from now.
         graph: of the task.
     """
-    authority = authority or Authority()
+    until, title = in_seconds(expires_in_s), f"line-3/{number}"
+    keys = [(one.device, one.key.public_key().public_bytes_raw()) for one in members]
+    certified = certify(title, f"{number}.line-3.plan.sprat", keys, until=until)
     made_up = {model: digest_text(bytes([len(model), release]) * 16) for model, (release, _) in modules.items()}
     return SitePlan(
         site="line-3",
         number=number,
-        expires_at=in_seconds(expires_in_s),
-        authority=authority.certificate,
+        expires_at=until,
+        authority=certified.authority,
         members=tuple(
             Member(
                 device=one.device,
                 name=one.name,
                 address=one.address,
-                certificate=authority.certify(one.name, one.key.public_key()),
+                certificate=certified.members[one.device],
             )
             for one in members
         ),

@@ -99,6 +99,8 @@ class SiteMember:
         held.over = True
         if self.listener is not None:
             self.listener.let_go(held)
+        for peer in held.peers.values():
+            peer.close("the plan is held no more")
 
     def close(self) -> None:
         self.router.close()
@@ -113,7 +115,7 @@ class SiteMember:
             module.queue.join(5.0)
         for held in self.held.values():
             for peer in held.peers.values():
-                peer.drop("the test is over")
+                peer.close("the test is over")
 
 
 @contextmanager

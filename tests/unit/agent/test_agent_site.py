@@ -15,7 +15,7 @@ import made_sites
 import numpy as np
 import pytest
 import tiny_onnx
-from made_sites import WIDTH, Authority, MadeMember, made_plan
+from made_sites import WIDTH, MadeMember, made_plan
 from one_device import INPUTS, MODEL, OneDevice, in_a_thread, one_device
 from site_member import SiteMember, member_in_this_process
 
@@ -29,8 +29,8 @@ from sprat_client.agent.site.task_answer import TaskAnswer
 from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.site_plan import SitePlan
-from sprat_shared.protocol.site_report import PlanState
-from sprat_shared.trust.site_targets import Phase
+from sprat_shared.protocol.site_report import PlanState, SiteReport
+from sprat_shared.trust.site_targets import Phase, SignedPlan
 from sprat_shared.wire.tensors import release_id
 
 BOTH = {  # the device's own model, and one that another device holds
@@ -49,7 +49,7 @@ class SiteOfTwo:
     """The device of `one_device`, and a box that holds `vision`."""
 
     def __init__(self, device: OneDevice, folder: Path) -> None:
-        self.device, self.authority = device, Authority()
+        self.device = device
         (signed,) = device.server.devices.values()
         self.own = MadeMember("gate-7", folder / "unused", "127.0.0.1:1", device=signed.id, key=load_key(device.folder))
         self.box = MadeMember("box", folder / "box", "127.0.0.1:1")
@@ -80,7 +80,30 @@ class SiteOfTwo:
             yield agent
 
     def sign(self, *plans: tuple[SitePlan, Phase]) -> None:
-        self.server.sign_plans(*plans)
+        """Sign plans in the place of those before."""
+        server = self.device.server
+        with server.lock:
+            (device,) = server.devices.values()
+            device.plans = []
+            for plan, phase in plans:
+                signed = SignedPlan(device=device.id, site=plan.site, number=plan.number, phase=phase)
+                data = plan.to_bytes()
+                device.plans.append((signed, data))
+                server.blobs[sha256(data).hexdigest()] = data
+
+    def wait_until_told(self, plan: int, state: PlanState, timeout_s: float = 20.0) -> SiteReport:
+        """Return the device's report that it is so far with a plan, once it is there."""
+        server = self.device.server
+        (device,) = server.devices.values()
+
+        def found() -> SiteReport | None:
+            return next((one for one in device.told if (one.plan, one.state) == (plan, state)), None)
+
+        with server.reported:
+            server.reported.wait_for(lambda: found() is not None, timeout_s)
+            report = found()
+        assert report is not None, f"plan {plan} is not {state} in {timeout_s} s"
+        return report
 
     def told(self) -> list[tuple[int, PlanState]]:
         (one,) = self.server.devices.values()
@@ -125,11 +148,11 @@ def test_a_plan_is_held_reported_served_by_and_let_go_as_it_is_signed(site: Site
         assert "box" in agent._site.status()[0].waiting, "it waits for who holds vision"
         assert site.told() == []
         box.hold(plan)
-        site.server.wait_until_told(1, PlanState.READY)
+        site.wait_until_told(1, PlanState.READY)
         with pytest.raises(NoSuchTask):
             ask(agent)
         site.sign((plan, Phase.SERVE))
-        site.server.wait_until_told(1, PlanState.SERVING)
+        site.wait_until_told(1, PlanState.SERVING)
         check(site, ask(agent))
         (held,) = agent._site._running.router.serving
         assert held.modules[MODEL].host is agent._shop.servings.of(MODEL).host, "it is loaded once"
@@ -145,9 +168,9 @@ def test_a_plan_is_held_reported_served_by_and_let_go_as_it_is_signed(site: Site
 
 def serving(site: SiteOfTwo, plan: SitePlan) -> None:
     site.sign((plan, Phase.HOLD))
-    site.server.wait_until_told(plan.number, PlanState.READY)
+    site.wait_until_told(plan.number, PlanState.READY)
     site.sign((plan, Phase.SERVE))
-    site.server.wait_until_told(plan.number, PlanState.SERVING)
+    site.wait_until_told(plan.number, PlanState.SERVING)
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -188,10 +211,10 @@ def test_a_plan_waits_for_a_release_that_is_fetched_ahead_and_keeps_it_while_it_
         until(lambda: any(f"{MODEL}@2 is not on this device" in one.waiting for one in agent._site.status()))
         counter = site.server.assign(MODEL, 2)
         site.server.says = lambda assigned: replace(assigned, prefetch=assigned.assignment == counter)
-        site.server.wait_until_told(2, PlanState.READY)
+        site.wait_until_told(2, PlanState.READY)
         check(site, ask(agent), 1)
         site.sign((old, Phase.DRAIN), (new, Phase.SERVE))
-        site.server.wait_until_told(2, PlanState.SERVING)
+        site.wait_until_told(2, PlanState.SERVING)
         answer = ask(agent)
         check(site, answer, 2)
         assert answer.plan == "line-3/2"
@@ -225,7 +248,7 @@ def test_a_plan_that_this_device_cannot_serve_by_is_refused_once_and_the_old_one
         box.hold(bad)
         serving(site, good)
         site.sign((good, Phase.SERVE), (bad, Phase.HOLD))
-        report = site.server.wait_until_told(2, PlanState.REFUSED)
+        report = site.wait_until_told(2, PlanState.REFUSED)
         assert report.error_code == code
         assert re.search(said, report.error_detail or "")
         time.sleep(0.2)
@@ -243,13 +266,13 @@ def test_a_plan_over_another_key_or_of_another_name_is_refused(site: SiteOfTwo) 
     site.own = own
     site.sign((wrong_key, Phase.HOLD))
     with site.running():
-        assert site.server.wait_until_told(1, PlanState.REFUSED).error_code == "site.plan-refused"
+        assert site.wait_until_told(1, PlanState.REFUSED).error_code == "site.plan-refused"
 
 
 def test_a_device_that_others_cannot_reach_refuses_a_plan_by_which_they_should(site: SiteOfTwo) -> None:
     site.sign((site.plan(), Phase.HOLD))
     with in_a_thread(site.device.agent()) as agent:
-        report = site.server.wait_until_told(1, PlanState.REFUSED)
+        report = site.wait_until_told(1, PlanState.REFUSED)
         assert report.error_code == "site.no-listener"
         assert agent._site._running is None, "nothing is loaded for it"
 

@@ -39,6 +39,7 @@ class HeldPlan:
     now: Callable[[], datetime]
     over: bool = False
     _under_way: int = 0
+    _begun: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -57,20 +58,27 @@ class HeldPlan:
             )
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Hold it while a request is under way."""
+    def in_use(self, *, begun_here: bool = False) -> Iterator[None]:
+        """Hold it while a request is under way, another member's or one that this device began."""
         with self._lock:
             self._under_way += 1
+            self._begun += begun_here
         try:
             yield
         finally:
             with self._lock:
                 self._under_way -= 1
+                self._begun -= begun_here
 
     @property
     def idle(self) -> bool:
         """Whether no request is under way under it."""
         return self._under_way == 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing that this device began is under way: others may let go of it."""
+        return self._begun == 0
 
     def runs_here(self, graph: TaskGraph) -> bool:
         """Return whether this device holds all modules of a graph."""

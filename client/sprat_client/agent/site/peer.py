@@ -122,7 +122,7 @@ class Peer:
         self.beat_s: float | None = None
         self._idle: deque[_Pooled] = deque()
         self._under_way: set[Ask] = set()
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
 
     @property
     def said(self) -> str:
@@ -199,6 +199,11 @@ class Peer:
             raise Unreachable(f"what it says of {module.model} cannot be read ({bad!r:.100})") from None
         return Signature(*ports)
 
+    def close(self, why: str) -> None:
+        """End all that is under way with it, for good."""
+        self._closed = True
+        self.drop(why)
+
     def drop(self, why: str) -> None:
         """End all that is under way with it: it is known to be away."""
         with self._lock:
@@ -271,17 +276,18 @@ class Peer:
 
     def _connect(self, until: float, ask: Ask) -> http.client.HTTPConnection:
         host, port = self.member.host
-        sock: socket.socket | None = None
+        secure: ssl.SSLSocket | None = None
         try:
-            sock = socket.create_connection((host, port), timeout=_left(until))
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            ask.on(sock)
-            sock.settimeout(_left(until))
-            secure = self._context.wrap_socket(sock, server_hostname=self._server_name)
+            plain = socket.create_connection((host, port), timeout=_left(until))
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            secure = self._context.wrap_socket(plain, server_hostname=self._server_name, do_handshake_on_connect=False)
+            ask.on(secure)
+            secure.settimeout(_left(until))
+            secure.do_handshake()
         except OSError as bad:
             ask.done()
-            if sock is not None:
-                sock.close()
+            if secure is not None:
+                secure.close()
             raise self._named(bad, ask, until) from bad
         if secure.getpeercert(binary_form=True) != self.member.certificate:
             ask.done()
@@ -309,7 +315,7 @@ class Peer:
 
     def _give_back(self, connection: http.client.HTTPConnection) -> None:
         with self._lock:
-            if len(self._idle) < _MOST_IDLE:
+            if len(self._idle) < _MOST_IDLE and not self._closed:
                 self._idle.append(_Pooled(connection))
                 return
         connection.close()

@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.x509 import load_der_x509_certificate
-
 from sprat_client.agent.identity import load_key
 from sprat_client.agent.machine import ModelMachine
 from sprat_client.agent.metrics import Gauge
@@ -264,13 +261,15 @@ class SitePlans:
         held = {record: one for record in self._kept_records if (one := running.of(record.sha256)) is not None}
         serving = {record.site: record for record in held if record.phase is Phase.SERVE}  # the newest is the last
         running.router.serve(tuple(held[record] for record in serving.values()))
+        unfinished = {one.plan.site for one in held.values() if one not in running.router.serving and not one.finished}
         for record in serving.values():
-            if record.told is not PlanState.SERVING and not held[record].expired:
+            # The server has others let go of the plan before once all say this, and requests under it must be over.
+            if record.told is not PlanState.SERVING and not held[record].expired and record.site not in unfinished:
                 self._report(record, PlanState.SERVING)
         trying = [one for record, one in held.items() if record.phase is Phase.HOLD and record.told is None]
         running.listen_to([*running.router.serving, *trying])
         running.keep_only([record.sha256 for record in held])
-        return _RETIRING_S if running.retiring else None
+        return _RETIRING_S if running.retiring or unfinished else None
 
     def _running_now(self) -> "Running":
         if self._running is None:
@@ -325,6 +324,9 @@ class SitePlans:
         own = plan.member.get(self._shop.device)
         if (plan.site, plan.number) != (record.site, record.number) or own is None:
             raise PlanRefused(f"plan {record.title}: the file is of plan {plan.title}, or this device is no member")
+        from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415  # what a device without a plan spares
+        from cryptography.x509 import load_der_x509_certificate  # noqa: PLC0415  # likewise
+
         try:
             key = load_der_x509_certificate(own.certificate).public_key()
         except (ValueError, UnsupportedAlgorithm) as bad:

@@ -75,7 +75,7 @@ class Router:
         begun = time.monotonic()
         held = self._holder(task)
         try:
-            with held.in_use():
+            with held.in_use(begun_here=True):
                 held.require_fresh()
                 planned = held.plan.tasks[task]
                 fitted = fit_task_inputs(planned.graph.inputs, inputs)

@@ -122,7 +122,7 @@ class Running:
         for held in [one for one in self._retiring if one.idle]:
             self._retiring.remove(held)
             for peer in held.peers.values():
-                peer.drop("the plan is held no more")
+                peer.close("the plan is held no more")
             for module in held.modules.values():
                 self._modules.let_go(module)
 
@@ -139,4 +139,4 @@ class Running:
         for held in [*self._held.values(), *self._retiring]:
             held.over = True
             for peer in held.peers.values():
-                peer.drop("this device ends")
+                peer.close("this device ends")
