@@ -18,6 +18,7 @@ from sprat_client.api.registry import Datasets, Models
 from sprat_client.api.reports import Reports
 from sprat_client.api.rollouts import Rollouts
 from sprat_client.api.sharing import Sharing
+from sprat_client.api.sites import Sites, Tasks
 from sprat_client.api.targeting import Groups
 from sprat_client.api.transport import Transport
 from sprat_client.api.views import BlobRef
@@ -53,6 +54,8 @@ class SpratClient:
         self.drift = Drift(self._transport)
         self.sharing = Sharing(self._transport)
         self.placements = Placements(self._transport)
+        self.tasks = Tasks(self._transport)
+        self.sites = Sites(self._transport)
         self.reports = Reports(self._transport)
         self.enrolment_tokens = EnrolmentTokens(self._transport)
         self.tokens = Tokens(self._transport)

@@ -32,6 +32,8 @@ from sprat_client.cli import (
     rollouts,
     sharing,
     simulate,
+    sites,
+    tasks,
     webhooks,
 )
 from sprat_client.cli.invocation import Invocation
@@ -64,6 +66,8 @@ app.add_typer(policies.app, name="policy")
 app.add_typer(drift.app, name="drift")
 app.add_typer(sharing.app, name="sharing")
 app.add_typer(placements.app, name="placement")
+app.add_typer(tasks.app, name="task")
+app.add_typer(sites.app, name="site")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(releases.app, name="release")
 app.command("retrain")(releases.retrain)

@@ -79,6 +79,22 @@ def read_site(file: Path) -> SiteFile:
     return SiteFile(wanted, reading)
 
 
+def read_modules(file: Path) -> dict[str, dict[str, Any]]:
+    """Read what a site's file says of modules, as plans of sites take it: their memory, seconds and joules.
+
+    Raises:
+        InvalidInput: it cannot be read, or says nothing of modules; all problems are named, each with its line.
+    """
+    reading = read_documents(file, code=CODE, what="site")[0]
+    if not isinstance(reading.said, dict):
+        reading.bad("", "a site is a mapping of devices, modules and tasks")
+        reading.require_good()
+    modules = {one["name"]: one for one in _named(reading, "modules", reading.said.get("modules"))}
+    reading.require_good()
+    known = ("memory_bytes", "seconds", "joules")
+    return {name: {key: said[key] for key in known if key in said} for name, said in modules.items()}
+
+
 def _named(reading: Reading, kind: str, said: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(said, dict) or not said:
         reading.bad(kind, f"a site needs {kind}: a mapping of names")

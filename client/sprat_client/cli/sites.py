@@ -1,0 +1,351 @@
+"""`sprat site`: devices that run tasks together, and the plans by which they do."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from sprat_client.cli.invocation import JsonFlag, connect
+from sprat_client.cli.output import aligned, emit, emit_table, size
+from sprat_client.cli.quantities import parse_bytes
+from sprat_client.cli.site_files import read_modules
+from sprat_client.cli.watching import finish
+from sprat_shared.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from sprat_client.api.sites import SitePlanPreview, SitePlanView, SiteView
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Sites: devices that run tasks together by one signed plan (docs/site-plans.md).",
+)
+
+_SAID: Final = {"memory": "memory_bytes", "up": "up_mbit", "down": "down_mbit", "delay": "delay_ms", "utilisation": ""}
+_PLAN: Final = re.compile(r"([a-z0-9-]{1,63})/([1-9][0-9]{0,8})")
+
+Name = Annotated[str, typer.Argument(help="Name of the site.")]
+Plan = Annotated[str, typer.Argument(help="The plan: site/number, such as line-3/4.")]
+Device = Annotated[
+    list[str],
+    typer.Option(
+        help="A device by its name, with memory, up and down in Mbit/s, delay in ms and utilisation where they are "
+        "known: camera:memory=400MB,up=20,delay=2.  [repeated]"
+    ),
+]
+Hold = Annotated[float | None, typer.Option(help="Seconds until all must be ready for a plan.  [default: 3600]")]
+Switch = Annotated[
+    float | None, typer.Option(help="Seconds until nobody is awaited any more who is to serve.  [default: 600]")
+]
+Repair = Annotated[
+    bool, typer.Option("--auto-repair", help="Plan anew by itself as soon as a device that served leaves.")
+]
+
+
+@app.command()
+def create(
+    ctx: typer.Context,
+    *,
+    name: Name,
+    device: Device,
+    hold_s: Hold = None,
+    switch_s: Switch = None,
+    auto_repair: Repair = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Make a site of devices that joined.
+
+    Example: sprat site create line-3 --device camera:memory=400MB,up=20 --device box
+    """
+    wanted = {"name": name, **_site(device, hold_s, switch_s, auto_repair=auto_repair)}
+    with connect(ctx) as client:
+        made = client.sites.create(wanted)
+    emit(made, as_json=json_, text=_told_site(made))
+
+
+@app.command()
+def edit(
+    ctx: typer.Context,
+    *,
+    name: Name,
+    device: Device,
+    hold_s: Hold = None,
+    switch_s: Switch = None,
+    auto_repair: Repair = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Say anew what a site is; its plans go on as they are, the next one is of these devices.
+
+    Example: sprat site edit line-3 --device camera --device box --device desk
+    """
+    with connect(ctx) as client:
+        edited = client.sites.edit(name, _site(device, hold_s, switch_s, auto_repair=auto_repair))
+    emit(edited, as_json=json_, text=_told_site(edited))
+
+
+@app.command("list")
+def list_(ctx: typer.Context, *, json_: JsonFlag = False) -> None:
+    """List the sites.
+
+    Example: sprat site list
+    """
+    with connect(ctx) as client:
+        sites = client.sites.list()
+    columns = {
+        "site": lambda one: one["name"],
+        "devices": lambda one: ", ".join(device["name"] for device in one["devices"]),
+        "serving": lambda one: one["serving"],
+        "under way": lambda one: one["under_way"],
+    }
+    emit_table(sites, columns, as_json=json_, empty="no site yet; see: sprat site create --help")
+
+
+@app.command()
+def show(ctx: typer.Context, *, name: Name, json_: JsonFlag = False) -> None:
+    """Show a site: its devices, and which plan serves.
+
+    Example: sprat site show line-3
+    """
+    with connect(ctx) as client:
+        found = client.sites.get(name)
+    emit(found, as_json=json_, text=_told_site(found))
+
+
+@app.command()
+def delete(ctx: typer.Context, *, name: Name, json_: JsonFlag = False) -> None:
+    """Delete a site: its devices serve by no plan any more; what they run of each model stays.
+
+    Example: sprat site delete line-3
+    """
+    with connect(ctx) as client:
+        gone = client.sites.delete(name)
+    emit(gone, as_json=json_, text=f"site {name} is deleted")
+
+
+@app.command()
+def plan(
+    ctx: typer.Context,
+    *,
+    name: Name,
+    task: Annotated[list[str], typer.Option(help="A task of the plan.  [repeated]")],
+    release: Annotated[
+        list[str] | None, typer.Option(help="MODEL=NUMBER in the place of the model's newest.  [repeated]")
+    ] = None,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option(help="Put a module by hand: MODEL=DEVICE,DEVICE, the first is asked first.  [repeated]"),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Have modules placed: YAML or JSON with `modules` and their seconds.")
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help="INPUT=DEVICE where it arises, OUTPUT=DEVICE where it is wanted.  [repeated]"),
+    ] = None,
+    length: Annotated[list[str] | None, typer.Option("--size", help="NAME=LENGTH, a free length.  [repeated]")] = None,
+    rate: Annotated[list[str] | None, typer.Option(help="TASK=REQUESTS a second.  [repeated]")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Devices that may hold the same module.  [default: 1]")] = None,
+    survive_one: Annotated[bool, typer.Option("--survive-one", help="Two devices hold each module.")] = False,
+    seconds: Annotated[float | None, typer.Option(help="What the solver may take.  [default: 30]")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Make a plan of a site: modules put by hand, or placed. Nothing is sent to devices before it is applied.
+
+    Example: sprat site plan line-3 --task find --hosts vision=box,desk --hosts text=box --hosts find-head=camera
+    """
+    if bool(hosts) == (file is not None):
+        raise InvalidInput("say where each module is by --hosts, or have them placed by --file")
+    question: dict[str, Any] = {"tasks": task, "at": _pairs("--at", at), "survives_one": survive_one}
+    question["releases"] = {model: _number("--release", said) for model, said in _pairs("--release", release).items()}
+    question["sizes"] = {one: _number("--size", said) for one, said in _pairs("--size", length).items()}
+    question["rates"] = {one: _float("--rate", said) for one, said in _pairs("--rate", rate).items()}
+    question |= {} if replicas is None else {"replicas": replicas}
+    question |= {} if seconds is None else {"seconds": seconds}
+    if file is not None:
+        question["modules"] = read_modules(file)
+    else:
+        question["hosts"] = {model: said.split(",") for model, said in _pairs("--hosts", hosts).items()}
+    with connect(ctx) as client:
+        job = finish(client, client.sites.plan(name, question), no_wait=False)
+        made = client.sites.show_plan(name, (job["result"] or {})["plan"])
+    emit(made, as_json=json_, text="\n".join(_told_plan(made)))
+
+
+@app.command()
+def preview(ctx: typer.Context, *, plan: Plan, json_: JsonFlag = False) -> None:
+    """Show who would fetch what in how many bytes, who would hold how much, and what stands in the way.
+
+    Example: sprat site preview line-3/4
+    """
+    with connect(ctx) as client:
+        shown = client.sites.preview(*_named(plan))
+    emit(shown, as_json=json_, text="\n".join(_previewed(shown)))
+
+
+@app.command()
+def apply(ctx: typer.Context, *, plan: Plan, json_: JsonFlag = False) -> None:
+    """Have the devices hold a plan; when all are ready they serve by it, and the one before ends.
+
+    Example: sprat site apply line-3/4
+    """
+    with connect(ctx) as client:
+        applied = client.sites.apply(*_named(plan))
+    emit(applied, as_json=json_, text="\n".join(_told_plan(applied)))
+
+
+@app.command()
+def abort(
+    ctx: typer.Context,
+    *,
+    plan: Plan,
+    reason: Annotated[str, typer.Option(help="Kept in the audit log.")],
+    json_: JsonFlag = False,
+) -> None:
+    """End a plan that is held; the one before serves on.
+
+    Example: sprat site abort line-3/4 --reason "the camera is being moved"
+    """
+    with connect(ctx) as client:
+        aborted = client.sites.abort(*_named(plan), reason=reason)
+    emit(aborted, as_json=json_, text="\n".join(_told_plan(aborted)))
+
+
+@app.command()
+def status(
+    ctx: typer.Context,
+    *,
+    plan: Annotated[str, typer.Argument(help="A site, or one of its plans: line-3, or line-3/4.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Show how far the members of a plan are: of the one given, else of what is under way, else of what serves.
+
+    Example: sprat site status line-3
+    """
+    with connect(ctx) as client:
+        if "/" in plan:
+            name, number = _named(plan)
+        else:
+            name, site = plan, client.sites.get(plan)
+            wanted = site["under_way"] or site["serving"]
+            if wanted is None:
+                raise NotFound(f"no plan of site {name} is applied; `sprat site history {name}` shows all")
+            number = wanted
+        found = client.sites.show_plan(name, number)
+    emit(found, as_json=json_, text="\n".join(_told_plan(found)))
+
+
+@app.command()
+def history(
+    ctx: typer.Context,
+    *,
+    name: Name,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """List the plans of a site, newest first.
+
+    Example: sprat site history line-3
+    """
+    with connect(ctx) as client:
+        plans = client.sites.plans(name, limit=limit)
+    columns = {
+        "plan": lambda one: f"{one['site']}/{one['number']}",
+        "state": lambda one: one["state"],
+        "tasks": lambda one: ", ".join(one["tasks"]),
+        "modules": lambda one: ", ".join(f"{module['model']}@{module['release']}" for module in one["modules"]),
+        "by": lambda one: one["made_by"],
+        "applied": lambda one: one["applied_at"],
+        "why": lambda one: one["reason"],
+    }
+    emit_table(plans, columns, as_json=json_, empty=f"site {name} has no plan yet; see: sprat site plan --help")
+
+
+def _named(text: str) -> tuple[str, int]:
+    found = _PLAN.fullmatch(text)
+    if found is None:
+        raise InvalidInput(f"{text!r} names no plan; write site/number, such as line-3/4")
+    return found[1], int(found[2])
+
+
+def _site(devices: Sequence[str], hold_s: float | None, switch_s: float | None, *, auto_repair: bool) -> dict[str, Any]:
+    wanted: dict[str, Any] = {"devices": [_device(one) for one in devices], "auto_repair": auto_repair}
+    wanted |= {} if hold_s is None else {"hold_s": hold_s}
+    return wanted | ({} if switch_s is None else {"switch_s": switch_s})
+
+
+def _device(text: str) -> dict[str, Any]:
+    name, colon, rest = text.partition(":")
+    said: dict[str, Any] = {"name": name}
+    for part in rest.split(",") if colon else ():
+        key, equals, value = part.partition("=")
+        if not equals or key not in _SAID:
+            raise InvalidInput(f"--device {text}: say {', '.join(f'{one}=…' for one in _SAID)}, apart by commas")
+        if key == "memory":
+            said[_SAID[key]] = parse_bytes(f"--device {name}: memory", value)
+        else:
+            said[_SAID[key] or key] = _float(f"--device {name}: {key}", value)
+    return said
+
+
+def _pairs(option: str, said: Sequence[str] | None) -> dict[str, str]:
+    found = {}
+    for text in said or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise InvalidInput(f"{option} {text!r}: write NAME=VALUE")
+        if name in found:
+            raise InvalidInput(f"{option}: {name} is said twice")
+        found[name] = value
+    return found
+
+
+def _number(option: str, text: str) -> int:
+    if not text.isdecimal():
+        raise InvalidInput(f"{option} {text!r} is no whole number")
+    return int(text)
+
+
+def _float(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidInput(f"{option} {text!r} is no number") from None
+
+
+def _told_site(site: "SiteView") -> str:
+    rows = [["device", "address", "memory", "up", "down", "delay"]]
+    for one in site["devices"]:
+        links = [f"{one['up_mbit']:g} Mbit/s", f"{one['down_mbit']:g} Mbit/s", f"{one['delay_ms']:g} ms"]
+        address = "revoked" if one["revoked"] else one["address"] or "says no site-address"
+        rows.append([one["name"], address, size(one["memory_bytes"]), *links])
+    serving = "no plan serves" if site["serving"] is None else f"plan {site['serving']} serves"
+    moving = "" if site["under_way"] is None else f", plan {site['under_way']} is under way"
+    return "\n".join([f"site {site['name']}: {serving}{moving}", *aligned(rows)])
+
+
+def _told_plan(plan: "SitePlanView") -> list[str]:
+    reason = f": {plan['reason']}" if plan["reason"] else ""
+    deadline = f", until {plan['deadline_at']}" if plan["deadline_at"] else ""
+    lines = [f"plan {plan['site']}/{plan['number']} of {', '.join(plan['tasks'])} is {plan['state']}{deadline}{reason}"]
+    placed = plan["placement"]
+    if placed is not None:
+        proof = "no placement is better" if placed["proven"] == "optimal" else f"within {placed['gap']:.1%} of the best"
+        times = ", ".join(f"{name} {1000 * seconds:,.1f} ms" for name, seconds in placed["tasks"].items())
+        lines.append(f"{times}; {proof}")
+    modules = [[f"{one['model']}@{one['release']}", ", ".join(one["hosts"])] for one in plan["modules"]]
+    lines += aligned([["module", "on"], *modules])
+    if plan["members"]:
+        rows = [[one["name"], one["address"], one["state"], one["phase"] or "-"] for one in plan["members"]]
+        lines += aligned([["member", "address", "said", "signed"], *rows])
+    return lines + [f"note: {one}" for one in plan["warnings"]]
+
+
+def _previewed(shown: "SitePlanPreview") -> list[str]:
+    rows = [["device", "fetches", "holds", "while it replaces", "of"]]
+    for one in shown["members"]:
+        fetches = ", ".join(f"{each['model']}@{each['release']} {size(each['bytes'])}" for each in one["fetches"])
+        memory = [size(one["holds_bytes"]), size(one["while_replacing_bytes"]), size(one["memory_bytes"])]
+        rows.append([one["name"], fetches or "nothing", *memory])
+    return [*aligned(rows), *(f"in the way: {each}" for each in shown["obstacles"])]

@@ -1,0 +1,212 @@
+"""`sprat task` and `sprat site`: files read with the lines of what is wrong, what is sent, and what is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answering_server import answering
+from typer.testing import CliRunner
+
+from sprat_client.cli.app import app
+from sprat_client.cli.site_files import read_modules
+from sprat_client.cli.task_files import read_tasks
+from sprat_shared.errors import InvalidInput, SpratError
+
+FILE = """\
+find:
+  inputs: {image: "float32[n, 8]", words: "int64[n, 4]"}
+  steps:
+    see:
+      model: vision
+      inputs: {image: image}
+    judge:
+      model: head
+      inputs:
+        a: see.out
+        b: words
+  outputs:
+    score: judge.out
+  fallback:
+    steps:
+      alone: {model: small, inputs: {x: image}}
+    outputs: {score: alone.out}
+"""
+PLAN: dict[str, Any] = {
+    "site": "line-3",
+    "number": 4,
+    "state": "switching",
+    "reason": None,
+    "tasks": {"find": {}},
+    "modules": [{"model": "vision", "release": 2, "id": "sha256:0", "hosts": ["box", "desk"], "memory_bytes": 1}],
+    "placement": {"proven": "within", "gap": 0.05, "tasks": {"find": 0.2}},
+    "tests": [],
+    "members": [{"name": "box", "address": "10.0.0.2:8478", "state": "ready", "phase": "serve"}],
+    "warnings": ["desk has not said that it serves"],
+    "deadline_at": "2026-11-30T12:00:00Z",
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    made = tmp_path / "find.yaml"
+    made.write_text(FILE, encoding="utf-8")
+    return made
+
+
+def run(monkeypatch: pytest.MonkeyPatch, answer: Any, *words: str) -> tuple[Any, list[tuple[str, str, Any]]]:
+    asked: list[tuple[str, str, Any]] = []
+
+    def answered(method: str, path: str, body: object) -> object:
+        asked.append((method, path.removeprefix("/api/v1").partition("?")[0], body))
+        return answer(method, path)
+
+    with answering(monkeypatch, answered):
+        return CliRunner().invoke(app, list(words)), asked
+
+
+def job(error: dict[str, str] | None = None, result: Any = None) -> dict[str, Any]:
+    done = {"id": "0198c0de-0000-7000-8000-000000000000", "kind": "check-task", "result": result, "error": error}
+    return done | {"state": "failed" if error else "succeeded", "progress": {"step": "", "fraction": 1, "message": ""}}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("edge image -> see.image: float32[n, 8] comes, and vision takes float32[n, 9]", 6),
+        ("edge see.nose -> judge.a: see gives see.out", 10),
+        ("edge judge.nose -> score: judge gives judge.out", 13),
+        ("step judge: input b of head is not connected; it takes a float32[m, 3]", 11),
+        ("step see: no module vision", 4),
+        ("fallback: edge alone.out -> score: float32[n, 3], not float32[n, 1]", 17),
+        ("body.outputs.score: too long", 13),
+        ("nothing of the file", 1),
+    ],
+)
+def test_an_error_is_said_with_the_line_of_its_edge(file: Path, text: str, line: int) -> None:
+    assert read_tasks(file).located("find", SpratError(f"task find: {text}")).startswith(f"{file}:{line}: ")
+
+
+def test_a_task_is_sent_as_the_api_takes_it_and_told_with_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    def answer(_method: str, path: str) -> object:
+        if path.endswith("/tasks"):
+            return {"job": job()}
+        return {"outputs": {"score": "judge.out"}} if "/tasks/" in path else job()
+
+    done, asked = run(monkeypatch, answer, "task", "create", str(file), "--replace")
+    assert done.stdout == "task find: image, words -> score\n"
+    body = asked[0][2]
+    assert (body["name"], body["replace"], list(body["steps"])) == ("find", True, ["see", "judge"])
+
+
+def test_what_a_worker_refuses_is_said_with_its_line(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    error = {"code": "task.invalid", "message": "task find: edge see.out -> judge.a: float32[n] comes"}
+    answer = lambda _method, path: {"job": job(error)} if path.endswith("/tasks") else job(error)  # noqa: E731
+    done, _ = run(monkeypatch, answer, "task", "create", str(file))
+    assert done.exit_code != 0
+    assert f"{file}:10: edge see.out -> judge.a: float32[n] comes" in str(done.exception or done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- a\n", ":1: tasks are a mapping of names"),
+        ("find: 3\n", ":1: find: expected a mapping, got 3"),
+        ("find:\n  inputs: {x: y}\n  steps: []\n", ":3: find.steps: a task needs steps, by name"),
+        ("find: {inputs: {x: y}}\n", ":1: find: a task needs outputs, by name"),
+        ("a: {}\n---\nb: {}\n", "2 documents; write the tasks of one"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_the_line(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidInput) as bad:
+        read_tasks(file)
+    assert says in str(bad.value)
+    assert bad.value.code == "task.bad-file"
+
+
+def test_devices_of_a_site_are_said_with_what_is_known_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = {"name": "line-3", "serving": None, "under_way": 2, "devices": []}
+    words = ["site", "create", "line-3", "--device", "camera:memory=400MB,up=20,delay=2,utilisation=0.5"]
+    done, asked = run(monkeypatch, lambda *_: site, *words, "--device", "box", "--hold-s", "60", "--auto-repair")
+    assert asked[0] == (
+        "POST",
+        "/sites",
+        {
+            "name": "line-3",
+            "devices": [
+                {"name": "camera", "memory_bytes": 400_000_000, "up_mbit": 20, "delay_ms": 2, "utilisation": 0.5},
+                {"name": "box"},
+            ],
+            "auto_repair": True,
+            "hold_s": 60,
+        },
+    )
+    assert done.stdout.startswith("site line-3: no plan serves, plan 2 is under way")
+    for wrong in ("camera:memory", "camera:colour=red", "camera:memory=1 stone", "camera:up=fast"):
+        refused, _ = run(monkeypatch, lambda *_: site, "site", "create", "line-3", "--device", wrong)
+        assert isinstance(refused.exception, InvalidInput) or refused.exit_code != 0, wrong
+
+
+def test_a_plan_is_asked_for_by_hand_or_placed_by_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def answer(method: str, path: str) -> object:
+        if method == "POST":
+            return {"job": job(result={"plan": 4})}
+        return PLAN if "/plans/" in path else job(result={"plan": 4})
+
+    words = ["site", "plan", "line-3", "--task", "find", "--release", "vision=2"]
+    done, asked = run(monkeypatch, answer, *words, "--hosts", "vision=box,desk", "--at", "image=camera")
+    body = asked[0][2]
+    assert (body["hosts"], body["releases"], body["at"]) == (
+        {"vision": ["box", "desk"]},
+        {"vision": 2},
+        {"image": "camera"},
+    )
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[0] == "plan line-3/4 of find is switching, until 2026-11-30T12:00:00Z"
+    assert lines[1] == "find 200.0 ms; within 5.0% of the best"
+    assert "vision@2 box, desk" in lines
+    assert "box 10.0.0.2:8478 ready serve" in lines
+    assert lines[-1] == "note: desk has not said that it serves"
+
+    file = tmp_path / "site.yaml"
+    file.write_text("modules: {vision: {memory: 350MB, file: 90MB, seconds: {box: 0.05}}}\n", encoding="utf-8")
+    _, asked = run(monkeypatch, answer, *words, "--file", str(file), "--size", "n=8", "--rate", "find=2")
+    body = asked[0][2]
+    assert body["modules"] == {"vision": {"memory_bytes": 350_000_000, "seconds": {"box": 0.05}}} == read_modules(file)
+    assert (body["sizes"], body["rates"]) == ({"n": 8}, {"find": 2.0})
+    for wrong in ([], ["--hosts", "vision=box", "--file", str(file)], ["--hosts", "vision"]):
+        refused, _ = run(monkeypatch, answer, *words, *wrong)
+        assert refused.exit_code != 0, wrong
+
+
+def test_status_is_of_what_is_under_way_else_of_what_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for serving, moving, number in ((3, 4, 4), (3, None, 3)):
+        site = {"name": "line-3", "serving": serving, "under_way": moving}
+        done, asked = run(
+            monkeypatch,
+            lambda _, path, site=site: PLAN if "/plans/" in path else site,
+            "site",
+            "status",
+            "line-3",
+            "--json",
+        )
+        assert asked[-1][1] == f"/sites/line-3/plans/{number}"
+        assert json.loads(done.stdout) == PLAN
+    none, _ = run(monkeypatch, lambda *_: {"serving": None, "under_way": None}, "site", "status", "line-3")
+    assert none.exit_code != 0
+    for words in (["preview", "line-3"], ["apply", "line-3/x"], ["abort", "/4", "--reason", "x"]):
+        refused, asked = run(monkeypatch, lambda *_: PLAN, "site", *words)
+        assert (refused.exit_code != 0, asked) == (True, []), words
+
+
+def test_a_preview_says_what_is_fetched_held_and_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    member = {"name": "box", "memory_bytes": 4_000_000_000, "holds_bytes": 1_000, "while_replacing_bytes": 2_000}
+    member["fetches"] = [{"model": "vision", "release": 2, "bytes": 100}]
+    shown = {"site": "line-3", "number": 4, "members": [member], "obstacles": ["plan 3 is holding"]}
+    done, _ = run(monkeypatch, lambda *_: shown, "site", "preview", "line-3/4")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[1:] == ["box vision@2 100 B 1.00 kB 2.00 kB 4.00 GB", "in the way: plan 3 is holding"]
