@@ -20,7 +20,6 @@ from sprat_shared.errors import InvalidInput, SpratError
 
 CODE: Final = "task.bad-file"
 _PARTS: Final = ("inputs", "steps", "outputs")
-_BEFORE: Final = re.compile(r"^(?:body\.|[a-z-]+ failed: )")  # a field of the body, or the job that says it
 _EDGE: Final = re.compile(r"edge (?:\S+ -> |to )([^\s:]+):")
 _STEP: Final = re.compile(r"step ([^\s:]+):(?: input (\S+))?")
 
@@ -39,7 +38,7 @@ class TaskFile:
 
     def located(self, task: str, bad: SpratError) -> str:
         """Return an error of the server with the line that it is about, as far as it says what that is."""
-        text = _BEFORE.sub("", str(bad)).removeprefix(f"task {task}: ")
+        text = re.sub(rf"^(?:[a-z-]+ failed: )?(?:task {re.escape(task)}: )?(?:body\.)?", "", str(bad))
         part, said = (".fallback", text.removeprefix("fallback: ")) if text.startswith("fallback: ") else ("", text)
         path = f"{task}{part}"
         if (edge := _EDGE.match(said)) is not None:
