@@ -435,8 +435,7 @@ class Agent:
         named = {wish.model for wish in agreed.desired} | {refused.assigned.model for refused in agreed.refused}
         for model in self._machines.keys() - named if not agreed.foreign else ():
             self._machines[model].let_go()
-        if not agreed.foreign:
-            self._site.take(agreed.plans)
+        self._site.take(agreed.plans, all_of_them=not agreed.foreign)
         self._poller.settle(troubles[0] if troubles else None)
         return taken
 

@@ -13,6 +13,7 @@ from sprat_client.agent.identity import Identity
 from sprat_client.agent.journal import Journal, ModelRecord
 from sprat_client.agent.lock import is_locked
 from sprat_client.agent.releases import Shelf, Slot
+from sprat_client.agent.site.plan_files import PlanFiles, PlanRecord
 from sprat_client.agent.store import StoreCorrupted, TensorStore
 
 
@@ -27,7 +28,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     store = TensorStore(folder / "store", disk)
     outbox = folder / "outbox"
     journal = Journal(folder / "journal.json", disk)
-    trust = journal.trust
+    trust, plans = journal.trust, PlanFiles(folder, disk).records
     return {
         "device": str(identity.device),
         "name": identity.name,
@@ -38,12 +39,21 @@ def read_status(folder: Path) -> dict[str, Any]:
             model: _model(record, Shelf(model, folder / "models" / model, store, disk))
             for model, record in journal.models.items()
         },
+        **({"site": {record.title: _plan(record) for record in plans}} if plans else {}),
         "trust": {name: dict(marks.versions) for name, marks in sorted(trust.marks.items())},
         "refused": None if trust.trouble is None else {"code": trust.trouble.code, "detail": trust.trouble.detail},
         "clock": _clock(trust.clock_ahead_s),
         "paused": _paused(journal.paused_until),
         "bytes_today": read_spent(folder / BUDGET_FILE, disk, datetime.now(UTC)),
         "reports_waiting": len(list(outbox.glob("*.json"))) if outbox.is_dir() else 0,
+    }
+
+
+def _plan(record: PlanRecord) -> dict[str, Any]:
+    return {
+        "phase": record.phase.value,
+        "told": None if record.told is None else record.told.value,
+        "refused": None if record.why is None else ": ".join(record.why),
     }
 
 

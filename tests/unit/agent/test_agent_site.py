@@ -26,6 +26,7 @@ from sprat_client.agent.loop import Agent
 from sprat_client.agent.settings import SiteSettings
 from sprat_client.agent.site.failures import NoSuchTask, PlanExpired
 from sprat_client.agent.site.task_answer import TaskAnswer
+from sprat_client.agent.status import read_status
 from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.site_plan import SitePlan
@@ -273,19 +274,25 @@ def test_a_device_that_others_cannot_reach_refuses_a_plan_by_which_they_should(s
     site.sign((site.plan(), Phase.HOLD))
     with in_a_thread(site.device.agent()) as agent:
         report = site.wait_until_told(1, PlanState.REFUSED)
+        said = read_status(site.device.folder)["site"]["line-3/1"]
+        assert (said["phase"], said["told"]) == ("hold", "refused")
+        assert "--site-listen" in said["refused"]
         assert report.error_code == "site.no-listener"
         assert agent._site._running is None, "nothing is loaded for it"
 
 
 def test_a_plan_that_is_signed_for_another_device_is_foreign(site: SiteOfTwo) -> None:
-    plan = site.plan()
     (device,) = site.server.devices.values()
-    site.sign((plan, Phase.HOLD))
-    signed, data = device.plans[0]
-    device.plans = [(replace(signed, device=site.box.device), data)]
+    site.sign((site.plan(), Phase.HOLD))
     with site.device.agent(site=SITE) as agent:
         agent.turn()
-        assert agent._site.status() == []
+        assert [one.plan for one in agent._site.status()] == ["line-3/1"]
+        site.sign((site.plan(2), Phase.HOLD))
+        signed, data = device.plans[0]
+        device.plans = [(replace(signed, device=site.box.device), data)]
+        agent.orders.retried = True  # polls at once
+        agent.turn()
+        assert [one.plan for one in agent._site.status()] == ["line-3/1"], "what is held is not given up for it"
         assert agent._shop.journal.trust.trouble is not None
         assert agent._shop.journal.trust.trouble.code == "trust.other-device"
 

@@ -1,13 +1,18 @@
 """The parts that tasks of a site are run by, each alone: breaker, hedging, queues, inputs and bodies."""
 
+import hashlib
+import itertools
 import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from crashing_disk import CrashingDisk, Names, PowerCut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,13 +33,17 @@ from sprat_client.agent.site.failures import (
 from sprat_client.agent.site.hedging import HedgeBudget, Latencies
 from sprat_client.agent.site.module_queue import ModuleQueue
 from sprat_client.agent.site.modules import signature_of, tried
+from sprat_client.agent.site.plan_files import PlanFiles, PlanRecord
 from sprat_client.agent.site.task_answer import fit_task_inputs
 from sprat_client.runtime.ports import InferenceFailed, PortSpec
 from sprat_client.runtime.tensor_bodies import encode_tensors
 from sprat_shared.errors import InvalidInput, SpratError
+from sprat_shared.protocol.site_report import PlanState
 from sprat_shared.tasks.types import TensorType
+from sprat_shared.trust.site_targets import Phase
 
 Array = np.ndarray[Any, Any]
+PLANS = Path("/agent")
 
 
 # the breaker
@@ -419,3 +428,54 @@ def test_files_of_inputs_that_are_none_are_refused(named: Sequence[str], tmp_pat
     ]
     with pytest.raises(InvalidInput, match="--input"):
         read_inputs(given)
+
+
+# plans on the disk
+
+
+def a_record(number: int, phase: Phase = Phase.HOLD) -> PlanRecord:
+    body = b"plan %d" % number
+    return PlanRecord(
+        site="line-3", number=number, phase=phase, sha256=hashlib.sha256(body).hexdigest(), length=len(body)
+    )
+
+
+@pytest.mark.parametrize("names", ["lost", "kept"])
+def test_every_power_cut_leaves_the_plans_as_they_were_or_as_they_became(names: Names) -> None:
+    old, new = a_record(1, Phase.SERVE), a_record(2)
+    for calls in itertools.count():
+        disk = CrashingDisk(PLANS, names)
+        files = PlanFiles(PLANS, disk)
+        files.sign([old])
+        files.keep(files.records[0], b"plan 1")
+        files.tell(files.records[0], PlanState.SERVING)
+        before = files.records
+        disk.calls_left = calls
+        try:
+            files.sign([old, new])
+            files.keep(files.records[1], b"plan 2")
+            files.tell(files.records[1], PlanState.REFUSED, ("site.plan-refused", "no"))
+            files.sign([old])
+        except PowerCut:
+            found = PlanFiles(PLANS, disk)
+            assert found.records[0] == before[0], f"a cut before call {calls}"
+            assert found.body(found.records[0]) == b"plan 1"
+            for record in found.records[1:]:
+                assert (record.told is None) or record.why == ("site.plan-refused", "no")
+                assert found.body(record) in {None, b"plan 2"}
+        else:
+            disk.power_cut()
+            assert PlanFiles(PLANS, disk).records == before
+            assert PlanFiles(PLANS, disk).body(new) is None
+            return
+
+
+def test_what_was_reported_of_a_plan_stays_known_while_it_is_signed_with_the_same_file() -> None:
+    files = PlanFiles(PLANS, CrashingDisk(PLANS))
+    files.sign([a_record(1)])
+    files.tell(files.records[0], PlanState.READY)
+    assert files.sign([a_record(1, Phase.SERVE)])
+    assert [(one.phase, one.told) for one in files.records] == [(Phase.SERVE, PlanState.READY)]
+    assert not files.sign([a_record(1, Phase.SERVE)])
+    assert files.sign([replace(a_record(1), sha256="0" * 64)])
+    assert [one.told for one in files.records] == [None], "it is another plan"

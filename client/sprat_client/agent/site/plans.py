@@ -93,8 +93,14 @@ class SitePlans:
             self._socket, self.address = bind(settings.listen, settings.address)
         self.look()
 
-    def take(self, agreed: Sequence[AgreedPlan]) -> None:
-        """Take what is signed now."""
+    def take(self, agreed: Sequence[AgreedPlan], *, all_of_them: bool) -> None:
+        """Take what is signed now.
+
+        Args:
+            agreed: plans.
+            all_of_them: those that are not among them are signed no more; else something that was signed is not this
+                device's, and they are kept.
+        """
         signed = [
             PlanRecord(
                 site=one.plan.site,
@@ -105,6 +111,9 @@ class SitePlans:
             )
             for one in agreed
         ]
+        if not all_of_them:
+            named = {(record.site, record.number) for record in signed}
+            signed += [record for record in self._files.records if (record.site, record.number) not in named]
         if self._files.sign(signed):
             for record in self._files.records:
                 said = {"plan": record.title, "phase": record.phase.value}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
-from sprat_client.agent.site.failures import DeadlineOver, TooLate, Unreachable
+from sprat_client.agent.site.failures import DeadlineOver, PlanExpired, TooLate, Unreachable
 from sprat_client.agent.site.hedging import HedgeBudget
 from sprat_client.agent.site.held_plan import HeldPlan
 from sprat_client.agent.site.module_queue import Ran
@@ -353,6 +353,8 @@ class TaskRun:
             return InvalidInput(said, code=bad.code)
         if isinstance(bad, InferenceFailed):
             return InferenceFailed(said)
+        if isinstance(bad, PlanExpired):
+            return PlanExpired(said)
         return DeadlineOver(said) if isinstance(bad, DeadlineOver | TooLate) else Unreachable(said)
 
     def _name(self, host: UUID) -> str:
