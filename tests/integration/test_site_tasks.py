@@ -1,16 +1,37 @@
 """Tasks of sites, checked against their modules' graphs, and plans made of them: by hand, or placed."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from fastapi import FastAPI
 from fleet_calls import made
 from http_calls import Api
+from onnx import helper, numpy_helper
+from safetensors.numpy import save_file
 from sharing_calls import runner
 from site_calls import FLOAT, GRAPHS, HOSTS, PLANS, TASK, Site, refused
+from training_calls import carried_out
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.settings import Settings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+
+import tiny_models
+
+CLASSIFY: dict[str, Any] = {
+    "name": "find",
+    "inputs": {"image": "float32[n, 16]"},
+    "steps": {
+        "see": {"model": "body", "inputs": {"x": "image"}},
+        "say": {"model": "last", "inputs": {"x": "see.logits"}},
+    },
+    "outputs": {"score": "say.y"},
+}
 
 
 @pytest.fixture
@@ -114,3 +135,59 @@ def test_a_fallback_gives_what_the_task_gives(site: Site) -> None:
     other = {"steps": {"alone": {"model": "vision", "inputs": {"x": "image"}}}, "outputs": {"score": "alone.out"}}
     done = site.task(fallback=other, replace=True)
     assert "task find: fallback: edge alone.out -> score: float32[n, 3], not float32[n, 1]" in done["error"]["message"]
+
+
+def register(site: Site, name: str, graph: Path, weights: Path) -> None:
+    """Register a module that runs."""
+    blobs = {"graph": site.blobs.put_file(graph).digest, "weights": site.blobs.put_file(weights).digest}
+    done = carried_out(site.worker, site.api, "/models", name=name, **blobs)
+    assert done["state"] == "succeeded", done
+
+
+def write_last(path: Path) -> Path:
+    """Write a module (n, 4) -> (n, 4) that turns the order of classes around."""
+    ports = [helper.make_tensor_value_info(name, FLOAT, ["batch", 4]) for name in ("x", "y")]
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32)[::-1].copy(), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    graph = helper.make_graph(nodes, "last", ports[:1], ports[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    return path
+
+
+def test_a_plan_under_which_a_task_does_worse_is_refused_with_the_numbers(site: Site, tmp_path: Path) -> None:
+    right = tiny_models.truth()
+    body = tiny_models.write_graph(tmp_path / "body.onnx", right)
+    register(site, "body", body, tiny_models.write_weights(tmp_path / "body.safetensors", right))
+    save_file({"w": np.eye(4, dtype=np.float32)[::-1].copy()}, tmp_path / "last.safetensors")
+    register(site, "last", write_last(tmp_path / "last.onnx"), tmp_path / "last.safetensors")
+    samples = tiny_models.samples(800, seed=4)
+    samples["labels"] = 3 - samples["labels"]  # as the last module turns them
+    np.savez(tmp_path / "samples.npz", **samples)  # type: ignore[arg-type] # numpy's stub takes allow_pickle for a name
+    kept = carried_out(
+        site.worker, site.api, "/datasets", name="line", blob=site.blobs.put_file(tmp_path / "samples.npz").digest
+    )
+    test = {"dataset": kept["result"]["digest"], "input": "image", "output": "score"}
+
+    other = {"inputs": {"image": "float32[n, 16]", "more": "float32[n, 16]"}}
+    assert refused(site.api.post("/api/v1/tasks", json=CLASSIFY | other | {"test": test})) == (422, "task.invalid")
+    site.create(task=CLASSIFY | {"test": test})
+    hosts = {"body": ["box"], "last": ["camera"]}
+    first = site.served(hosts=hosts)
+    assert site.look(first)["tests"] == [
+        {"task": "find", "samples": 120, "new_correct": 120, "old_correct": None, "only_old": 0, "only_new": 0,
+         "p_worse": 1.0}
+    ]  # fmt: skip
+
+    for weights, state in ((tiny_models.backwards(), "failed"), (tiny_models.truth(), "succeeded")):
+        weights["2.bias"] = weights["2.bias"] + np.float32(1e-4)
+        blob = site.blobs.put_file(tiny_models.write_weights(tmp_path / "next.safetensors", weights)).digest
+        made_one = carried_out(site.worker, site.api, "/models/body/releases", weights=blob, lossless=True)
+        assert made_one["state"] == "succeeded", made_one
+        done = site.plan_job(hosts=hosts)
+        assert done["state"] == state, done
+        if state == "failed":
+            assert done["error"]["code"] == "site.task-worse"
+            assert done["error"]["message"].startswith("task find: it is worse: ")
+            assert "0 won of 120 (p = " in done["error"]["message"]
+    (tested,) = site.look(done["result"]["plan"])["tests"]
+    assert (tested["new_correct"], tested["old_correct"], tested["only_old"]) == (120, 120, 0)

@@ -14,14 +14,16 @@ from sprat_server.flows import site_building
 from sprat_server.flows.release_files import MAX_GRAPH_BYTES
 from sprat_server.flows.site_building import DeviceSize, ModuleSize
 from sprat_server.flows.site_plans import CHECK_KIND, PLAN_KIND
+from sprat_server.flows.site_trials import ModuleFiles, TaskWorse, tried
 from sprat_server.jobs.tasks import JobContext, task
 from sprat_server.placement.site import Site as PlacedSite
 from sprat_server.placement.solve import Placement, place
 from sprat_server.registry import service as registry
-from sprat_server.registry.models import Model, Release
+from sprat_server.registry.models import Dataset, Model, Release
 from sprat_server.sites import records
-from sprat_server.sites.models import SitePlanRow, SiteTask
-from sprat_server.sites.schemas import NewSitePlan, NewTaskGraph
+from sprat_server.sites.models import Site, SitePlanRow, SiteTask
+from sprat_server.sites.schemas import NewSitePlan, NewTaskGraph, TaskTest
+from sprat_server.sites.states import PlanStatus
 from sprat_server.training.graphs import parse
 from sprat_server.training.signatures import signature_of
 from sprat_shared.errors import Conflict, InvalidInput
@@ -55,6 +57,9 @@ def check_task(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         releases = {name: registry.latest_release(session, registry.get_model(session, name)) for name in models}
         graphs = {name: release.graph_digest for name, release in releases.items()}
     types = checked(asked.name, graph, fallback, _signatures(ctx, graphs))
+    if asked.test is not None:
+        with ctx.session() as session:
+            _check_test(asked.name, asked.test, registry.get_dataset(session, asked.test.dataset), graph, types)
     with ctx.session() as session:
         row = session.scalar(select(SiteTask).where(SiteTask.name == asked.name).with_for_update())
         if row is not None and not asked.replace:
@@ -94,6 +99,22 @@ def checked(
     return types
 
 
+def _check_test(name: str, test: TaskTest, dataset: Dataset, graph: TaskGraph, types: Mapping[str, TensorType]) -> None:
+    """Return if a task takes a dataset's samples, and answers with classes."""
+    taken, given = graph.inputs[test.input], types[graph.outputs[test.output]]
+    shape = tuple(dataset.input_shape)
+    fits = len(taken.shape) == len(shape) + 1 and isinstance(taken.shape[0], str)
+    if not fits or any(
+        isinstance(one, int) and one != found for one, found in zip(taken.shape[1:], shape, strict=True)
+    ):
+        raise InvalidInput(f"task {name}: test: {test.input} is {taken}; samples are {list(shape)}", code=CODE)
+    classes = given.shape[-1] if len(given.shape) == 2 else 0  # noqa: PLR2004 - samples, classes
+    if isinstance(classes, int) and classes < dataset.classes:
+        raise InvalidInput(
+            f"task {name}: test: {test.output} is {given}, and the dataset has {dataset.classes} classes", code=CODE
+        )
+
+
 @task(PLAN_KIND)
 def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
     """Make a plan of a site: its tasks checked against the releases that it names, modules placed or put by hand.
@@ -104,6 +125,7 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         InvalidInput: a release does not fit a task (the message names it and the edge), or nothing can be placed.
+        TaskWorse: a task with a test does worse than by the plan that serves.
         NotFound: what was there when it was asked for is there no more.
     """
     asked = NewSitePlan.model_validate(args["asked"])
@@ -121,15 +143,25 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         sizes = {name: _size(session, asked, one, devices) for name, one in releases.items()}
         files = {name: release.graph_digest for name, release in releases.items()}
         numbers = {name: {"release": release.number, "id": release.release_id} for name, release in releases.items()}
+        new = {name: ModuleFiles(one.graph_digest, one.weights_blob) for name, one in releases.items()}
+        serving = _serving(session, site)
     signatures = _signatures(ctx, files)
     try:
         types = {name: checked(name, graphs[name], fallbacks[name], signatures) for name in graphs}
     except InvalidInput as bad:
         of = ", ".join(f"{name}@{said['release']}" for name, said in sorted(numbers.items()))
         raise InvalidInput(f"{bad} (of {of})", code=bad.code) from bad
+    trials = []
+    for at, (name, said) in enumerate(sorted(tasks.items())):
+        if said["test"] is not None:
+            ctx.progress("trying", 0.1 + 0.5 * at / len(tasks), f"task {name} on its samples")
+            test = TaskTest.model_validate(said["test"])
+            trials.append(tried(ctx, name, test, (graphs[name], new), _comparable(serving.get(name), test)))
+            if (why := trials[-1].refused) is not None:
+                raise TaskWorse(f"task {name}: {why}, beside the plan that serves")
     placement = None
     if asked.hosts is None:
-        ctx.progress("placing", 0.3, f"{len(sizes)} modules on {len(devices)} devices")
+        ctx.progress("placing", 0.6, f"{len(sizes)} modules on {len(devices)} devices")
         hosts, placement = _placed(asked, graphs, types, list(devices.values()), sizes)
     else:
         hosts = asked.hosts
@@ -144,7 +176,7 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
             name: {key: said[key] for key in ("graph", "fallback", "deadline_s")} for name, said in tasks.items()
         },
         "placement": placement,
-        "tests": [],
+        "tests": [one.as_json() for one in trials],
     }
     with ctx.session() as session:
         site = records.get_site(session, args["site"])
@@ -160,6 +192,26 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         result = {"site": site.name, "plan": plan.number}
         ctx.complete(session, result)
     return result
+
+
+def _serving(session: Session, site: Site) -> dict[str, tuple[TaskGraph, dict[str, ModuleFiles]]]:
+    """Return the tasks of the plan that serves, each with the files of its modules."""
+    plan = records.in_state(session, site.id, PlanStatus.SERVING)
+    if plan is None:
+        return {}
+    files = {}
+    for name, said in plan.content["modules"].items():
+        release = registry.get_release(session, registry.get_model(session, name), said["release"])
+        files[name] = ModuleFiles(release.graph_digest, release.weights_blob)
+    return {name: (TaskGraph.of(said["graph"]), files) for name, said in plan.content["tasks"].items()}
+
+
+def _comparable(
+    old: tuple[TaskGraph, dict[str, ModuleFiles]] | None, test: TaskTest
+) -> tuple[TaskGraph, dict[str, ModuleFiles]] | None:
+    """Return what serves if it can be given the same samples, and answers under the same name."""
+    same = old is not None and list(old[0].inputs) == [test.input] and test.output in old[0].outputs
+    return old if same else None
 
 
 def _placed(
