@@ -87,6 +87,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("GET", "/api/v1/sites/{site}"): VIEWER,
     ("PUT", "/api/v1/sites/{site}"): OPERATOR,
     ("DELETE", "/api/v1/sites/{site}"): OPERATOR,
+    ("POST", "/api/v1/sites/{site}/repair"): OPERATOR,
     ("GET", "/api/v1/sites/{site}/plans"): VIEWER,
     ("POST", "/api/v1/sites/{site}/plans"): OPERATOR,
     ("GET", "/api/v1/sites/{site}/plans/{plan}"): VIEWER,

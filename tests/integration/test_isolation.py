@@ -197,6 +197,7 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("GET", "/api/v1/sites/{site}"): [{}],
     ("PUT", "/api/v1/sites/{site}"): [{"json": {"devices": [{"name": "own"}]}}],
     ("DELETE", "/api/v1/sites/{site}"): [{}],
+    ("POST", "/api/v1/sites/{site}/repair"): [{"json": {}}],
     ("GET", "/api/v1/sites/{site}/plans"): [{}],
     ("POST", "/api/v1/sites/{site}/plans"): [{"json": {"tasks": ["{name}"], "hosts": {}}}],
     ("GET", "/api/v1/sites/{site}/plans/{plan}"): [{}],

@@ -1,7 +1,9 @@
 """Plans of a site, from their tasks to the devices that serve by them, played by reports."""
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 from cryptography import x509
@@ -15,6 +17,7 @@ from sharing_calls import runner
 from site_calls import PLANS, Site, refused
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
+from training_calls import carried_out, finished
 
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
@@ -218,7 +221,7 @@ def test_who_is_not_ready_in_time_ends_the_plan(site: Site) -> None:
     assert (shown["state"], shown["reason"]) == ("failed", "camera, desk was not ready in time")
 
 
-def test_a_member_that_is_lost_while_it_switches_holds_up_nobody(site: Site) -> None:
+def test_a_member_that_is_lost_while_it_switches_holds_up_nobody(site: Site, server_viewer: Api) -> None:
     site.create(switch_s=60)
     first = site.served()
     second = site.planned()
@@ -239,6 +242,9 @@ def test_a_member_that_is_lost_while_it_switches_holds_up_nobody(site: Site) -> 
         [ids["desk"]],
         [ids["box"]],
     )
+    counts = re.findall(r"sprat_site_members\{(.*)\} (.*)", server_viewer.get("/metrics").text)
+    of_plan = 'plan="serving",project="default",site="line-3"'
+    assert counts == [(f'{of_plan},state="{one}"', "1.0") for one in ("ready", "refused", "serving")]
     site.say("desk", second, SERVING)
     assert "desk has not said that it serves" not in site.look(second)["warnings"]
 
@@ -294,6 +300,56 @@ def test_a_device_that_leaves_ends_what_is_held_and_not_what_serves(site: Site) 
     assert (shown["state"], shown["warnings"]) == ("serving", ["desk left"])
     assert {one["name"]: one["phase"] for one in shown["members"]} == {"box": "serve", "camera": "serve", "desk": None}
     assert any(one["type"] == "site.lost" and one["data"]["why"] == "desk left" for one in site.events())
+
+
+def test_what_serves_is_planned_anew_without_a_device_that_was_lost(site: Site) -> None:
+    site.create()
+    number = site.served()
+    url = "/api/v1/sites/line-3/repair"
+    assert refused(site.api.post(url, json={})) == (409, "site.nothing-to-repair")
+    site.release("text")
+    done = carried_out(site.worker, site.api, "/sites/line-3/repair", without=["desk"])
+    assert done["state"] == "succeeded", done
+    site.apply(done["result"]["plan"])
+    del site.devices["desk"]
+    site.everyone(2, READY)
+    site.everyone(2, SERVING)
+    shown = site.look(2)
+    assert {one["model"]: (one["release"], one["hosts"]) for one in shown["modules"]} == {
+        "head": (1, ["camera"]),
+        "text": (1, ["box"]),  # a repair brings no other release
+        "vision": (1, ["box"]),
+    }
+    assert (shown["state"], site.look(number)["state"]) == ("serving", "retired")
+    done = carried_out(site.worker, site.api, "/sites/line-3/repair", without=["camera"])
+    assert done["error"]["code"] == "site.irreparable"
+    assert "head was put on camera by hand, and on no other device" in done["error"]["message"]
+
+
+def test_a_site_that_repairs_itself_places_what_was_lost_elsewhere(site: Site) -> None:
+    site.create(auto_repair=True)
+    modules = {
+        "vision": {"seconds": {"box": 0.2, "desk": 0.01}},
+        "text": {"seconds": {"box": 0.01, "desk": 0.2}},
+        "head": {"seconds": {"camera": 0.001, "box": 0.1}},
+    }
+    at = {"image": "camera", "words": "box"}
+    number = site.served(hosts=None, modules=modules, at=at, seconds=1)
+    hosts = {one["model"]: one["hosts"] for one in site.look(number)["modules"]}
+    assert hosts == {"vision": ["desk"], "text": ["box"], "head": ["camera"]}
+    site.upkeep(datetime.now(UTC))
+    assert made(site.api.get("/api/v1/jobs"))["items"][0]["state"] == "succeeded", "there is nothing to repair"
+
+    made(site.api.post(f"/api/v1/devices/{site.devices.pop('desk').id}/revoke", json=REASON))
+    assert site.look(number)["warnings"] == ["desk left"]
+    site.upkeep(datetime.now(UTC))
+    site.upkeep(datetime.now(UTC))  # asked for once
+    queued = [one["id"] for one in made(site.api.get("/api/v1/jobs"))["items"] if one["state"] == "queued"]
+    assert len(queued) == 1
+    assert finished(site.worker, site.api, UUID(queued[0]))["state"] == "succeeded"
+    shown = site.look(2)
+    assert (shown["state"], {one["name"] for one in shown["members"]}) == ("holding", {"box", "camera"})
+    assert {one["model"]: one["hosts"] for one in shown["modules"]} == hosts | {"vision": ["box"]}
 
 
 def test_a_plan_is_renewed_before_it_ends(site: Site) -> None:
@@ -399,6 +455,11 @@ def test_a_device_is_of_one_site_and_a_report_of_no_plan_is_refused(site: Site) 
     site.create()
     answer = site.api.post("/api/v1/sites", json={"name": "other", "devices": [{"name": "box"}]})
     assert refused(answer) == (409, "site.device-taken")
+    edited = {"devices": [{"name": "box", "memory_bytes": 7}, {"name": "desk"}], "hold_s": 9}
+    shown = made(site.api.request("PUT", "/api/v1/sites/line-3", json=edited))
+    assert [(one["name"], one["memory_bytes"]) for one in shown["devices"]] == [("box", 7), ("desk", None)]
+    assert (shown["hold_s"], shown["switch_s"]) == (9, 600)
+    made(site.api.post("/api/v1/sites", json={"name": "third", "devices": [{"name": "camera"}]}))
     answer = site.api.post("/api/v1/sites", json={"name": "other", "devices": [{"name": "cellar"}]})
     assert refused(answer) == (404, "device.unknown")
     device = site.devices["box"]

@@ -1,6 +1,6 @@
 """Tasks of sites, sites, and the plans by which their devices serve together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast
 
 from sprat_client.api.transport import Transport
@@ -176,6 +176,10 @@ class Sites:
     def plan(self, name: str, question: Mapping[str, Any]) -> JobView:
         """Ask for a plan; return the job that makes it."""
         return cast("JobView", self._transport.post(f"/sites/{name}/plans", dict(question))["job"])
+
+    def repair(self, name: str, without: Sequence[str]) -> JobView:
+        """Have what serves planned anew without devices that were lost; return the job that does it."""
+        return cast("JobView", self._transport.post(f"/sites/{name}/repair", {"without": [*without]})["job"])
 
     def plans(self, name: str, *, limit: int | None = None) -> list[SitePlanView]:
         """Return the plans of a site, newest first."""

@@ -196,6 +196,28 @@ def apply(ctx: typer.Context, *, plan: Plan, json_: JsonFlag = False) -> None:
 
 
 @app.command()
+def repair(
+    ctx: typer.Context,
+    *,
+    name: Name,
+    without: Annotated[
+        list[str] | None, typer.Option(help="A device that is lost, and leaves the site.  [repeated]")
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Apply the plan, too.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Plan anew what serves, without devices that were lost; modules that still run stay where they are.
+
+    Example: sprat site repair line-3 --without desk --apply
+    """
+    with connect(ctx) as client:
+        job = finish(client, client.sites.repair(name, without or []), no_wait=False)
+        number = (job["result"] or {})["plan"]
+        made = client.sites.apply(name, number) if apply else client.sites.show_plan(name, number)
+    emit(made, as_json=json_, text="\n".join(_told_plan(made)))
+
+
+@app.command()
 def abort(
     ctx: typer.Context,
     *,
@@ -334,12 +356,19 @@ def _told_plan(plan: "SitePlanView") -> list[str]:
         proof = "no placement is better" if placed["proven"] == "optimal" else f"within {placed['gap']:.1%} of the best"
         times = ", ".join(f"{name} {1000 * seconds:,.1f} ms" for name, seconds in placed["tasks"].items())
         lines.append(f"{times}; {proof}")
+    for one in plan["tests"]:
+        before = "" if one["old_correct"] is None else f", {one['old_correct']} by what served ({_change(one)})"
+        lines.append(f"{one['task']} had {one['new_correct']} of {one['samples']} samples right{before}")
     modules = [[f"{one['model']}@{one['release']}", ", ".join(one["hosts"])] for one in plan["modules"]]
     lines += aligned([["module", "on"], *modules])
     if plan["members"]:
         rows = [[one["name"], one["address"], one["state"], one["phase"] or "-"] for one in plan["members"]]
         lines += aligned([["member", "address", "said", "signed"], *rows])
     return lines + [f"note: {one}" for one in plan["warnings"]]
+
+
+def _change(test: dict[str, Any]) -> str:
+    return f"{test['only_old']} lost, {test['only_new']} won"
 
 
 def _previewed(shown: "SitePlanPreview") -> list[str]:

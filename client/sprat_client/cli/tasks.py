@@ -45,8 +45,11 @@ def create(
 
 
 def _create(client: "SpratClient", read: TaskFile, name: str, *, replace: bool) -> "TaskView":
+    wanted = read.tasks[name] | {"replace": replace}
+    if isinstance(test := wanted.get("test"), dict) and isinstance(test.get("dataset"), str):
+        wanted["test"] = test | {"dataset": client.datasets.resolve(test["dataset"])["digest"]}
     try:
-        finish(client, client.tasks.create(read.tasks[name] | {"replace": replace}), no_wait=False)
+        finish(client, client.tasks.create(wanted), no_wait=False)
     except SpratError as bad:
         if bad.code in {"task.invalid", "request.invalid", "input.invalid"}:
             raise InvalidInput(read.located(name, bad), code=bad.code) from bad

@@ -13,6 +13,7 @@ from sprat_server.flows import custody_views, gating
 from sprat_server.jobs import models as job_models
 from sprat_server.jobs import service as jobs
 from sprat_server.observe import metrics
+from sprat_server.sites import records as sites
 
 router = APIRouter(tags=["health"])
 _OF_ROLLOUTS = (metrics.ROLLOUT_E_VALUE, metrics.ROLLOUT_HALTS_AT, metrics.ROLLOUT_DEVICES)
@@ -39,7 +40,13 @@ def read_metrics(session: SessionDep, _viewer: ServerViewer) -> Response:
     for state in (job_models.QUEUED, job_models.RUNNING, *sorted(job_models.ENDED)):
         metrics.JOBS.labels(state).set(counts.get(state, 0))
     metrics.METADATA_EXPIRES_S.clear()
-    for gauge in (metrics.METADATA_WAITING, metrics.WEBHOOK_WAITING, metrics.WEBHOOK_OLDEST_S, *_OF_ROLLOUTS):
+    for gauge in (
+        metrics.SITE_MEMBERS,
+        metrics.METADATA_WAITING,
+        metrics.WEBHOOK_WAITING,
+        metrics.WEBHOOK_OLDEST_S,
+        *_OF_ROLLOUTS,
+    ):
         gauge.clear()
     sent: dict[tuple[str, ...], int] = {}
     for project_id, name in known.items():
@@ -55,6 +62,8 @@ def read_metrics(session: SessionDep, _viewer: ServerViewer) -> Response:
                 metrics.ROLLOUT_E_VALUE.labels(*of_rollout, metric).set(e_value)
             for what, count in {**one.counts, "room": one.room}.items():
                 metrics.ROLLOUT_DEVICES.labels(*of_rollout, what).set(count)
+        for (site, plan, state), count in sites.tally(session).items():
+            metrics.SITE_MEMBERS.labels(name, site, plan, state).set(count)
         for hook in webhooks.readings(session):
             metrics.WEBHOOK_WAITING.labels(name, hook.name).set(hook.waiting)
             metrics.WEBHOOK_OLDEST_S.labels(name, hook.name).set(hook.oldest_s)

@@ -21,7 +21,15 @@ from sprat_server.jobs.schemas import JobAccepted, JobView
 from sprat_server.rollouts.requests import Reason
 from sprat_server.sites import records
 from sprat_server.sites.models import Site, SitePlanRow
-from sprat_server.sites.schemas import EditedSite, NewSite, NewSitePlan, SitePlanPreview, SitePlanView, SiteView
+from sprat_server.sites.schemas import (
+    EditedSite,
+    NewSite,
+    NewSitePlan,
+    RepairSite,
+    SitePlanPreview,
+    SitePlanView,
+    SiteView,
+)
 
 router = operators_router(prefix="/sites", tags=["sites"])
 
@@ -97,6 +105,21 @@ def plan_site(site: Name, body: NewSitePlan, session: SessionDep, operator: Oper
     job = flow.ask_plan(session, site, body, operator)
     asked = body.model_dump(mode="json") | {"job": str(job.id)}
     audit.record(session, operator, "site.plan", f"site:{site}", after=asked)
+    return JobAccepted(job=JobView.of(job))
+
+
+@router.post(
+    "/{site}/repair",
+    status_code=202,
+    responses=together(_SITE, raises(not_found=["device.unknown"], conflict=["site.nothing-to-repair"])),
+)
+def repair_site(site: Name, body: RepairSite, session: SessionDep, operator: Operator, *, seen: Seen) -> JobAccepted:
+    """Have a worker plan anew what serves, without devices that were lost; the modules that still run stay there."""
+    before = _require(seen, session, site)
+    job = flow.ask_repair(session, site, body.without, operator)
+    audit.record(
+        session, operator, "site.repair", f"site:{site}", before, {"without": body.without, "job": str(job.id)}
+    )
     return JobAccepted(job=JobView.of(job))
 
 

@@ -152,6 +152,7 @@ def on_devices_left(session: Session, device_ids: Collection[UUID]) -> list[Devi
     for rollout in moving.values():
         steps.advance(session, rollout)
     site_steps.on_left(session, device_ids, "left")
+    sites.leave_sites(session, device_ids)
     return left
 
 

@@ -1,12 +1,13 @@
 """A site as a placement sees it, out of its tasks' typed graphs and what people say of its devices. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from sprat_server.placement.plan import Plan, Wishes
 from sprat_server.placement.site import Device, Edge, Module, Node, Site, Task
 from sprat_server.sites.schemas import NewSitePlan
+from sprat_shared.errors import InvalidInput
 from sprat_shared.tasks.graph import TaskGraph
 from sprat_shared.tasks.types import TensorType
 
@@ -83,13 +84,50 @@ def placed_site(
     )
 
 
-def wishes(asked: NewSitePlan, sizes: Mapping[str, ModuleSize]) -> Wishes:
-    """Return what is asked beside low latency."""
+class Irreparable(InvalidInput):
+    """A plan cannot do without a device that was lost."""
+
+    code = "site.irreparable"
+
+
+def without(asked: NewSitePlan, there: Collection[str]) -> NewSitePlan:
+    """Return what was asked of a site, of the devices that are still there.
+
+    Raises:
+        Irreparable: a module was put by hand on none of them, or data arise, or answers are wanted, at none.
+    """
+    hosts = None
+    if asked.hosts is not None:
+        hosts = {model: [one for one in on if one in there] for model, on in asked.hosts.items()}
+        if gone := sorted(model for model, on in hosts.items() if not on):
+            raise Irreparable(
+                f"{gone[0]} was put on {', '.join(asked.hosts[gone[0]])} by hand, and on no other device; plan anew, "
+                "and say where it is to be"
+            )
+    if gone := sorted(port for port, device in asked.at.items() if device not in there):
+        raise Irreparable(f"{gone[0]} is at {asked.at[gone[0]]}, which was lost; plan anew, and say where it is now")
+    modules = {
+        model: said.model_copy(
+            update={
+                "seconds": {name: value for name, value in said.seconds.items() if name in there},
+                "joules": {name: value for name, value in said.joules.items() if name in there},
+            }
+        )
+        for model, said in asked.modules.items()
+    }
+    return asked.model_copy(update={"hosts": hosts, "modules": modules})
+
+
+def wishes(
+    asked: NewSitePlan, sizes: Mapping[str, ModuleSize], pinned: Mapping[str, frozenset[str]] | None = None
+) -> Wishes:
+    """Return what is asked beside low latency; `pinned` modules stay where they are."""
     return Wishes(
         replicas=asked.replicas,
         survives_one=asked.survives_one,
         second_per_byte=asked.second_per_mb / 1e6,
         held={model: size.held for model, size in sizes.items() if size.held},
+        pinned=pinned or {},
     )
 
 

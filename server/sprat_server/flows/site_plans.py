@@ -32,7 +32,7 @@ from sprat_server.sites import records
 from sprat_server.sites.models import Site, SiteDevice, SitePlanHost, SitePlanMember, SitePlanRow, SiteTask
 from sprat_server.sites.schemas import EditedSite, NewSite, NewSitePlan, NewTaskGraph
 from sprat_server.sites.states import UNDER_WAY, PlanStatus
-from sprat_shared.errors import Conflict, InvalidInput
+from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.protocol.site_plan import Member, PlannedModule, PlannedTask, SitePlan
 from sprat_shared.tasks.graph import TaskGraph
 from sprat_shared.tasks.types import CODE
@@ -158,6 +158,36 @@ def ask_plan(session: Session, name: str, asked: NewSitePlan, by: Actor) -> Job:
         )
     args = {"site": name, "asked": asked.model_dump(mode="json"), "by": str(by)}
     return jobs.enqueue(session, kind=PLAN_KIND, args=args, by=by)
+
+
+def ask_repair(session: Session, name: str, without: Sequence[str], by: Actor) -> Job:
+    """Have a worker plan anew what serves, without devices that were lost; modules that still run stay where they are.
+
+    Raises:
+        NotFound: there is no such site, or it has no such device.
+        Conflict: nothing serves, or no module of what serves was on a device that is of the site no more.
+    """
+    site = records.get_site(session, name)
+    rows = records.devices_of(session, site)
+    gone = {fleet.named_device(session, one).id for one in without}
+    if strange := gone - {row.device_id for row in rows}:
+        raise NotFound(f"device {min(strange)} is of another site, or of none", code="device.unknown")
+    records.set_devices(session, site, [row for row in rows if row.device_id not in gone])
+    plan = records.in_state(session, site.id, PlanStatus.SERVING)
+    if plan is None or not records.lost_hosts(session, site, plan):
+        why = "nothing serves" if plan is None else "all modules are on its devices"
+        raise Conflict(
+            f"site {name} has nothing to repair: {why}",
+            code="site.nothing-to-repair",
+        )
+    return jobs.enqueue(session, kind=PLAN_KIND, args=repair_args(site, plan, apply=False, by=by), by=by)
+
+
+def repair_args(site: Site, plan: SitePlanRow, *, apply: bool, by: Actor) -> dict[str, Any]:
+    """Return what a worker is asked, to plan a site anew as a plan of it was asked for."""
+    releases = {model: said["release"] for model, said in plan.content["modules"].items()}
+    asked = plan.asked | {"releases": releases}
+    return {"site": site.name, "asked": asked, "repairs": plan.number, "apply": apply, "by": str(by)}
 
 
 def apply(  # noqa: PLR0917 - which plan, and what it takes

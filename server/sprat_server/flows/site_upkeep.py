@@ -15,15 +15,17 @@ from sprat_server.access import audit
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
 from sprat_server.flows import site_plans, site_steps
+from sprat_server.jobs import service as jobs
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.settings import Settings
 from sprat_server.sites import records
 from sprat_server.sites.models import SitePlanRow
-from sprat_server.sites.states import PlanStatus
+from sprat_server.sites.states import UNDER_WAY, PlanStatus
 from sprat_shared.errors import SpratError
 
 RENEWED: Final = site_plans.LIFE / 3
 """A plan is renewed when so much of its life is left."""
+_REPAIR_AGAIN_S: Final = 600.0
 _TRIED_AGAIN: Final = timedelta(hours=12)
 
 _log = structlog.get_logger(__name__)
@@ -49,7 +51,18 @@ def look_after(database: Database, settings: Settings, project_id: UUID, at: dat
             plan = records.lock(session, plan_id)
             if plan.state == PlanStatus.SERVING:
                 site_steps.keep_modules(session, plan)
+                _repair(session, plan)
         _renew(database, settings, project_id, plan_id, at)
+
+
+def _repair(session: Session, plan: SitePlanRow) -> None:
+    """Have a worker plan anew what serves on devices that left, where the site says so."""
+    site = records.site_of(session, plan)
+    idle = records.in_state(session, site.id, *UNDER_WAY) is None
+    if site.auto_repair and idle and records.lost_hosts(session, site, plan):
+        args = site_plans.repair_args(site, plan, apply=True, by=SYSTEM)
+        if jobs.enqueue_once(session, kind=site_plans.PLAN_KIND, args=args, by=SYSTEM, pause_s=_REPAIR_AGAIN_S):
+            _log.warning("site.repaired", plan=f"{site.name}/{plan.number}")
 
 
 def _renew(database: Database, settings: Settings, project_id: UUID, plan_id: UUID, at: datetime) -> None:

@@ -10,12 +10,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sprat_server.fleet import service as fleet
-from sprat_server.flows import site_building
+from sprat_server.flows import site_building, site_plans
 from sprat_server.flows.release_files import MAX_GRAPH_BYTES
 from sprat_server.flows.site_building import DeviceSize, ModuleSize
 from sprat_server.flows.site_plans import CHECK_KIND, PLAN_KIND
 from sprat_server.flows.site_trials import ModuleFiles, TaskWorse, tried
 from sprat_server.jobs.tasks import JobContext, task
+from sprat_server.observe.actors import SYSTEM
 from sprat_server.placement.site import Site as PlacedSite
 from sprat_server.placement.solve import Placement, place
 from sprat_server.registry import service as registry
@@ -121,7 +122,8 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         ctx: of the job.
-        args: site (name), asked (as `NewSitePlan`), by.
+        args: site (name), asked (as `NewSitePlan`), by; of a repair: repairs (the number of the plan whose modules stay
+            where they are, as far as its devices are there), apply (whether it is applied at once).
 
     Raises:
         InvalidInput: a release does not fit a task (the message names it and the edge), or nothing can be placed.
@@ -139,6 +141,9 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         }
         models = {model for one in (*graphs.values(), *fallbacks.values()) if one is not None for model in one.models}
         devices = _devices(session, records.devices_of(session, site))
+        staying = _staying(session, site, args.get("repairs"), devices)
+        if "repairs" in args:
+            asked = site_building.without(asked, {one.name for one in devices.values()})
         releases = _releases(session, asked, sorted(models))
         sizes = {name: _size(session, asked, one, devices) for name, one in releases.items()}
         files = {name: release.graph_digest for name, release in releases.items()}
@@ -162,7 +167,7 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
     placement = None
     if asked.hosts is None:
         ctx.progress("placing", 0.6, f"{len(sizes)} modules on {len(devices)} devices")
-        hosts, placement = _placed(asked, graphs, types, list(devices.values()), sizes)
+        hosts, placement = _placed(asked, graphs, types, list(devices.values()), sizes, staying)
     else:
         hosts = asked.hosts
     ids = {one.name: device for device, one in devices.items()}
@@ -189,9 +194,25 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         )
         session.add(plan)
         session.flush()
+        if args.get("apply"):
+            site_plans.apply(session, ctx.blobs, ctx.settings, site.name, plan.number, SYSTEM)
         result = {"site": site.name, "plan": plan.number}
         ctx.complete(session, result)
     return result
+
+
+def _staying(
+    session: Session, site: Site, number: int | None, devices: Mapping[UUID, DeviceSize]
+) -> dict[str, frozenset[str]]:
+    """Return where modules of a plan are, by the names of the devices that are still there; no plan: nowhere."""
+    if number is None:
+        return {}
+    modules = records.get_plan(session, site, number).content["modules"]
+    there = {
+        model: frozenset(devices[UUID(host)].name for host in said["hosts"] if UUID(host) in devices)
+        for model, said in modules.items()
+    }
+    return {model: hosts for model, hosts in there.items() if hosts}
 
 
 def _serving(session: Session, site: Site) -> dict[str, tuple[TaskGraph, dict[str, ModuleFiles]]]:
@@ -214,15 +235,19 @@ def _comparable(
     return old if same else None
 
 
-def _placed(
+def _placed(  # noqa: PLR0917 - all that a placement is made of
     asked: NewSitePlan,
     graphs: Mapping[str, TaskGraph],
     types: Mapping[str, Mapping[str, TensorType]],
     devices: Sequence[DeviceSize],
     sizes: Mapping[str, ModuleSize],
+    staying: Mapping[str, frozenset[str]],
 ) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Return the hosts of each module, and how good that is; what stays moves only where there is no placement else."""
     site = site_building.placed_site(asked, graphs, types, devices, sizes)
-    found = place(site, site_building.wishes(asked, sizes), seconds=asked.seconds, clock=time.monotonic)
+    found = place(site, site_building.wishes(asked, sizes, staying), seconds=asked.seconds, clock=time.monotonic)
+    if found.answer.plan is None and staying:
+        found = place(site, site_building.wishes(asked, sizes), seconds=asked.seconds, clock=time.monotonic)
     if found.answer.plan is None or found.cost is None:
         raise NoPlacement(
             {

@@ -71,6 +71,12 @@ ROLLOUT_DEVICES: Final = Gauge(
     ["project", "model", "rollout", "what"],
     registry=REGISTRY,
 )
+SITE_MEMBERS: Final = Gauge(
+    "sprat_site_members",
+    "Members of a site's plans that are signed, by the plan's state and how far they said to be; read when asked.",
+    ["project", "site", "plan", "state"],
+    registry=REGISTRY,
+)
 WEBHOOK_WAITING: Final = Gauge(
     "sprat_webhook_waiting",
     "Events that wait to be sent to a webhook, or to be sent again; read when asked.",

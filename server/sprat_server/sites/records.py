@@ -99,9 +99,16 @@ def set_devices(session: Session, site: Site, devices: Sequence[SiteDevice]) -> 
     ).first()
     if taken is not None:
         raise Conflict(f"device {taken[0]} is of site {taken[1]}; a device is of one site", code="site.device-taken")
-    session.execute(delete(SiteDevice).where(SiteDevice.site_id == site.id))
-    session.add_all(devices)
+    kept = [one.device_id for one in devices]
+    session.execute(delete(SiteDevice).where(SiteDevice.site_id == site.id, ~among(SiteDevice.device_id, kept)))
+    for one in devices:
+        session.merge(one)
     session.flush()
+
+
+def leave_sites(session: Session, device_ids: Collection[UUID]) -> None:
+    """Have devices be of no site any more."""
+    session.execute(delete(SiteDevice).where(among(SiteDevice.device_id, device_ids)))
 
 
 def remove_site(session: Session, site: Site) -> None:
@@ -140,6 +147,12 @@ def get_plan(session: Session, site: Site, number: int, *, lock: bool = False) -
             code="site.unknown-plan",
         )
     return plan
+
+
+def lost_hosts(session: Session, site: Site, plan: SitePlanRow) -> set[UUID]:
+    """Return the devices that a plan has modules on and that are of the site no more."""
+    hosts = {UUID(host) for said in plan.content["modules"].values() for host in said["hosts"]}
+    return hosts - {row.device_id for row in devices_of(session, site)}
 
 
 def in_state(session: Session, site_id: UUID, *states: PlanStatus) -> SitePlanRow | None:
@@ -192,6 +205,18 @@ def memberships(session: Session, device_ids: Collection[UUID]) -> list[tuple[Si
         .order_by(SitePlanRow.id, SitePlanMember.device_id)
     )
     return [(plan, member) for plan, member in rows]
+
+
+def tally(session: Session) -> dict[tuple[str, str, str], int]:
+    """Count the members of plans that are signed, by site, state of the plan, and how far they said to be."""
+    rows = session.execute(
+        select(Site.name, SitePlanRow.state, SitePlanMember.state, func.count())
+        .join(SitePlanRow, SitePlanRow.site_id == Site.id)
+        .join(SitePlanMember, SitePlanMember.plan_id == SitePlanRow.id)
+        .where(SitePlanRow.state.in_(SIGNED))
+        .group_by(Site.name, SitePlanRow.state, SitePlanMember.state)
+    )
+    return {(site, plan, state): count for site, plan, state, count in rows}
 
 
 def held_plan(session: Session, device_id: UUID, counter: int) -> UUID | None:

@@ -310,6 +310,14 @@ class NewSitePlan(BaseModel):
         return self
 
 
+class RepairSite(BaseModel):
+    """A site to be planned anew after devices were lost; devices `without` which it goes on leave the site."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"without": ["desk"]}]})
+
+    without: Annotated[list[DeviceName], Field(max_length=200)] = []
+
+
 class SitePlanModuleView(BaseModel):
     """A module of a plan: its release, and the devices that hold it, the one that is asked first before the others."""
 
