@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     """So many callers may follow events at once, over one process."""
     poll_interval_s: float = Field(default=60.0, gt=0)
     """How often a device asks; told to it at enrolment."""
+    clock_interval_s: float = Field(default=30.0, gt=0, le=60.0)
+    """How often the server looks at what rollouts and sites do by the clock: starts, windows, retries, silence."""
     device_token_s: float = Field(default=3600.0, gt=0, le=86400.0)
     """How long the token lives that a device gets for proving that it holds its key."""
     enrolment_queue: int = Field(default=100, ge=0)

@@ -65,7 +65,7 @@ class House:
 
 def make_server(folder: Path, port: int = 0) -> Server:
     """A server on a folder; on its old one after a kill."""
-    more = {"SPRAT_POLL_INTERVAL_S": "1"}
+    more = {"SPRAT_POLL_INTERVAL_S": "1", "SPRAT_CLOCK_INTERVAL_S": "2"}
     return Server(folder, recipe_packages="tiny_recipe", paths=(HERE,), port=port, more=more)
 
 

@@ -27,7 +27,7 @@ from sprat_shared.trust.targets import role_of_model
 
 _SIGN_EVERY_S: Final = 300.0  # half-lives are days; but what devices reported may call for other targets
 _FORGET_EVERY_S: Final = 3600.0  # what matters is forgotten where it is asked for; this is for rows nobody asks for
-_LISTEN_EVERY_S: Final = 30.0  # windows and starts are said to the minute
+_DELIVER_EVERY_S: Final = 30.0
 _GROUPS_EVERY_S: Final = 60.0
 _DRIFT_EVERY_S: Final = 60.0  # devices speak once a day, but what a retrain began goes on
 _LOOK_EVERY_S: Final = 300.0  # what a release, a rollout or a report sets off needs no look
@@ -80,7 +80,7 @@ async def keep_small(database: Database) -> None:
 async def keep_rolling(database: Database, settings: Settings) -> None:
     """Do what rollouts do by the clock (starts, windows, retries, silence), for ever; replicas may all do this."""
     while True:
-        await asyncio.sleep(_LISTEN_EVERY_S)
+        await asyncio.sleep(settings.clock_interval_s)  # windows and starts are said to the minute
         try:
             await to_thread.run_sync(rollout_upkeep.look_after, database, settings)
         except (SpratError, SQLAlchemyError) as error:
@@ -132,7 +132,7 @@ def look_at_drift(database: Database, settings: Settings) -> None:
 async def keep_delivering(database: Database) -> None:
     """Queue deliveries again that a worker took and never made, for ever; replicas may all do this."""
     while True:
-        await asyncio.sleep(_LISTEN_EVERY_S)
+        await asyncio.sleep(_DELIVER_EVERY_S)
         try:
             await to_thread.run_sync(_queue_overdue, database)
         except SQLAlchemyError as error:
