@@ -15,8 +15,8 @@ export PYTHONHASHSEED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-# How many test processes run side by side.
-TEST_PROCESSES ?= 2
+# How many test processes run side by side: one more than cores, for many tests wait for other processes.
+TEST_PROCESSES ?= 3
 
 .PHONY: help
 help: ## Show the targets
@@ -53,7 +53,7 @@ lint: $(READY) ## Check style, types and import contracts (under a minute)
 
 .PHONY: test
 test: $(READY) ## Run every test, with a seeded sample of the long kinds
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: check
 check: lint test ## lint, then test

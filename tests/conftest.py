@@ -1,10 +1,16 @@
-"""What holds for every test: sockets reach this machine only; what was imported is not looked through for garbage."""
+"""What holds for every test: sockets reach this machine only, imports are no garbage, the slow kinds come first."""
 
 import gc
 import ipaddress
 import socket
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+HERE: Final = Path(__file__).parent
+KINDS: Final = ("e2e", "crash", "architecture", "integration")  # the others follow
 
 
 def is_here(host: str) -> bool:
@@ -32,6 +38,13 @@ def refuse_other_machines(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(refuse_other_machines)
+
+
+@pytest.hookimpl(trylast=True)  # after they were shuffled
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the kinds first that wait for processes and links: at the end, all processes are busy with short ones."""
+    rank = {kind: place for place, kind in enumerate(KINDS)}
+    items.sort(key=lambda item: rank.get(item.path.relative_to(HERE).parts[0], len(rank)))
 
 
 def pytest_collection_finish() -> None:
