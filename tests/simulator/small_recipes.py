@@ -56,7 +56,7 @@ class Unused(nn.Module):
 
 
 class Match(nn.Module):
-    """A module of two inputs, and two outputs by name."""
+    """A module of two inputs, and two outputs by name, one that the exporter has for a value inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Match(nn.Module):
 
     def forward(self, image: Tensor, words: Tensor) -> dict[str, Tensor]:
         seen, said = self.see(image), self.read(words).mean(1)
-        return {"score": (seen * said).sum(1), "seen": seen}
+        return {"score": (seen * said).sum(1), "embedding": seen}
 
 
 MATCH = {"inputs": {"image": {"shape": [1, 6], "dtype": "F32"}, "words": {"shape": [1, 3], "dtype": "I64"}}}

@@ -20,7 +20,15 @@ from torch.export import Dim
 from torch.func import functional_call
 
 from sprat_server.training import graph_runner
-from sprat_server.training.graphs import Graph, GraphRefused, bind, missing, name_batch_axis, with_probes
+from sprat_server.training.graphs import (
+    Graph,
+    GraphRefused,
+    bind,
+    missing,
+    name_batch_axis,
+    name_outputs,
+    with_probes,
+)
 from sprat_server.training.states import to_source, to_torch
 from sprat_shared.errors import InvalidInput
 from sprat_shared.wire.tensors import Array, TensorSource, raw_bytes
@@ -174,7 +182,6 @@ def export(module: nn.Module, source: TensorSource, example: Example) -> Exporte
                 dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in inputs),
                 external_data=False,
                 input_names=list(example.ports),
-                output_names=list(outputs) if isinstance(outputs, Mapping) else None,
                 verbose=False,
             )
         except Exception as e:  # the exporter raises whatever its passes raise
@@ -182,6 +189,8 @@ def export(module: nn.Module, source: TensorSource, example: Example) -> Exporte
     if program is None:
         raise ExportFailed("torch's exporter gave no program")
     model: onnx.ModelProto = program.model_proto
+    if isinstance(outputs, Mapping):
+        name_outputs(model, list(outputs))
     name_batch_axis(model)
     unused = [name for name in missing(model, source.table) if not _matters(widened, source, example, name)]
     return Exported(bind(model, source.table, unused), bind(with_probes(model), source.table, unused))

@@ -5,7 +5,7 @@ location `t/<index>`, offset 0, with its length; shape and other small constants
 declared as float, because onnxruntime's CPU kernels refuse bfloat16; the device writes a float32 copy of it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -210,6 +210,30 @@ def _scope(node: Any) -> str:
             scopes: list[str] = [part.strip().strip("'\"") for part in note.value.strip("[]").split(",")]
             return scopes[-2] if len(scopes) > 1 and not scopes[-2].startswith("_empty") else ""
     return ""
+
+
+def name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Give a graph's outputs these names, in order; a value inside that has one of them gets another.
+
+    Raises:
+        GraphRefused: an input or a tensor has the name of an output.
+    """
+    graph = model.graph
+    outer = {value.name for value in (*graph.input, *graph.initializer)}
+    if taken := sorted(outer & set(names)):
+        raise GraphRefused(
+            f"{taken[0]} names an output of the module, and an input or a tensor: give the output another"
+        )
+    given = dict(zip((value.name for value in graph.output), names, strict=True))
+    inside = {name for node in graph.node for name in node.output}
+    moved = {name: f"{name}.inside" for name in set(names) & inside - given.keys()}
+    renamed = {**moved, **given}
+    for node in graph.node:
+        for part in (node.input, node.output):
+            for place, name in enumerate(part):
+                part[place] = renamed.get(name, name)
+    for value in (*graph.value_info, *graph.output):
+        value.name = renamed.get(value.name, value.name)
 
 
 def input_examples(model: onnx.ModelProto) -> dict[str, tuple[tuple[int, ...], str] | None]:

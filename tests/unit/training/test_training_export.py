@@ -198,10 +198,20 @@ def test_a_module_of_several_inputs_keeps_their_names_and_those_of_its_outputs()
     verify(module, source, graph, example)
     model = graphs.parse(graph.data)
     assert graphs.input_examples(model) == {"image": ((6,), "float32"), "words": ((3,), "int64")}
-    assert [value.name for value in model.graph.output] == ["score", "seen"]
+    assert [value.name for value in model.graph.output] == ["score", "embedding"]
     with pytest.raises(InvalidInput, match="the model takes image, words: datasets hold one input") as bad:
         _ = example.only
     assert bad.value.code == "model.several-inputs"
+
+
+def test_an_output_with_the_name_of_an_input_is_refused() -> None:
+    class Same(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"image": image + 1}
+
+    example = Example.of({"inputs": {"image": {"shape": [1, 6], "dtype": "F32"}}})
+    with pytest.raises(GraphRefused, match="image names an output of the module, and an input or a tensor"):
+        export(Same().eval(), to_source({}), example)
 
 
 def test_an_example_that_the_module_does_not_take_is_said_with_the_modules_reason(small) -> None:
