@@ -1,1 +1,1 @@
-"""The site that `benchmarks/site.py` measures: pretrained encoders, heads trained on real data, devices and links."""
+"""The site that `benchmarks/sites.py` measures: pretrained encoders, heads trained on real data, devices and links."""

@@ -3,6 +3,7 @@
 Everything is cached in a folder: features by encoder, weights of heads, accuracies on the test part.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ class Trained:
     config: Mapping[str, Any]
     module: nn.Module
     accuracy: float
+
+
+def digest(given: Path) -> str:
+    """Return eight hex digits that change with what heads are trained on and how."""
+    files = (given, Path(__file__), Path(str(data.__file__)), Path(str(networks.__file__)))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def encoders() -> dict[str, nn.Module]:

@@ -284,9 +284,9 @@ def test_a_model_of_several_inputs_is_registered_and_updated_and_says_why_it_is_
     asked = {"recipe": None, "weights": first, "graph": graph}
     bare = registered(worker, admin, blobs, tmp_path, name="bare", **asked, example=None)
     assert bare["state"] == "succeeded", bare
-    one = {"inputs": {"image": {"shape": [1, 6], "dtype": "F32"}}}
+    one = {"inputs": [{"name": "image", "shape": [1, 6], "dtype": "F32"}]}
     wrong = registered(worker, admin, blobs, tmp_path, name="wrong", **asked, example=one)
-    assert wrong["error"]["message"] == "the graph takes image, words; the example is of image"
+    assert wrong["error"]["message"] == "the graph takes image, ids; the example is of image"
     for name in ("match", "bare"):
         better = carried_out(worker, admin, f"/models/{name}/releases", weights=second, lossless=True)
         assert better["state"] == "succeeded", better

@@ -62,12 +62,14 @@ class Match(nn.Module):
         super().__init__()
         self.see, self.read = nn.Linear(6, 4), nn.Embedding(9, 4)
 
-    def forward(self, image: Tensor, words: Tensor) -> dict[str, Tensor]:
-        seen, said = self.see(image), self.read(words).mean(1)
+    def forward(self, image: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        seen, said = self.see(image), self.read(ids).mean(1)
         return {"score": (seen * said).sum(1), "embedding": seen}
 
 
-MATCH = {"inputs": {"image": {"shape": [1, 6], "dtype": "F32"}, "words": {"shape": [1, 3], "dtype": "I64"}}}
+MATCH = {  # in another order than a database would have keys in
+    "inputs": [{"name": "image", "shape": [1, 6], "dtype": "F32"}, {"name": "ids", "shape": [1, 3], "dtype": "I64"}]
+}
 
 
 @dataclass

@@ -32,7 +32,8 @@ class Models:
             recipe: {"factory": "package.module:build", "config": {...}}, or None for a model from ONNX alone.
             graph: digest of an uploaded ONNX file, or None where the recipe gives it.
             example: {"shape": [1, ...], "dtype": "F32"} of its input, shape with the batch axis, dtype as in
-                safetensors files; {"inputs": {name: {...}}} of several.
+                safetensors files; {"inputs": [{"name": ..., "shape": ...}, ...]} of several, in the order of the
+                module's arguments.
         """
         body = {"name": name, "recipe": recipe, "weights": weights, "graph": graph, "example": example}
         return _job(self._transport.post("/models", body))

@@ -100,14 +100,16 @@ def parse_example(said: Sequence[str], dtype: str) -> dict[str, Any] | None:
     Raises:
         InvalidInput: a shape is none, or one of several inputs has no name, or that of another.
     """
-    inputs: dict[str, dict[str, Any]] = {}
+    inputs: list[dict[str, Any]] = []
     for text in said:
         name, equals, port = text.rpartition("=")
         shape, colon, code = port.partition(":")
-        if (len(said) > 1 and not equals) or name in inputs:
+        if (len(said) > 1 and not equals) or any(name == one["name"] for one in inputs):
             raise InvalidInput(f"--example {text!r}: several inputs are told apart by name, as --example image=1,64")
-        inputs[name] = {"shape": parse_shape(shape), "dtype": code if colon else dtype}
-    return inputs.get("", {"inputs": inputs} if inputs else None)
+        inputs.append({"name": name, "shape": parse_shape(shape), "dtype": code if colon else dtype})
+    if len(inputs) == 1 and not inputs[0]["name"]:
+        return {"shape": inputs[0]["shape"], "dtype": inputs[0]["dtype"]}
+    return {"inputs": inputs} if inputs else None
 
 
 def parse_shape(text: str) -> list[int]:

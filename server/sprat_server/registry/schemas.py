@@ -41,28 +41,32 @@ Dtype = Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")]
 InputName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=100)]
 
 
-class InputExample(BaseModel):
-    """Shape (with its batch axis) and type (safetensors code) of one input."""
+class NamedInput(BaseModel):
+    """Name, shape (with its batch axis) and type (safetensors code) of one of several inputs."""
 
     model_config = ConfigDict(extra="forbid")
 
+    name: InputName
     shape: Shape
     dtype: Dtype = "F32"
 
 
 class Example(BaseModel):
-    """What a model takes: `shape` and `dtype` of its input, or `inputs` by name in the order of the arguments."""
+    """What a model takes: `shape` and `dtype` of its input, or `inputs` in the order of the arguments."""
 
     model_config = ConfigDict(extra="forbid")
 
     shape: Shape | None = None
     dtype: Dtype = "F32"
-    inputs: Annotated[dict[InputName, InputExample], Field(min_length=1, max_length=32)] | None = None
+    inputs: Annotated[list[NamedInput], Field(min_length=1, max_length=32)] | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.shape is None) == (self.inputs is None):
             raise ValueError("say the shape of the one input, or all inputs by name")
+        names = [one.name for one in self.inputs or []]
+        if len(set(names)) != len(names):
+            raise ValueError("two inputs have one name")
         return self
 
     @model_serializer(mode="wrap")

@@ -84,7 +84,7 @@ class Example:
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> "Example":
-        """Read `{"shape": [1, ...], "dtype": "F32"}`, or `{"inputs": {"image": {...}, ...}}` of several inputs.
+        """Read `{"shape": [1, ...], "dtype": "F32"}`, or `{"inputs": [{"name": "image", "shape": ...}, ...]}`.
 
         Shapes are with the batch axis, dtypes as in safetensors files.
 
@@ -92,8 +92,11 @@ class Example:
             InvalidInput: it is missing or has another form.
         """
         match given:
-            case {"inputs": {**inputs}} if inputs:
-                return cls({str(name): _port(port, f"example of input {name!r:.80}") for name, port in inputs.items()})
+            case {"inputs": [*inputs]} if inputs:
+                named = [(str(one.get("name")), _port(one, "example of input")) for one in inputs]
+                if len(dict(named)) != len(named):
+                    raise InvalidInput(f"two inputs have one name: {', '.join(name for name, _ in named)}")
+                return cls(dict(named))
             case _:
                 return cls({INPUT: _port(given, "example")})
 

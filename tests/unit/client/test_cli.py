@@ -232,7 +232,10 @@ def test_an_example_of_several_inputs_is_said_by_name() -> None:
     assert parse_example([], "F32") is None
     assert parse_example(["1,28,28"], "F16") == {"shape": [1, 28, 28], "dtype": "F16"}
     assert parse_example(["image=1,64", "words=1,8:I64"], "F32") == {
-        "inputs": {"image": {"shape": [1, 64], "dtype": "F32"}, "words": {"shape": [1, 8], "dtype": "I64"}}
+        "inputs": [
+            {"name": "image", "shape": [1, 64], "dtype": "F32"},
+            {"name": "words", "shape": [1, 8], "dtype": "I64"},
+        ]
     }
 
 

@@ -167,8 +167,9 @@ def test_an_example_has_a_batch_axis_and_a_known_dtype() -> None:
         {"shape": [], "dtype": "F32"},
         {"shape": [1, 0], "dtype": "F32"},
         {"shape": [1], "dtype": "X"},
-        {"inputs": {}},
-        {"inputs": {"image": {"shape": [1]}}},
+        {"inputs": []},
+        {"inputs": [{"name": "image", "shape": [1]}]},
+        {"inputs": [{"name": "image", "shape": [1, 2], "dtype": "F32"}] * 2},
     ):
         with pytest.raises(InvalidInput, match="does not describe an input"):
             Example.of(wrong)
@@ -197,9 +198,9 @@ def test_a_module_of_several_inputs_keeps_their_names_and_those_of_its_outputs()
     graph = export(module, source, example).graph
     verify(module, source, graph, example)
     model = graphs.parse(graph.data)
-    assert graphs.input_examples(model) == {"image": ((6,), "float32"), "words": ((3,), "int64")}
+    assert graphs.input_examples(model) == {"image": ((6,), "float32"), "ids": ((3,), "int64")}
     assert [value.name for value in model.graph.output] == ["score", "embedding"]
-    with pytest.raises(InvalidInput, match="the model takes image, words: datasets hold one input") as bad:
+    with pytest.raises(InvalidInput, match="the model takes image, ids: datasets hold one input") as bad:
         _ = example.only
     assert bad.value.code == "model.several-inputs"
 
@@ -209,7 +210,7 @@ def test_an_output_with_the_name_of_an_input_is_refused() -> None:
         def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"image": image + 1}
 
-    example = Example.of({"inputs": {"image": {"shape": [1, 6], "dtype": "F32"}}})
+    example = Example.of({"inputs": [{"name": "image", "shape": [1, 6], "dtype": "F32"}]})
     with pytest.raises(GraphRefused, match="image names an output of the module, and an input or a tensor"):
         export(Same().eval(), to_source({}), example)
 

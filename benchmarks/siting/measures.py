@@ -1,0 +1,230 @@
+"""What is measured at a site: each part sets up the plans that it compares, and says what it found as rows."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import torch
+import yaml
+from demo.processes import environment
+
+from siting import heads, networks
+from siting.rig import CLOUD, STEPS, Rig
+
+Found = tuple[dict[str, Any], list[str]]
+_WARM: Final = 10
+_MEASURED: Final = 20
+ENCODERS: Final = ("vision", "words", "voice")
+
+
+def entry(rig: Rig, task: str) -> str:
+    """Return the device at which a task is asked."""
+    return str(rig.given["tasks"][task]["from"])
+
+
+def asked(
+    rig: Rig, trained: Path, task: str, *, count: int, steps: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Ask for a task where it arises, after some that do not count; all must be answered."""
+    found = rig.ask(entry(rig, task), trained / f"{task}.npz", steps or [task], count=_WARM + count)[_WARM:]
+    wrong = [one for one in found if "error" in one]
+    if wrong:
+        raise RuntimeError(f"{task}: {len(wrong)} of {count} were not answered, the first: {wrong[0]}")
+    return found
+
+
+def exactness(rig: Rig, trained: Path) -> Found:
+    """Whether the site's answers are those of the unsplit model, module by module on different devices."""
+    everywhere(rig)
+    told = json.loads((trained / "trained.json").read_text())
+    models, found = heads.encoders(), {}
+    for task in STEPS:
+        with np.load(trained / f"{task}.npz") as arrays:
+            samples = {name: arrays[name][:32] for name in arrays.files}
+        head = getattr(networks, told[task]["factory"])(told[task]["config"]).eval()
+        head.load_state_dict(_weights(trained / f"{task}-head.safetensors"))
+        wanted = _unsplit(models, head, samples).numpy()
+        worst = 0.0
+        for one in rig.ask(entry(rig, task), trained / f"{task}.npz", [task], count=32, keep=True):
+            got = np.asarray(next(iter(one["outputs"].values())))[0]
+            worst = max(worst, float(np.abs(got - wanted[one["sample"]]).max()))
+        found[task] = worst
+    goal = rig.given["tolerance"]
+    lines = ["", f"Largest difference to the unsplit model (goal {goal:g}):"]
+    return found, lines + [f"  {task:10} {worst:.2e}" for task, worst in found.items()]
+
+
+def _weights(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file  # noqa: PLC0415 - of the server's extra
+
+    return load_file(file)
+
+
+def _unsplit(models: Mapping[str, Any], head: Any, samples: Mapping[str, Any]) -> torch.Tensor:
+    given = {name: torch.from_numpy(array) for name, array in samples.items()}
+    features = []
+    with torch.inference_mode():
+        if "picture" in given:
+            features.append(models["vision"](given["picture"])["features"])
+        if "ids" in given:
+            features.append(models["words"](given["ids"], given["mask"])["embedding"])
+        if "mel" in given:
+            features.append(models["voice"](given["mel"])["embedding"])
+        answer: torch.Tensor = next(iter(head(*features).values()))
+    return answer
+
+
+def everywhere(rig: Rig) -> None:
+    """Have all modules on all devices, where they are not yet: fast links bring them, then the links are as given."""
+    if "everywhere" not in rig.done:
+        rig.create_site()
+        rig.plan(*(word for model in rig.models for word in ("--hosts", f"{model}={','.join(rig.devices)}")))
+        rig.thin()
+        rig.done["everywhere"] = True
+
+
+def seconds(rig: Rig, trained: Path) -> dict[str, dict[str, float]]:
+    """Return the median seconds of one run of each module on each device, as the agents tell them of their answers."""
+    if "seconds" in rig.done:
+        found: dict[str, dict[str, float]] = rig.done["seconds"]
+        return found
+    everywhere(rig)
+    found = {model: {} for model in rig.models}
+    for device in rig.devices:
+        runs: dict[str, list[float]] = {model: [] for model in rig.models}
+        for task in STEPS:
+            for one in rig.ask(device, trained / f"{task}.npz", [task], count=_MEASURED):
+                for hop in one.get("steps", []):
+                    runs[hop["model"]].append(hop["ran_s"])
+        for model, took in runs.items():
+            found[model][device] = median(took)
+        rig.told(f"measured on {device}")
+    rig.done["seconds"] = found
+    return found
+
+
+def placed(rig: Rig, trained: Path, *more: str) -> dict[str, Any]:
+    """Plan by what was measured, within the site proper; return how the plan stands."""
+    took = seconds(rig, trained)
+    files = {model: (trained / f"{model}.safetensors").stat().st_size for model in rig.models}
+    modules = {
+        model: {
+            "memory": 2 * files[model] + 1_000_000,
+            "seconds": {device: took[model][device] for device in rig.devices if device != CLOUD},
+        }
+        for model in rig.models
+    }
+    file = rig.scratch / "modules.yaml"
+    file.write_text(yaml.safe_dump({"modules": modules}))
+    at = []
+    for task, one in rig.given["tasks"].items():
+        at += ["--rate", f"{task}={one['weight']}"]
+    return rig.plan("--file", str(file), *at, *more)
+
+
+def latency(rig: Rig, trained: Path) -> Found:
+    """Latency of each task: as sprat places it, one step after the other, all on one device, behind the thin link."""
+    count = int(rig.given["requests"])
+    found: dict[str, Any] = {"seconds": seconds(rig, trained)}
+    alone = {task: [task] for task in STEPS}
+    ways_: list[tuple[str, Callable[[], Any], Mapping[str, Sequence[str]]]] = [
+        ("sprat", lambda: placed(rig, trained), alone),
+        ("one step after the other", lambda: None, STEPS),
+        ("all on box", lambda: _all_on(rig, "box"), alone),
+        ("server behind the link", lambda: _all_on(rig, CLOUD), alone),
+    ]
+    for name, plan, steps in ways_:
+        plan()
+        rows = {}
+        for task in STEPS:
+            took = [one["seconds"] for one in asked(rig, trained, task, count=count, steps=steps[task])]
+            rows[task] = {"p50": float(np.percentile(took, 50)), "p95": float(np.percentile(took, 95))}
+        found[name] = rows
+        rig.told(f"latency: {name}")
+    ways = [name for name in found if name != "seconds"]
+    weights = {task: one["weight"] for task, one in rig.given["tasks"].items()}
+    mean = {
+        name: sum(weights[task] * found[name][task]["p50"] for task in STEPS) / sum(weights.values()) for name in ways
+    }
+    found["weighted"] = mean
+    lines = [
+        "",
+        f"Latency, ms, median and 95th percentile of {count} requests:",
+        "",
+        "| task | " + " | ".join(ways) + " |",
+    ]
+    lines += ["|---|" + "---:|" * len(ways)]
+    lines += [
+        f"| {task} | "
+        + " | ".join(f"{1000 * found[way][task]['p50']:.0f} / {1000 * found[way][task]['p95']:.0f}" for way in ways)
+        + " |"
+        for task in STEPS
+    ]
+    lines += ["| weighted median | " + " | ".join(f"{1000 * mean[way]:.0f}" for way in ways) + " |"]
+    saved = 1 - mean["sprat"] / mean["server behind the link"]
+    return found, [*lines, "", f"Against the server behind its link: {-100 * saved:.1f} % (goal: -57 % or less)."]
+
+
+def _all_on(rig: Rig, device: str) -> dict[str, Any]:
+    return rig.plan(*(word for model in rig.models for word in ("--hosts", f"{model}={device}")))
+
+
+_LOAD: Final = """
+import sys
+from pathlib import Path
+from sprat_client.runtime.onnxruntime_host import OnnxRuntime
+import numpy, onnxruntime
+def pss():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+OnnxRuntime
+before = pss()
+held = []
+for folder in sys.argv[1:]:
+    host = OnnxRuntime().load(Path(folder))
+    shapes = {one.name: [1 if n is None else n for n in one.shape] for one in host.inputs}
+    host.run({one.name: numpy.zeros(shapes[one.name], one.dtype) for one in host.inputs})
+    held.append(host)
+print((pss() - before) * 1024)
+"""
+
+
+def memory(rig: Rig, _trained: Path) -> Found:
+    """Memory of all modules once, against each task with modules of its own, each in a process of its own."""
+    everywhere(rig)
+    folders = {}
+    for model in rig.models:
+        slots = json.loads((rig.folder_of("box") / "models" / model / "slots.json").read_text())
+        del slots
+        folders[model] = next((rig.folder_of("box") / "models" / model).rglob("graph.onnx")).parent
+
+    def loaded(models: Sequence[str]) -> int:
+        command = [sys.executable, "-c", _LOAD, *(str(folders[model]) for model in models)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    own = {task: loaded([one for one in ENCODERS if one in _needs(task)] + [f"{task}-head"]) for task in STEPS}
+    shared = loaded(list(rig.models))
+    saved = 1 - shared / sum(own.values())
+    found = {"each by itself": own, "sum": sum(own.values()), "shared": shared, "saved": saved}
+    lines = ["", "Memory, MB above an idle runtime:"]
+    lines += [f"  {task:10} by itself {nbytes / 1e6:7.1f}" for task, nbytes in own.items()]
+    said = f"{sum(own.values()) / 1e6:.1f}, modules once {shared / 1e6:.1f}: {-100 * saved:.1f} %"
+    lines += [f"  all, each with modules of its own {said} (goal: -60 % or less)"]
+    return found, lines
+
+
+def _needs(task: str) -> set[str]:
+    return {{"see": "vision", "read": "words", "hear": "voice"}.get(step, f"{task}-head") for step in STEPS[task]}
+
+
+PARTS: Final[Mapping[str, Callable[[Rig, Path], Found]]] = {
+    "memory": memory,
+    "exactness": exactness,
+    "latency": latency,
+}
