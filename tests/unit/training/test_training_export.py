@@ -169,10 +169,11 @@ def test_an_example_has_a_batch_axis_and_a_known_dtype() -> None:
         {"shape": [1], "dtype": "X"},
         {"inputs": []},
         {"inputs": [{"name": "image", "shape": [1]}]},
-        {"inputs": [{"name": "image", "shape": [1, 2], "dtype": "F32"}] * 2},
     ):
         with pytest.raises(InvalidInput, match="does not describe an input"):
             Example.of(wrong)
+    with pytest.raises(InvalidInput, match="two inputs have one name: image, image"):
+        Example.of({"inputs": [{"name": "image", "shape": [1, 2], "dtype": "F32"}] * 2})
 
 
 def test_a_graph_that_onnxruntime_cannot_load_or_crashes_over_is_an_error_of_the_graph(
