@@ -1,6 +1,6 @@
 """An application on a device: asks the agent there for tasks, and prints how long each took, one JSON object a line.
 
-    python -m siting.asker FOLDER INPUTS.npz --task find [--task see ...] [--count 100] [--rate 5] [--for-s 10]
+    python -m siting.asker FOLDER INPUTS.npz --task find [--task see ...] [--count 100] [--rate 5]
 
 With several tasks, each takes what the ones before gave, one after the other: what an application does that has no
 parallel routing. INPUTS holds samples by the names of the tasks' inputs; request i takes sample i.
@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--task", action="append", required=True)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--rate", type=float, help="requests a second (default: the next when the last was answered)")
+    parser.add_argument("--samples", type=int, help="take only so many samples, again and again")
+    parser.add_argument("--deadline-s", type=float, help="of each request (default: the plan's)")
     parser.add_argument("--keep", action="store_true", help="print the outputs too")
     asked = parser.parse_args()
     with np.load(asked.inputs) as arrays:
@@ -40,11 +42,12 @@ def main() -> None:
     endpoint = Endpoint(asked.folder, timeout_s=60.0)
 
     def one(number: int) -> None:
-        at = number % len(next(iter(samples.values())))
+        at = number % (asked.samples or len(next(iter(samples.values()))))
         given = {name: array[at : at + 1] for name, array in samples.items()}
-        told = ask(endpoint, asked.task, given, keep=asked.keep)
+        begun = time.time()
+        told = ask(endpoint, asked.task, given, deadline_s=asked.deadline_s, keep=asked.keep)
         with _lock:
-            sys.stdout.write(json.dumps({"at": time.time(), "sample": at, **told}) + "\n")
+            sys.stdout.write(json.dumps({"at": begun, "sample": at, **told}) + "\n")
             sys.stdout.flush()
 
     if asked.rate is None:
@@ -58,7 +61,9 @@ def main() -> None:
             pool.submit(one, number)
 
 
-def ask(endpoint: Endpoint, tasks: Sequence[str], given: Mapping[str, Array], *, keep: bool) -> dict[str, Any]:
+def ask(
+    endpoint: Endpoint, tasks: Sequence[str], given: Mapping[str, Array], *, deadline_s: float | None, keep: bool
+) -> dict[str, Any]:
     """Ask for the tasks one after the other; return how long it took, who answered, or what went wrong."""
     begun, values = time.perf_counter(), dict(given)
     steps: list[dict[str, Any]] = []
@@ -67,7 +72,7 @@ def ask(endpoint: Endpoint, tasks: Sequence[str], given: Mapping[str, Array], *,
     try:
         for task in tasks:
             wanted = _inputs_of(endpoint, task)
-            answer = endpoint.infer_task(task, {name: values[name] for name in wanted})
+            answer = endpoint.infer_task(task, {name: values[name] for name in wanted}, deadline_s=deadline_s)
             values |= answer.outputs
             steps += [hop.as_json() for hop in answer.steps]
             plans.add(answer.plan)

@@ -31,7 +31,8 @@ def asked(
     rig: Rig, trained: Path, task: str, *, count: int, steps: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """Ask for a task where it arises, after some that do not count; all must be answered."""
-    found = rig.ask(entry(rig, task), trained / f"{task}.npz", steps or [task], count=_WARM + count)[_WARM:]
+    words = ("--count", str(_WARM + count))
+    found = rig.ask(entry(rig, task), trained / f"{task}.npz", steps or [task], *words)[_WARM:]
     wrong = [one for one in found if "error" in one]
     if wrong:
         raise RuntimeError(f"{task}: {len(wrong)} of {count} were not answered, the first: {wrong[0]}")
@@ -50,7 +51,7 @@ def exactness(rig: Rig, trained: Path) -> Found:
         head.load_state_dict(_weights(trained / f"{task}-head.safetensors"))
         wanted = _unsplit(models, head, samples).numpy()
         worst = 0.0
-        for one in rig.ask(entry(rig, task), trained / f"{task}.npz", [task], count=32, keep=True):
+        for one in rig.ask(entry(rig, task), trained / f"{task}.npz", [task], "--count", "32", "--keep"):
             got = np.asarray(next(iter(one["outputs"].values())))[0]
             worst = max(worst, float(np.abs(got - wanted[one["sample"]]).max()))
         found[task] = worst
@@ -98,7 +99,7 @@ def seconds(rig: Rig, trained: Path) -> dict[str, dict[str, float]]:
     for device in rig.devices:
         runs: dict[str, list[float]] = {model: [] for model in rig.models}
         for task in STEPS:
-            for one in rig.ask(device, trained / f"{task}.npz", [task], count=_MEASURED):
+            for one in rig.ask(device, trained / f"{task}.npz", [task], "--count", str(_MEASURED)):
                 for hop in one.get("steps", []):
                     runs[hop["model"]].append(hop["ran_s"])
         for model, took in runs.items():

@@ -239,34 +239,31 @@ class Rig:
             time.sleep(0.5)
         raise RuntimeError(f"{title} does not serve: {json.dumps(stands)[:2000]}")
 
-    def ask(
-        self,
-        name: str,
-        inputs: Path,
-        tasks_: Sequence[str],
-        *,
-        count: int,
-        rate: float | None = None,
-        keep: bool = False,
-    ) -> list[dict[str, Any]]:
-        """Let an application on a device ask; return what it printed."""
-        command = [sys.executable, "-m", "siting.asker", str(self.folder_of(name)), str(inputs), "--count", str(count)]
+    def ask(self, name: str, inputs: Path, tasks_: Sequence[str], *words: str) -> list[dict[str, Any]]:
+        """Let an application on a device ask; return what it printed. `words` are more of `siting.asker`'s."""
+        return answers_of(self.begin_to_ask(name, inputs, tasks_, *words))
+
+    def begin_to_ask(self, name: str, inputs: Path, tasks_: Sequence[str], *words: str) -> "subprocess.Popen[str]":
+        """Start an application that asks; `answers_of` waits for it."""
+        command = [sys.executable, "-m", "siting.asker", str(self.folder_of(name)), str(inputs), *words]
         command += [word for task in tasks_ for word in ("--task", task)]
-        command += ["--rate", str(rate)] if rate is not None else []
-        command += ["--keep"] if keep else []
         path = f"{ROOT / 'benchmarks'}:{ROOT / 'examples'}:{environment()['PYTHONPATH']}"
-        done = self.at(
-            name, subprocess.run, command, env=environment(PYTHONPATH=path), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"asking on {name}: {done.stderr[-2000:]}")
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        pipe, env = subprocess.PIPE, environment(PYTHONPATH=path)
+        return self.at(name, subprocess.Popen, command, env=env, stdout=pipe, stderr=pipe, text=True)
 
     def memory(self, name: str) -> dict[str, int]:
         """Return the bytes of a device's agent: `Pss`, and of it `Private`, each page counted once."""
         said = Path(f"/proc/{self.agents[name].pid}/smaps_rollup").read_text()
         found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in said.splitlines()[1:] if ":" in line}
         return {"Pss": found["Pss"], "Private": found["Private_Clean"] + found["Private_Dirty"]}
+
+
+def answers_of(asking: "subprocess.Popen[str]") -> list[dict[str, Any]]:
+    """Return what an application printed, once it ended."""
+    said, wrong = asking.communicate()
+    if asking.returncode:
+        raise RuntimeError(f"asking: {wrong[-2000:]}")
+    return [json.loads(line) for line in said.splitlines()]
 
 
 def _shapes(one: Mapping[str, Any]) -> tuple[Shape, Shape]:
