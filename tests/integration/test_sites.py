@@ -1,18 +1,13 @@
 """Plans of a site, from their tasks to the devices that serve by them, played by reports."""
 
-import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fastapi import FastAPI
 from fleet_calls import made
 from http_calls import Api
-from poll_calls import Asking, while_running
 from sharing_calls import runner
 from site_calls import PLANS, Site, refused
 from sqlalchemy import text
@@ -24,7 +19,6 @@ from sprat_server.db.projects import ACROSS, DEFAULT_PROJECT
 from sprat_server.flows import live
 from sprat_server.registry import service as registry
 from sprat_server.settings import Settings
-from sprat_shared.protocol.poll import PollAnswer
 from sprat_shared.protocol.report import Outcome
 from sprat_shared.protocol.site_report import PlanState, SiteReport
 
@@ -98,69 +92,6 @@ def test_the_next_plan_takes_the_place_of_the_one_that_serves(site: Site) -> Non
     assert site.wish("box", "vision") == (2, False)
     history = made(site.api.get(PLANS))["items"]
     assert [(one["number"], one["state"]) for one in history] == [(2, "serving"), (1, "retired")]
-
-
-def test_members_are_certified_by_an_authority_of_this_plan_alone(site: Site) -> None:
-    site.create()
-    first = site.served()
-    second = site.planned()
-    site.apply(second)
-    plans = {number: site.file(number) for number in (first, second)}
-    authorities = {number: x509.load_der_x509_certificate(plan.authority) for number, plan in plans.items()}
-    for number, plan in plans.items():
-        assert [one.address for one in sorted(plan.members, key=lambda one: one.address)] == [
-            f"10.0.0.{at}:8478" for at in (1, 2, 3)
-        ]
-        for member in plan.members:
-            certificate = x509.load_der_x509_certificate(member.certificate)
-            certificate.verify_directly_issued_by(authorities[number])
-            with pytest.raises(ValueError, match="Issuer"):
-                certificate.verify_directly_issued_by(authorities[3 - number])
-            names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-            assert [one.value for one in names] == [str(member.device)]
-            dns = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            assert dns.get_values_for_type(x509.DNSName) == [f"{number}.line-3.plan.sprat"] == [plan.server_name]
-            usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-            assert set(usage) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
-            key = certificate.public_key()
-            assert isinstance(key, Ed25519PublicKey)
-            device = site.devices[member.name]
-            assert key.public_bytes_raw() == device.key.public_key().public_bytes_raw()
-            assert certificate.not_valid_before_utc == datetime(1970, 1, 1, tzinfo=UTC)
-            assert certificate.not_valid_after_utc == plan.expires_at
-        assert timedelta(days=29) < plan.expires_at - datetime.now(UTC) <= timedelta(days=30)
-
-
-def test_the_plan_comes_with_the_poll_until_its_device_is_ready(site: Site) -> None:
-    site.create()
-    number = site.planned()
-    site.apply(number)
-    digest = site.look(number)["digest"]
-
-    def payloads() -> list[str]:
-        answer = PollAnswer.from_bytes(site.devices["camera"].poll(inline=1 << 20).content)
-        return [part.name for part in answer.parts if part.kind == "blob"]
-
-    assert digest in payloads()
-    site.say("camera", number, READY)
-    assert digest not in payloads()
-
-
-def test_a_poll_that_is_remembered_is_forgotten_when_a_phase_is_signed(site: Site) -> None:
-    site.create()
-    number = site.planned()
-
-    async def body(asking: Asking) -> None:
-        assert (await asking.ask()).status_code == 304
-        await asyncio.to_thread(site.apply, number)
-        asking.keep(await asking.changed_within())
-        await asking.settled()
-        for name in site.devices:
-            await asyncio.to_thread(site.say, name, number, READY)
-        asking.keep(await asking.changed_within())
-
-    while_running(site.app, site.devices["camera"], body)
-    assert site.signed("camera") == {1: "serve"}
 
 
 def test_a_member_that_refuses_ends_the_plan_and_the_old_one_serves_on(site: Site) -> None:
@@ -465,23 +396,3 @@ def test_a_device_is_of_one_site_and_a_report_of_no_plan_is_refused(site: Site) 
     device = site.devices["box"]
     report = SiteReport(device=device.id, sequence=1, site="line-3", plan=7, state=READY, agent="0.1.0")
     assert refused(device.send(report)) == (422, "report.unknown-plan")
-
-
-def test_what_was_signed_stays_and_numbers_rise(site: Site) -> None:
-    site.create()
-    number = site.planned()
-    site.apply(number)
-    for change in ("number = 9", "content = '{}'", "digest = 'sha256:' || repeat('0', 64)", "state = 'asleep'"):
-        with pytest.raises(IntegrityError), site.app.state.database.transaction(DEFAULT_PROJECT) as session:
-            session.execute(text(f"UPDATE site_plan SET {change}"), execution_options=ACROSS)
-    with (
-        pytest.raises(IntegrityError, match="the newest plan of this site is 1"),
-        site.app.state.database.transaction(DEFAULT_PROJECT) as session,
-    ):
-        session.execute(
-            text(
-                "INSERT INTO site_plan (id, site_id, number, state, asked, content, made_by, project_id) "
-                "SELECT gen_random_uuid(), site_id, 1, 'planned', '{}', '{}', 'me', project_id FROM site_plan"
-            ),
-            execution_options=ACROSS,
-        )

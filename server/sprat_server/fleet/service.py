@@ -41,6 +41,12 @@ def named_device(session: Session, name: str) -> Device:
     return device
 
 
+def names(session: Session, device_ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Return what people call these devices."""
+    rows = session.execute(select(Device.id, Device.name).where(among(Device.id, device_ids)))
+    return dict(rows.all())
+
+
 def lock_device(session: Session, device_id: UUID) -> Device:
     """Return the device with its row locked until the transaction ends; NotFound as `get_device`."""
     get_device(session, device_id)

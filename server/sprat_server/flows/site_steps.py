@@ -112,7 +112,7 @@ def advance(session: Session, plan: SitePlanRow, *, trouble: str | None = None, 
     at = now or datetime.now(UTC)
     while True:
         members = records.members_of(session, plan)
-        names = {one.device_id: fleet.get_device(session, one.device_id).name for one in members}
+        names = fleet.names(session, [one.device_id for one in members])
         said = {names[one.device_id]: MemberStatus(one.state) for one in members}
         late = plan.deadline_at is not None and at >= plan.deadline_at
         decided = next_step(PlanStatus(plan.state), said, late=late, trouble=trouble)
