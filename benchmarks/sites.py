@@ -23,11 +23,13 @@ sys.path.insert(0, str(ROOT / "examples"))  # its programs are started by the de
 import torch  # noqa: E402 - after the path is set, as the next ones
 import yaml  # noqa: E402
 from siting import heads  # noqa: E402
-from siting.measures import PARTS  # noqa: E402
+from siting.faults import faults  # noqa: E402
+from siting.measures import PARTS as MEASURES  # noqa: E402
 from siting.rig import Rig  # noqa: E402
 from sizes.cases.case import CaseUnavailable  # noqa: E402
 
 GIVEN: Final = ROOT / "benchmarks" / "siting" / "given.yaml"
+PARTS: Final = {**MEASURES, "faults": faults}
 
 
 def main() -> None:
