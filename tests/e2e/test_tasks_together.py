@@ -1,7 +1,6 @@
 """A task over modules on two devices, by real agents and the real server: planned, served, updated; one is killed."""
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import pytest
 import tiny_models
 from conftest import PATIENCE_S, House
 from demo.device import Device
+from three_members import own_port
 
 from sprat_client.agent.endpoint import Endpoint
 from sprat_client.agent.site.task_answer import TaskAnswer
@@ -31,11 +31,6 @@ look:
   outputs: {seen: see.logits, read: read.logits}
   deadline_s: 3
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
 
 
 def check(answer: TaskAnswer, release: int) -> None:
@@ -63,7 +58,7 @@ def two_devices(house: House) -> Iterator[tuple[Device, Device]]:
     with contextlib.ExitStack() as stack:
         made = []
         for name in ("site-camera", "site-box"):
-            options = ("--site-listen", f"127.0.0.1:{free_port()}", "--trial-s", "0.3")
+            options = ("--site-listen", f"127.0.0.1:{own_port()}", "--trial-s", "0.3")
             device = Device(name, house.folder / name, house.server.url, options=options, link="")
             device.enrol(token)
             made.append(stack.enter_context(device))

@@ -24,13 +24,18 @@ Array = np.ndarray[Any, Any]
 FIRST = {"vision": 1, "text": 1, "head": 1, "small": 1}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
+def own_port() -> int:
+    """Return a port that stays bound until this process ends: nobody else gets it, and who listens may bind it too."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.bind(("127.0.0.1", 0))
+    port = int(one.getsockname()[1])
+    one.detach()
+    return port
 
 
 def a_member(name: str, folder: Path) -> MadeMember:
-    return MadeMember(name, folder / name, f"127.0.0.1:{free_port()}")
+    return MadeMember(name, folder / name, f"127.0.0.1:{own_port()}")
 
 
 def install(plan: SitePlan, members: Sequence[MadeMember], *, slow: int = 0) -> None:

@@ -27,6 +27,9 @@ from sprat_client.agent.settings import SiteSettings
 from sprat_client.agent.site.failures import NoSuchTask, PlanExpired
 from sprat_client.agent.site.task_answer import TaskAnswer
 from sprat_client.agent.status import read_status
+from sprat_client.runtime.onnxruntime_host import OnnxRuntime
+from sprat_client.runtime.onnxruntime_model import OnnxModel
+from sprat_client.runtime.ports import ModelNotLoadable
 from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.site_plan import SitePlan
@@ -258,6 +261,38 @@ def test_a_plan_that_this_device_cannot_serve_by_is_refused_once_and_the_old_one
         assert wrong["code"] == code
         assert agent._applications.health()[0], "what should be served is"
         assert site.told().count((2, PlanState.REFUSED)) == 1
+
+
+class Picky(OnnxRuntime):
+    """Loads release 1 alone."""
+
+    def load(self, folder: Path) -> OnnxModel:
+        if json.loads((folder / "manifest.json").read_bytes())["release"] != 1:
+            raise ModelNotLoadable(f"{folder.name}: not this one")
+        return super().load(folder)
+
+
+@pytest.mark.parametrize("code", ["runtime.not-loadable", "memory.short"])
+def test_a_plan_whose_module_cannot_be_loaded_here_is_refused_and_the_old_one_serves_on(
+    site: SiteOfTwo, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.server.add_release(MODEL, tiny_onnx.nudged(site.server.models[MODEL][1].weights, 2, 0.1), base=1)
+    if code == "memory.short":
+        monkeypatch.setattr("sprat_client.agent.room.available_memory", lambda: 1000)
+    runtime = Picky() if code == "runtime.not-loadable" else None
+    with site.boxed() as box, site.running(runtime=runtime) as agent:
+        old, new = site.plan(1), site.plan(2, 2)
+        box.hold(old)
+        box.hold(new)
+        serving(site, old)
+        site.server.says = lambda assigned: replace(assigned, prefetch=assigned.release == 2)
+        if code == "memory.short":
+            monkeypatch.setattr("sprat_client.agent.steps.require_memory", lambda *_: None)  # the rebuild has some
+        site.server.assign(MODEL, 2)
+        site.sign((old, Phase.SERVE), (new, Phase.HOLD))
+        assert site.wait_until_told(2, PlanState.REFUSED).error_code == code
+        check(site, ask(agent), 1)
+        assert MODEL in agent._site._running.of(agent._site._files.records[0].sha256).modules
 
 
 def test_a_plan_over_another_key_or_of_another_name_is_refused(site: SiteOfTwo) -> None:

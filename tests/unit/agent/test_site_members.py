@@ -193,6 +193,19 @@ def test_a_second_device_is_asked_where_the_first_takes_longer_than_nearly_ever(
             assert (see.device, see.hedged, see.tries) == ("server", True, 1)
 
 
+def test_applications_that_do_not_wait_take_no_device_from_the_others(
+    answering: tuple[Trio, SitePlan, SiteMember],
+) -> None:
+    _, _, camera = answering
+    inputs = some_inputs()
+    for _ in range(10):
+        with pytest.raises(DeadlineOver):
+            camera.router.infer_task("find", inputs, deadline_s=0.0055)
+    answer = camera.router.infer_task("find", inputs)
+    check(answer, inputs)
+    assert {hop.device for hop in answer.steps} == {"camera", "box", "server"}
+
+
 # plans
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import socket
 import ssl
 import time
@@ -106,7 +107,9 @@ class Raw:
             "Content-Type": "application/vnd.safetensors",
         }
 
-    def send(self, body: bytes, path: str = "vision/versions/1/infer", **changes: str | None) -> tuple[int, bytes]:
+    def send(
+        self, body: bytes, path: str = "vision/versions/1/infer", method: str = "POST", **changes: str | None
+    ) -> tuple[int, bytes]:
         host, port = self.address.split(":")
         named = {name.replace("_", "-"): value for name, value in changes.items()}
         headers = {name: value for name, value in (self.headers | named).items() if value is not None}
@@ -116,7 +119,7 @@ class Raw:
         ):
             connection = http.client.HTTPConnection(host)
             connection.sock = tls
-            connection.request("POST", f"/v2/models/{path}", body, headers)
+            connection.request(method, f"/v2/models/{path}", body, headers)
             with connection.getresponse() as response:
                 return response.status, response.read()
 
@@ -156,6 +159,16 @@ def test_a_request_that_is_malformed_is_refused_by_name(raw: Raw, change: dict[s
     assert raw.send(GOOD)[0] == 200
     bad = named(*raw.send(GOOD, **change))
     assert said in str(bad)
+
+
+def test_a_module_says_whether_it_is_ready_and_what_it_takes(raw: Raw) -> None:
+    status, body = raw.send(b"", "vision/versions/1/ready", method="GET")
+    assert (status, json.loads(body)) == (200, {"name": "vision", "version": "1", "ready": True})
+    said = json.loads(raw.send(b"", "vision/versions/1", method="GET")[1])
+    assert said["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, WIDTH], "type": f"float32[n, {WIDTH}]"}]
+    for path in ("vision/versions/2/ready", "head/versions/1"):
+        bad = named(*raw.send(b"", path, method="GET"))
+        assert bad.code == "site.not-held"
 
 
 def test_a_body_that_does_not_come_is_waited_for_no_longer_than_the_deadline(raw: Raw) -> None:

@@ -23,6 +23,7 @@ from sprat_shared.errors import InvalidInput, SpratError
 from sprat_shared.tasks.graph import Step, TaskGraph
 
 _ROUNDS: Final = 2  # over the hosts of a module: a link that was cut once may be whole again
+_FAIR_S: Final = 0.1  # a device that had less than this is not to blame for a deadline
 _SPARE_S: Final = 0.005  # of the deadline, for what is left to do once it is over
 _FALLBACK_MARGIN_S: Final = 0.02
 _FALLBACK_FACTOR: Final = 2.0
@@ -161,10 +162,11 @@ class TaskRun:
 
     def _end_all(self) -> None:
         """Let go of what is under way; a device that the fallback had to answer for has failed."""
-        late = self._fallback is not None or time.monotonic() >= self._until - _SPARE_S
+        over = self._fallback is not None or time.monotonic() >= self._until - _SPARE_S
         for way in (self._main, self._fallback):
             for asked in () if way is None else way.asked.values():
                 for attempt in asked.under_way:
+                    late = over and time.monotonic() - attempt.begun >= _FAIR_S
                     if late and (peer := self._held.peers.get(attempt.host)) is not None:
                         peer.breaker.failed()
                     self._end(attempt, "nobody waits for the answer any more")
@@ -212,7 +214,7 @@ class TaskRun:
         if isinstance(came, BaseException):
             bad = came if isinstance(came, SpratError) else SpratError(f"this device made a mistake: {came!r:.200}")
             if peer is not None:
-                away = isinstance(bad, Unreachable | DeadlineOver | TooLate)
+                away = isinstance(bad, Unreachable) or (isinstance(bad, DeadlineOver | TooLate) and took_s >= _FAIR_S)
                 peer.breaker.failed() if away else peer.breaker.given_up()
             self._fail(way, step, asked, attempt, bad)
             return
