@@ -10,11 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import yaml
 from demo.processes import environment
 
 from siting import heads, networks
-from siting.rig import CLOUD, STEPS, Rig
+from siting.rig import CLOUD, SITE, STEPS, Rig
 
 Found = tuple[dict[str, Any], list[str]]
 _WARM: Final = 10
@@ -110,7 +109,7 @@ def seconds(rig: Rig, trained: Path) -> dict[str, dict[str, float]]:
 
 
 def placed(rig: Rig, trained: Path, *more: str) -> dict[str, Any]:
-    """Plan by what was measured, within the site proper; return how the plan stands."""
+    """Place by what was measured, on the site proper, and serve so, single steps too; return how the plan stands."""
     took = seconds(rig, trained)
     files = {model: (trained / f"{model}.safetensors").stat().st_size for model in rig.models}
     modules = {
@@ -120,12 +119,17 @@ def placed(rig: Rig, trained: Path, *more: str) -> dict[str, Any]:
         }
         for model in rig.models
     }
-    file = rig.scratch / "modules.yaml"
-    file.write_text(yaml.safe_dump({"modules": modules}))
+    file = rig.scratch / "modules.json"
+    file.write_text(json.dumps({"modules": modules}))
     at = []
+    weights = sum(one["weight"] for one in rig.given["tasks"].values())
     for task, one in rig.given["tasks"].items():
-        at += ["--rate", f"{task}={one['weight']}"]
-    return rig.plan("--file", str(file), *at, *more)
+        at += ["--at", f"{task}={one['from']}", "--rate", f"{task}={rig.given['rate'] * one['weight'] / weights:g}"]
+    named = [word for task in rig.given["tasks"] for word in ("--task", task)]
+    made = rig.sprat("site", "plan", SITE, *named, "--file", str(file), *at, *more)
+    rig.told(f"placed: {json.dumps(made['placement'])}")
+    hosts = {one["model"]: ",".join(one["hosts"]) for one in made["modules"]}
+    return rig.plan(*(word for model, on in hosts.items() for word in ("--hosts", f"{model}={on}")))
 
 
 def latency(rig: Rig, trained: Path) -> Found:

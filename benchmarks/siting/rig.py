@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-import yaml
 from demo.processes import ROOT, Program, environment, program
 from demo.server import Server
 from demo.shell import Shell
@@ -191,8 +190,8 @@ class Rig:
             weights = str(self._trained / f"{model}.safetensors")
             words = ["--recipe", f"siting.networks:{recipe}", "--config", json.dumps(config), "--weights", weights]
             self.sprat("model", "register", model, *words, *examples)
-        file = self._folder / "tasks.yaml"
-        file.write_text(yaml.safe_dump(tasks(self.given)))
+        file = self._folder / "tasks.json"
+        file.write_text(json.dumps(tasks(self.given)))  # YAML too, and without aliases
         self.at(CLOUD, self._shell.all, "task", "create", str(file))
 
     def _enrol(self, name: str) -> None:

@@ -264,8 +264,7 @@ def test_a_site_that_repairs_itself_places_what_was_lost_elsewhere(site: Site) -
         "text": {"seconds": {"box": 0.01, "desk": 0.2}},
         "head": {"seconds": {"camera": 0.001, "box": 0.1}},
     }
-    at = {"image": "camera", "words": "box"}
-    number = site.served(hosts=None, modules=modules, at=at, seconds=1)
+    number = site.served(hosts=None, modules=modules, at={"find": ["camera"]}, seconds=1)
     hosts = {one["model"]: one["hosts"] for one in site.look(number)["modules"]}
     assert hosts == {"vision": ["desk"], "text": ["box"], "head": ["camera"]}
     site.upkeep(datetime.now(UTC))

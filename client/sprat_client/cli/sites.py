@@ -142,7 +142,7 @@ def plan(
     ] = None,
     at: Annotated[
         list[str] | None,
-        typer.Option(help="INPUT=DEVICE where it arises, OUTPUT=DEVICE where it is wanted.  [repeated]"),
+        typer.Option(help="TASK=DEVICE,DEVICE at which applications ask for it.  [repeated]"),
     ] = None,
     length: Annotated[list[str] | None, typer.Option("--size", help="NAME=LENGTH, a free length.  [repeated]")] = None,
     rate: Annotated[list[str] | None, typer.Option(help="TASK=REQUESTS a second.  [repeated]")] = None,
@@ -157,7 +157,7 @@ def plan(
     """
     if bool(hosts) == (file is not None):
         raise InvalidInput("say where each module is by --hosts, or have them placed by --file")
-    question: dict[str, Any] = {"tasks": task, "at": _pairs("--at", at), "survives_one": survive_one}
+    question: dict[str, Any] = {"tasks": task, "at": _lists("--at", at), "survives_one": survive_one}
     question["releases"] = {model: _number("--release", said) for model, said in _pairs("--release", release).items()}
     question["sizes"] = {one: _number("--size", said) for one, said in _pairs("--size", length).items()}
     question["rates"] = {one: _float("--rate", said) for one, said in _pairs("--rate", rate).items()}
@@ -166,7 +166,7 @@ def plan(
     if file is not None:
         question["modules"] = read_modules(file)
     else:
-        question["hosts"] = {model: said.split(",") for model, said in _pairs("--hosts", hosts).items()}
+        question["hosts"] = _lists("--hosts", hosts)
     with connect(ctx) as client:
         job = finish(client, client.sites.plan(name, question), no_wait=False)
         made = client.sites.show_plan(name, (job["result"] or {})["plan"])
@@ -309,6 +309,10 @@ def _device(text: str) -> dict[str, Any]:
         else:
             said[_SAID[key] or key] = _float(f"--device {name}: {key}", value)
     return said
+
+
+def _lists(option: str, said: Sequence[str] | None) -> dict[str, list[str]]:
+    return {name: value.split(",") for name, value in _pairs(option, said).items()}
 
 
 def _pairs(option: str, said: Sequence[str] | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from sprat_shared.tasks.graph import TaskGraph
 from sprat_shared.tasks.types import TensorType
 
 _BYTES_OF_MBIT: Final = 1e6 / 8
-_ANSWER: Final = "-> "  # no step or input of a task is called so
+_BACK: Final = "<- "  # no step or input of a task is called so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +45,11 @@ def placed_site(
 ) -> Site:
     """Return what is to be placed.
 
-    What flows along an edge has the bytes of its type; an output of one step that a step takes twice is sent once.
+    A task is there once for each device at which it is asked, which gives its inputs, gets what comes out of each step,
+    and sends it on to those that take it: as agents do. What flows has the bytes of its type.
 
     Args:
-        asked: which tasks, where their data are, how long modules take.
+        asked: which tasks, at which devices, how long modules take.
         graphs: of the tasks, by name.
         types: of each source in a task, by task.
         devices: of the site.
@@ -80,7 +81,7 @@ def placed_site(
             )
             for model, size in sizes.items()
         ],
-        [_task(name, asked, graph, types[name]) for name, graph in graphs.items()],
+        [_task(name, device, asked, graph, types[name]) for name, graph in graphs.items() for device in asked.at[name]],
     )
 
 
@@ -104,8 +105,12 @@ def without(asked: NewSitePlan, there: Collection[str]) -> NewSitePlan:
                 f"{gone[0]} was put on {', '.join(asked.hosts[gone[0]])} by hand, and on no other device; plan anew, "
                 "and say where it is to be"
             )
-    if gone := sorted(port for port, device in asked.at.items() if device not in there):
-        raise Irreparable(f"{gone[0]} is at {asked.at[gone[0]]}, which was lost; plan anew, and say where it is now")
+    at = {task: [one for one in devices if one in there] for task, devices in asked.at.items()}
+    if gone := sorted(task for task, left in at.items() if not left):
+        raise Irreparable(
+            f"{gone[0]} was asked at {', '.join(asked.at[gone[0]])}, and at no other device; plan anew, and say where "
+            "it is asked now"
+        )
     modules = {
         model: said.model_copy(
             update={
@@ -115,7 +120,16 @@ def without(asked: NewSitePlan, there: Collection[str]) -> NewSitePlan:
         )
         for model, said in asked.modules.items()
     }
-    return asked.model_copy(update={"hosts": hosts, "modules": modules})
+    return asked.model_copy(update={"hosts": hosts, "modules": modules, "at": at})
+
+
+def fallback_hosts(asked: NewSitePlan, fallbacks: Mapping[str, TaskGraph | None]) -> dict[str, frozenset[str]]:
+    """Return the devices that must hold each module of the tasks' fallbacks: those at which the tasks are asked."""
+    found: dict[str, frozenset[str]] = {}
+    for task, graph in fallbacks.items():
+        for model in graph.models if graph is not None else ():
+            found[model] = found.get(model, frozenset()) | frozenset(asked.at[task])
+    return found
 
 
 def wishes(
@@ -144,19 +158,23 @@ def hosts_in_order(plan: Plan, site: Site) -> dict[str, list[str]]:
     }
 
 
-def _task(name: str, asked: NewSitePlan, graph: TaskGraph, types: Mapping[str, TensorType]) -> Task:
-    inputs = [Node(name=port, at=asked.at[port]) for port in graph.inputs]
-    home = asked.at[next(iter(graph.inputs))]
-    outputs = [Node(name=f"{_ANSWER}{port}", at=asked.at.get(port, home)) for port in graph.outputs]
-    steps = [Node(name=step.name, module=step.model) for step in graph.steps]
-    flows: dict[tuple[str, str], set[str]] = {}
+def _task(name: str, device: str, asked: NewSitePlan, graph: TaskGraph, types: Mapping[str, TensorType]) -> Task:
+    """Return a task as it is asked at a device: sources of data there, and each step's wanted outputs back there."""
+    taken = {source for step in graph.steps for source in step.inputs.values()} | set(graph.outputs.values())
+    back = {step.name: sorted(one for one in taken if one.startswith(f"{step.name}.")) for step in graph.steps}
+    nodes = [Node(name=port, at=device) for port in graph.inputs]
+    nodes += [Node(name=step.name, module=step.model) for step in graph.steps]
+    nodes += [Node(name=f"{_BACK}{step}", at=device) for step in back]
+    edges = [_edge(step, f"{_BACK}{step}", sources, asked, types) for step, sources in back.items()]
     for step in graph.steps:
+        flows: dict[str, set[str]] = {}
         for source in step.inputs.values():
-            flows.setdefault((source.partition(".")[0], step.name), set()).add(source)
-    for port, source in graph.outputs.items():
-        flows.setdefault((source.partition(".")[0], f"{_ANSWER}{port}"), set()).add(source)
-    edges = [
-        Edge(source=source, target=target, nbytes=float(sum(types[one].nbytes(asked.sizes) for one in sent)))
-        for (source, target), sent in flows.items()
-    ]
-    return Task(name, [*inputs, *steps, *outputs], edges, rate=asked.rates.get(name, 0.0))
+            port, dot, _ = source.partition(".")
+            flows.setdefault(f"{_BACK}{port}" if dot else port, set()).add(source)
+        edges += [_edge(origin, step.name, sorted(sources), asked, types) for origin, sources in flows.items()]
+    rate = asked.rates.get(name, 0.0) / len(asked.at[name])
+    return Task(f"{name}@{device}", nodes, edges, rate=rate)
+
+
+def _edge(source: str, target: str, sent: Sequence[str], asked: NewSitePlan, types: Mapping[str, TensorType]) -> Edge:
+    return Edge(source=source, target=target, nbytes=float(sum(types[one].nbytes(asked.sizes) for one in sent)))

@@ -147,11 +147,11 @@ def ask_plan(session: Session, name: str, asked: NewSitePlan, by: Actor) -> Job:
                     f"modules: say how long a run of {model} takes on which devices, or say hosts by hand",
                     code="site.bad-plan",
                 )
-        inputs = sorted({port for graph in graphs for port in graph.inputs})
-        if missing := [port for port in inputs if port not in asked.at]:
-            raise InvalidInput(f"at: say at which device {missing[0]} arises", code="site.bad-plan")
-        _require_only("at", asked.at, [*inputs, *(port for graph in graphs for port in graph.outputs)])
-        named = set(asked.at.values()) | {device for one in asked.modules.values() for device in one.seconds}
+        if missing := [task for task in asked.tasks if task not in asked.at]:
+            raise InvalidInput(f"at: say at which devices applications ask for {missing[0]}", code="site.bad-plan")
+        named = {device for one in asked.modules.values() for device in one.seconds}
+    _require_only("at", asked.at, asked.tasks)
+    named |= {device for devices in asked.at.values() for device in devices}
     if strange := sorted(named - known):
         raise InvalidInput(
             f"{strange[0]} is no device of site {name}; it has {', '.join(sorted(known))}", code="site.bad-plan"

@@ -167,7 +167,8 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
     placement = None
     if asked.hosts is None:
         ctx.progress("placing", 0.6, f"{len(sizes)} modules on {len(devices)} devices")
-        hosts, placement = _placed(asked, graphs, types, list(devices.values()), sizes, staying)
+        alone = site_building.fallback_hosts(asked, fallbacks)
+        hosts, placement = _placed(asked, graphs, types, list(devices.values()), sizes, alone, staying)
     else:
         hosts = asked.hosts
     ids = {one.name: device for device, one in devices.items()}
@@ -241,13 +242,18 @@ def _placed(  # noqa: PLR0917 - all that a placement is made of
     types: Mapping[str, Mapping[str, TensorType]],
     devices: Sequence[DeviceSize],
     sizes: Mapping[str, ModuleSize],
+    alone: Mapping[str, frozenset[str]],
     staying: Mapping[str, frozenset[str]],
 ) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """Return the hosts of each module, and how good that is; what stays moves only where there is no placement else."""
+    """Return the hosts of each module, and how good that is.
+
+    Modules of fallbacks are where those are needed; what stays moves only where there is no placement else.
+    """
     site = site_building.placed_site(asked, graphs, types, devices, sizes)
-    found = place(site, site_building.wishes(asked, sizes, staying), seconds=asked.seconds, clock=time.monotonic)
+    pinned = {model: alone.get(model, frozenset()) | staying.get(model, frozenset()) for model in {*alone, *staying}}
+    found = place(site, site_building.wishes(asked, sizes, pinned), seconds=asked.seconds, clock=time.monotonic)
     if found.answer.plan is None and staying:
-        found = place(site, site_building.wishes(asked, sizes), seconds=asked.seconds, clock=time.monotonic)
+        found = place(site, site_building.wishes(asked, sizes, alone), seconds=asked.seconds, clock=time.monotonic)
     if found.answer.plan is None or found.cost is None:
         raise NoPlacement(
             {

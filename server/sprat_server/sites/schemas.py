@@ -267,8 +267,8 @@ class NewSitePlan(BaseModel):
     """A plan to be made: which tasks, by which releases (left out: the newest of each model), and where modules are.
 
     By hand: `hosts`, module -> devices, the one that is asked first before the others. Else they are placed: `at` says
-    at which device an input of tasks arises, and an output is wanted (left out: where the task's first input arises),
-    `modules` how long each takes where, `rates` requests a second, `sizes` free lengths (1 if left out). `seconds` is
+    at which devices applications ask for each task (modules of its fallback are there), `modules` how long each takes
+    where, `rates` requests a second of a task, over all its devices, `sizes` free lengths (1 if left out). `seconds` is
     what the solver may take. Nothing is sent to devices before the plan is applied.
     """
 
@@ -279,7 +279,7 @@ class NewSitePlan(BaseModel):
                 {"tasks": ["find"], "hosts": {"vision": ["box", "desk"], "text": ["box"], "find-head": ["camera"]}},
                 {
                     "tasks": ["find"],
-                    "at": {"image": "camera", "words": "camera"},
+                    "at": {"find": ["camera"]},
                     "modules": {"vision": {"memory_bytes": 350_000_000, "seconds": {"camera": 0.4, "box": 0.05}}},
                 },
             ]
@@ -291,7 +291,9 @@ class NewSitePlan(BaseModel):
     hosts: Annotated[
         dict[PlainName, Annotated[list[DeviceName], Field(min_length=1, max_length=200)]] | None, Field(max_length=200)
     ] = None
-    at: Annotated[dict[Port, DeviceName], Field(max_length=200)] = {}
+    at: Annotated[
+        dict[PlainName, Annotated[list[DeviceName], Field(min_length=1, max_length=200)]], Field(max_length=100)
+    ] = {}
     modules: Annotated[dict[PlainName, PlannedModule], Field(max_length=200)] = {}
     rates: Annotated[dict[PlainName, Annotated[float, Field(ge=0, le=1e6)]], Field(max_length=100)] = {}
     sizes: Annotated[dict[Port, Annotated[int, Field(ge=0, le=1 << 40)]], Field(max_length=200)] = {}
@@ -304,9 +306,9 @@ class NewSitePlan(BaseModel):
     def _once(self) -> Self:
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError("a task is named twice")
-        for model, hosts in (self.hosts or {}).items():
-            if len(set(hosts)) != len(hosts):
-                raise ValueError(f"hosts of {model}: a device is named twice")
+        for name, devices in (*(self.hosts or {}).items(), *self.at.items()):
+            if len(set(devices)) != len(devices):
+                raise ValueError(f"{name}: a device is named twice")
         return self
 
 

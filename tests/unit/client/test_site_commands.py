@@ -158,12 +158,12 @@ def test_a_plan_is_asked_for_by_hand_or_placed_by_a_file(monkeypatch: pytest.Mon
         return PLAN if "/plans/" in path else job(result={"plan": 4})
 
     words = ["site", "plan", "line-3", "--task", "find", "--release", "vision=2"]
-    done, asked = run(monkeypatch, answer, *words, "--hosts", "vision=box,desk", "--at", "image=camera")
+    done, asked = run(monkeypatch, answer, *words, "--hosts", "vision=box,desk", "--at", "find=camera,desk")
     body = asked[0][2]
     assert (body["hosts"], body["releases"], body["at"]) == (
         {"vision": ["box", "desk"]},
         {"vision": 2},
-        {"image": "camera"},
+        {"find": ["camera", "desk"]},
     )
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert lines[0] == "plan line-3/4 of find is switching, until 2026-11-30T12:00:00Z"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sprat_server.flows.site_building import DeviceSize, ModuleSize, hosts_in_order, placed_site, wishes
+from sprat_server.flows.site_building import DeviceSize, ModuleSize, fallback_hosts, hosts_in_order, placed_site, wishes
 from sprat_server.placement.plan import Plan
 from sprat_server.sites.schemas import NewSitePlan
 from sprat_shared.tasks.graph import Step, TaskGraph
@@ -34,7 +34,7 @@ MODULES = {
 ASKED = NewSitePlan.model_validate(
     {
         "tasks": ["find"],
-        "at": {"image": "camera", "words": "box"},
+        "at": {"find": ["camera", "desk"]},
         "modules": {"vision": {"seconds": {"box": 0.1}}, "head": {"seconds": {"box": 0.1, "camera": 0.2}}},
         "sizes": {"n": 2},
         "rates": {"find": 3},
@@ -47,36 +47,56 @@ def device(name: str, memory_bytes: int | None) -> DeviceSize:
     return DeviceSize(name=name, memory_bytes=memory_bytes, up_mbit=8, down_mbit=80, delay_ms=2, utilisation=0.5)
 
 
+DEVICES = [device("camera", 50), device("box", None), device("desk", None)]
+
+
 def test_edges_carry_the_bytes_of_their_types_each_output_once() -> None:
     sizes = {"vision": ModuleSize(memory_bytes=70, file_bytes=60, held=frozenset({"box"}))}
     sizes["head"] = ModuleSize(memory_bytes=30, file_bytes=20)
     site = placed_site(
-        ASKED, {"find": GRAPH}, {"find": GRAPH.types(MODULES)}, [device("camera", 50), device("box", None)], sizes
+        ASKED,
+        {"find": GRAPH},
+        {"find": GRAPH.types(MODULES)},
+        [device("camera", 50), device("box", None), device("desk", None)],
+        sizes,
     )
-    (task,) = site.tasks
+    task, other = site.tasks
     flows = {(edge.source, edge.target): edge.nbytes for edge in task.edges}
     assert flows == {
         ("image", "see"): 2 * 8 * 4,
-        ("see", "judge"): 2 * 3 * 4 + 5 * 4,
+        ("see", "<- see"): 2 * 3 * 4 + 5 * 4,
+        ("<- see", "judge"): 2 * 3 * 4 + 5 * 4,
         ("words", "judge"): 2 * 4 * 8,
-        ("judge", "-> score"): 2 * 4,
+        ("judge", "<- judge"): 2 * 4,
     }
-    assert task.node["-> score"].at == "camera", "answers go where the first input arises"
-    assert task.rate == 3
-    camera, box = site.devices
+    assert {node.at for node in task.nodes if node.module is None} == {"camera"}, "what flows, flows by who is asked"
+    assert {node.at for node in other.nodes if node.module is None} == {"desk"}
+    assert task.rate == other.rate == 1.5
+    camera, box, _ = site.devices
     assert (camera.memory_bytes, box.memory_bytes) == (50, 100)
     assert (camera.up, camera.down, camera.delay_s, camera.utilisation) == (1e6, 1e7, 0.002, 0.5)
     asked = wishes(ASKED, sizes)
     assert (asked.held, asked.second_per_byte) == ({"vision": frozenset({"box"})}, pytest.approx(5e-7))
 
 
+def test_modules_of_a_fallback_are_wherever_its_task_is_asked() -> None:
+    alone = {
+        "find": TaskGraph(GRAPH.inputs, [Step("all", "small", {"x": "image", "w": "words"})], {"score": "all.out"})
+    }
+    assert fallback_hosts(ASKED, {**alone, "other": None}) == {"small": frozenset({"camera", "desk"})}
+
+
 def test_the_host_that_most_uses_are_sent_to_is_asked_first() -> None:
     sizes = {name: ModuleSize(memory_bytes=1, file_bytes=1) for name in ("vision", "head")}
     site = placed_site(
-        ASKED, {"find": GRAPH}, {"find": GRAPH.types(MODULES)}, [device("camera", 50), device("box", 50)], sizes
+        ASKED,
+        {"find": GRAPH},
+        {"find": GRAPH.types(MODULES)},
+        [device("camera", 50), device("box", 50), device("desk", 1)],
+        sizes,
     )
     plan = Plan(
         hosts={"vision": frozenset({"box"}), "head": frozenset({"box", "camera"})},
-        routes={"find": {"see": "box", "judge": "camera"}},
+        routes={task.name: {"see": "box", "judge": "camera"} for task in site.tasks},
     )
     assert hosts_in_order(plan, site) == {"head": ["camera", "box"], "vision": ["box"]}
