@@ -12,6 +12,7 @@ from sprat_shared.protocol.bundle import Head, pack_metadata
 from sprat_shared.protocol.poll import Part
 from sprat_shared.trust.assignments import Assigned, bound_to
 from sprat_shared.trust.signed_time import SignedTime
+from sprat_shared.trust.site_targets import SignedPlan
 from sprat_shared.trust.targets import role_of_model
 
 
@@ -27,6 +28,10 @@ def bundle_for(server: DeviceServer, *devices: Device, full: bool = False, bound
                 _bind(server.director, directed, device.id)
             own[device.id] = _directors(server.director, directed)
             for assigned, _ in directed.said or []:
+                if isinstance(assigned, SignedPlan):
+                    data = next(data for signed, data in device.plans if signed == assigned)
+                    payloads[sha256(data).digest()] = data
+                    continue
                 models.add(assigned.model)
                 for data in _payloads(server, assigned, full=full):
                     payloads[sha256(data).digest()] = data

@@ -123,8 +123,7 @@ class Agent:
         self._shop.meanwhile = self._meanwhile
         overview = Overview(self._shop, self._site)
         self._applications = Applications(self._shop.servings, self._shop.holdouts, overview, self._site)
-        self._drift = DriftReporter(self._shop)
-        self._attributes = AttributesReporter(self._shop, lambda: self._site.address)
+        self._drift, self._attributes = DriftReporter(self._shop), AttributesReporter(self._shop, self._site.where)
         self._endpoint = None if settings.port is None else HttpEndpoint(self._applications, settings.port)
 
     def __enter__(self) -> Self:
@@ -286,6 +285,7 @@ class Agent:
             device; 75 with `once`, link or server were not ready, or a condition is not met.
         """
         self._unsettled_poll = True
+        self._site.look()  # before the first poll, which may wait for a network that is not there
         if once:
             self._next_poll = 0.0
         while not self._stopped.is_set():
@@ -313,6 +313,7 @@ class Agent:
         bundle.check()
         agreed = self._poller.carried(bundle.metadata(self._identity.device))
         self._take(agreed)
+        self._site.stock(bundle)
         if agreed.foreign:
             raise agreed.foreign[0]
         for wish in agreed.desired:

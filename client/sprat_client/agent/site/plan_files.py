@@ -160,7 +160,7 @@ class PlanFiles:
             value = json.loads(self._disk.read(path))
             check_format(value, path, _FORMAT)
             return tuple(PlanRecord.of(one) for one in Fields(value, "site plans").list_of("plans"))
-        except (ValueError, TypeError, InvalidInput) as bad:
+        except (ValueError, TypeError, InvalidInput, OSError) as bad:
             _log.error(
                 "the site's plans cannot be read; the server says them again", extra={"detail": f"{path}: {bad}"}
             )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from sprat_client.agent.bundle_file import BundleFile
 from sprat_client.agent.identity import load_key
 from sprat_client.agent.machine import ModelMachine
 from sprat_client.agent.metrics import Gauge
@@ -78,10 +79,10 @@ class SitePlans:
         self._backoff = Backoff(shop.settings.link)
         self._running: Running | None = None
         self._socket: socket | None = None
-        self.address: str | None = None
+        self._address: str | None = None
 
     def start(self) -> None:
-        """Take the address on which others reach this device, and go on with the plans that it had.
+        """Take the address on which others reach this device.
 
         Raises:
             InvalidInput: the address is not free, or cannot be told to others.
@@ -90,8 +91,11 @@ class SitePlans:
         if settings.listen is not None:
             from sprat_client.agent.site.binding import bind  # noqa: PLC0415  # what few devices need
 
-            self._socket, self.address = bind(settings.listen, settings.address)
-        self.look()
+            self._socket, self._address = bind(settings.listen, settings.address)
+
+    def where(self) -> str | None:
+        """Return where other devices of a site reach this one; None: they do not."""
+        return self._address
 
     def take(self, agreed: Sequence[AgreedPlan], *, all_of_them: bool) -> None:
         """Take what is signed now.
@@ -127,13 +131,26 @@ class SitePlans:
         self._waiting = {key: why for key, why in self._waiting.items() if key in keys}
         self._not_before = {}
 
+    def stock(self, bundle: BundleFile) -> None:
+        """Take from a bundle the files of plans that are not here; what it lacks is fetched once there is a network."""
+        for record in self._files.records:
+            sha256 = bytes.fromhex(record.sha256)
+            if bundle.payloads.get(sha256, MOST_PLAN_BYTES + 1) <= MOST_PLAN_BYTES and self._files.body(record) is None:
+                self._keep(record, b"".join(bundle.payload(sha256)))
+
     def look(self) -> float | None:
-        """Do what is due; return how long nothing will be, seconds; None: until something changes."""
-        records = self._files.records
-        if not records and self._running is None:
+        """Do what is due; return how long nothing will be, seconds; None: until something changes.
+
+        A disk that fails puts it off, and ends nothing.
+        """
+        if not self._files.records and self._running is None:
             return None
-        waits = [self._look_at(record) for record in self._kept_records]
-        waits.append(self._settle())
+        try:
+            waits = [self._look_at(record) for record in self._kept_records]
+            waits.append(self._settle())
+        except (OSError, MemoryError) as bad:
+            _log.warning("plans of the site have to wait", extra={"code": code_of(bad), "detail": str(bad)})
+            return _LOOK_AGAIN_S
         return min((wait for wait in waits if wait is not None), default=None)
 
     def kept(self) -> dict[str, set[str]]:
