@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,21 +56,25 @@ def main() -> None:
             sys.exit(f"not measured: {reason}")
     folder = Path(tempfile.mkdtemp(prefix="sprat-site-"))
     report: dict[str, Any] = {"accuracy": json.loads((trained / "trained.json").read_text())}
-    lines: list[str] = []
+    failed: list[str] = []
     try:
         with Rig(folder, given, trained, told) as rig:
             for part in asked.only or list(PARTS):
                 told(part)
-                found, said = PARTS[part](rig, trained)
-                report[part] = found
-                lines += said
+                try:
+                    report[part], said = PARTS[part](rig, trained)
+                except (RuntimeError, ValueError, KeyError) as bad:  # the others are measured all the same
+                    traceback.print_exc()
+                    failed.append(part)
+                    said = [f"{part} failed: {bad}"]
                 print("\n".join(said), flush=True)
-    except OSError as bad:
+    except PermissionError as bad:
         sys.exit(f"not measured: {bad}; it needs root, /dev/net/tun and the kernel's quotas of CPU time")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

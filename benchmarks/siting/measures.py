@@ -84,7 +84,7 @@ def everywhere(rig: Rig) -> None:
     if "everywhere" not in rig.done:
         rig.create_site()
         rig.plan(*(word for model in rig.models for word in ("--hosts", f"{model}={','.join(rig.devices)}")))
-        rig.thin()
+        rig.limit()
         rig.done["everywhere"] = True
 
 
@@ -202,11 +202,8 @@ print((pss() - before) * 1024)
 def memory(rig: Rig, _trained: Path) -> Found:
     """Memory of all modules once, against each task with modules of its own, each in a process of its own."""
     everywhere(rig)
-    folders = {}
-    for model in rig.models:
-        slots = json.loads((rig.folder_of("box") / "models" / model / "slots.json").read_text())
-        del slots
-        folders[model] = next((rig.folder_of("box") / "models" / model).rglob("graph.onnx")).parent
+    own_folders = rig.folder_of("box") / "models"
+    folders = {model: next((own_folders / model).rglob("graph.onnx")).parent for model in rig.models}
 
     def loaded(models: Sequence[str]) -> int:
         command = [sys.executable, "-c", _LOAD, *(str(folders[model]) for model in models)]

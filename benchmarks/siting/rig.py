@@ -22,7 +22,7 @@ SITE: Final = "bench"
 CLOUD: Final = "cloud"
 """The device beside the server, behind its thin link."""
 _PORT: Final = 8478
-_READY_S: Final = 300.0
+_READY_S: Final = 900.0
 _FAST: Final = Shape(bytes_per_s=125e6)
 
 _MODELS: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
@@ -124,6 +124,7 @@ class Rig:
         self.quotas: dict[str, Quota] = {}
         self.done: dict[str, Any] = {}
         self.scratch, self.models = folder, list(_MODELS)
+        self._limited = False
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -176,8 +177,15 @@ class Rig:
         for place in self.star.places.values():
             place.up = place.down = _FAST
 
+    def limit(self) -> None:
+        """Make links and quotas what they are given to be; until then they are fast, and there are none."""
+        self._limited = True
+        for name, agent in self.agents.items():
+            self.quotas[name].add(agent.pid)
+        self.thin()
+
     def thin(self) -> None:
-        """Make the links what they are given to be; until then they are fast."""
+        """Make the links what they are given to be."""
         for name, (up, down) in self.shapes.items():
             self.place(name).up, self.place(name).down = up, down
 
@@ -213,9 +221,10 @@ class Rig:
         self.start(name)
 
     def start(self, name: str) -> None:
-        """Start the agent of a device, within its quota."""
+        """Start the agent of a device."""
         self.at(name, self.agents[name].start)
-        self.quotas[name].add(self.agents[name].pid)
+        if self._limited:
+            self.quotas[name].add(self.agents[name].pid)
 
     def create_site(self) -> None:
         """Make the site of all devices, once each has said where it is reached."""
