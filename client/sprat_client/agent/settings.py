@@ -129,8 +129,8 @@ class SiteSettings:
     Attributes:
         listen: `host:port` on which the others reach it; port 0: any free one; None: they do not.
         address: `host:port` that they are told; None: that of `listen`.
-        heartbeat_s: so often a device whose modules are needed is asked whether it is there, and
-        heartbeat_timeout_s: without an answer for so long it is away.
+        heartbeat_s: so often a device whose modules are needed is asked whether it is there, less often on large sites,
+        heartbeat_timeout_s: and without an answer for so long it is away.
         reach_s: for the others, before a plan is ready without some of those that hold the same.
         most_body_bytes: of one request between devices.
         most_connections: from other devices.
@@ -146,7 +146,7 @@ class SiteSettings:
     heartbeat_timeout_s: float = 0.6
     reach_s: float = 30.0
     most_body_bytes: int = 64 << 20
-    most_connections: int = 128
+    most_connections: int = 512
     most_waiting: int = 64
     most_rows: int = 32
     most_requests: int = 64

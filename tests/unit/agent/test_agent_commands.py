@@ -129,6 +129,7 @@ def test_an_agent_loads_numpy_with_its_first_model_and_not_before() -> None:
     code = "import sys, sprat_client.agent.loop; print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"jwt", "numpy", "onnxruntime", "uvicorn"} & set(modules)
+    assert not {"sprat_client.agent.site.running", "sprat_shared.tasks.graph"} & set(modules), "with its first plan"
 
 
 def test_a_running_agent_loads_neither_torch_nor_typer() -> None:

@@ -17,7 +17,15 @@ from made_sites import MadeMember, at
 from site_member import SiteMember, member_in_this_process
 from three_members import Trio, all_answering, check, check_fallback, install, process, running, some_inputs, trio_in
 
-from sprat_client.agent.site.failures import DeadlineOver, NoSuchTask, NotHeld, OtherPlan, PlanExpired, Unreachable
+from sprat_client.agent.site.failures import (
+    Busy,
+    DeadlineOver,
+    NoSuchTask,
+    NotHeld,
+    OtherPlan,
+    PlanExpired,
+    Unreachable,
+)
 from sprat_client.agent.site.peer import Ask, Peer
 from sprat_client.agent.site.task_answer import TaskAnswer
 from sprat_client.agent.site.tls import client_context
@@ -171,6 +179,34 @@ def test_a_link_that_is_slow_or_cut_costs_a_retry_or_the_fallback_and_no_hanging
             begun = time.monotonic()
             check_fallback(camera.router.infer_task("find", inputs), inputs)
             assert time.monotonic() - begun < 1.0, "a refused connection is no reason to wait"
+
+
+def test_a_device_that_is_busy_says_so_and_another_one_answers(trio: Trio) -> None:
+    plan = trio.plan()
+    install(plan, trio.all)
+    with running(trio.box, plan, most_waiting=0), running(trio.server, plan), running(trio.camera, plan) as camera:
+        camera.serve(1)
+        with peer_of(trio, plan, trio.box) as peer, pytest.raises(Busy, match="0 requests wait already"):
+            ask_vision(peer, plan)
+        inputs = some_inputs()
+        answer = camera.router.infer_task("find", inputs)
+        check(answer, inputs)
+        assert {hop.step: (hop.device, hop.tries) for hop in answer.steps}["see"] == ("server", 2)
+        assert dict(camera.router.away()) == {}, "a device that is busy is there"
+
+
+def test_more_requests_than_may_be_under_way_are_turned_away_at_once(trio: Trio) -> None:
+    plan = trio.plan()
+    install(plan, trio.all)
+    with (
+        running(trio.box, plan),
+        running(trio.server, plan),
+        member_in_this_process(trio.camera.folder, trio.camera.device, most_requests=0) as camera,
+    ):
+        camera.hold(plan)
+        camera.serve(1)
+        with pytest.raises(Busy, match="0 requests are under way already"):
+            camera.router.infer_task("find", some_inputs())
 
 
 def test_a_second_device_is_asked_where_the_first_takes_longer_than_nearly_ever(trio: Trio) -> None:

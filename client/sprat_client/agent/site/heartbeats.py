@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 from sprat_client.agent.settings import SiteSettings
 from sprat_client.agent.site.held_plan import HeldPlan
@@ -11,6 +12,7 @@ from sprat_client.agent.site.peer import Peer
 from sprat_shared.errors import SpratError
 
 _log = logging.getLogger(__name__)
+_MEMBERS: Final = 30  # of a site; with more, each is asked less often, so that one that all need has time for more
 
 
 class Heartbeats:
@@ -42,7 +44,7 @@ class Heartbeats:
             thread.join(2 * self._settings.heartbeat_timeout_s)
 
     def _watch(self, peer: Peer) -> None:
-        every_s = self._settings.heartbeat_s
+        every_s = self._settings.heartbeat_s * max(1.0, len(self._held.plan.members) / _MEMBERS)
         while not self._stopping.is_set():
             begun = time.monotonic()
             self._look_at(peer)

@@ -25,7 +25,6 @@ from sprat_client.agent.trust.store import AgreedPlan
 from sprat_client.agent.version import VERSION
 from sprat_client.runtime.ports import Array
 from sprat_shared.errors import InvalidInput, SpratError, TryLater
-from sprat_shared.protocol.site_plan import MOST_PLAN_BYTES, SitePlan
 from sprat_shared.protocol.site_report import PlanState, SiteReport
 from sprat_shared.trust.site_targets import Phase
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:  # numpy, and what serves TLS
     from sprat_client.agent.site.held_plan import HeldPlan
     from sprat_client.agent.site.running import Running
     from sprat_client.agent.site.task_answer import TaskAnswer
+    from sprat_shared.protocol.site_plan import SitePlan
 
 _log = logging.getLogger(__name__)
 _LOOK_AGAIN_S: Final = 1.0
@@ -133,6 +133,8 @@ class SitePlans:
 
     def stock(self, bundle: BundleFile) -> None:
         """Take from a bundle the files of plans that are not here; what it lacks is fetched once there is a network."""
+        from sprat_shared.protocol.site_plan import MOST_PLAN_BYTES  # noqa: PLC0415  # likewise
+
         for record in self._files.records:
             sha256 = bytes.fromhex(record.sha256)
             if bundle.payloads.get(sha256, MOST_PLAN_BYTES + 1) <= MOST_PLAN_BYTES and self._files.body(record) is None:
@@ -308,20 +310,22 @@ class SitePlans:
         """Let the agent's thread look at the plans; called from others."""
         self._wake()
 
-    def _known(self, record: PlanRecord) -> SitePlan | None:
+    def _known(self, record: PlanRecord) -> "SitePlan | None":
         """Return a plan whose file is here; None: it is not, or is damaged."""
         plan = self._plans.get(record.key)
         if plan is None and (body := self._files.body(record)) is not None:
+            from sprat_shared.protocol.site_plan import SitePlan  # noqa: PLC0415  # what a device without a plan spares
+
             plan = self._plans[record.key] = SitePlan.from_bytes(body)
         return plan
 
-    def _known_or_none(self, record: PlanRecord) -> SitePlan | None:
+    def _known_or_none(self, record: PlanRecord) -> "SitePlan | None":
         try:
             return self._known(record)
         except InvalidInput:
             return None
 
-    def _fetched(self, record: PlanRecord) -> SitePlan:
+    def _fetched(self, record: PlanRecord) -> "SitePlan":
         """Fetch a plan's file.
 
         Raises:
@@ -329,6 +333,8 @@ class SitePlans:
             PlanRefused: it is larger than plans are.
             InvalidInput: it is no plan.
         """
+        from sprat_shared.protocol.site_plan import MOST_PLAN_BYTES  # noqa: PLC0415  # likewise
+
         if record.length > MOST_PLAN_BYTES:
             raise PlanRefused(f"plan {record.title}: {record.length} bytes; {MOST_PLAN_BYTES} at most")
         shop = self._shop
@@ -341,7 +347,7 @@ class SitePlans:
             raise TryLater(f"plan {record.title}: the disk gives other bytes than were written")
         return plan
 
-    def _check(self, record: PlanRecord, plan: SitePlan) -> None:
+    def _check(self, record: PlanRecord, plan: "SitePlan") -> None:
         """Refuse a plan that is not this device's.
 
         Raises:
