@@ -102,8 +102,11 @@ def renewal(session: Session, plan: SitePlanRow) -> SitePlanRow:
 
 
 def _due(session: Session, plan_id: UUID, at: datetime) -> SitePlanRow | None:
-    """Return a plan that serves, ends soon, and has not been tried to renew lately."""
-    plan = records.lock(session, plan_id)
+    """Return a plan that serves, ends soon, and has not been tried to renew lately.
+
+    Its row is not locked: applying the next one takes the moves lock first, as whoever moves a plan does.
+    """
+    plan = session.get_one(SitePlanRow, plan_id)
     if plan.state != PlanStatus.SERVING or plan.expires_at is None or plan.expires_at - at > RENEWED:
         return None
     newest = records.newest(session, plan.site_id)

@@ -87,19 +87,20 @@ def devices_of(session: Session, site: Site) -> list[SiteDevice]:
 
 
 def set_devices(session: Session, site: Site, devices: Sequence[SiteDevice]) -> None:
-    """Have exactly these devices in a site.
+    """Have exactly these devices in a site; one transaction at a time.
 
     Raises:
         Conflict: one of them is of another site.
     """
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"{project_of(session)} site devices", 0))))
+    kept = [one.device_id for one in devices]
     taken = session.execute(
         select(SiteDevice.device_id, Site.name)
         .join(Site, Site.id == SiteDevice.site_id)
-        .where(among(SiteDevice.device_id, [one.device_id for one in devices]), SiteDevice.site_id != site.id)
+        .where(among(SiteDevice.device_id, kept), SiteDevice.site_id != site.id)
     ).first()
     if taken is not None:
         raise Conflict(f"device {taken[0]} is of site {taken[1]}; a device is of one site", code="site.device-taken")
-    kept = [one.device_id for one in devices]
     session.execute(delete(SiteDevice).where(SiteDevice.site_id == site.id, ~among(SiteDevice.device_id, kept)))
     for one in devices:
         session.merge(one)
