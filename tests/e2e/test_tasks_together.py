@@ -53,16 +53,18 @@ def until(look: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def two_devices(house: House) -> Iterator[tuple[Device, Device]]:
-    token = house.shell.one("enrolment-token", "create", "--uses", "2")["token"]
+def three_devices(house: House) -> Iterator[tuple[Device, Device, Device]]:
+    """Two that hold modules, and one that nobody can reach: it only asks."""
+    token = house.shell.one("enrolment-token", "create", "--uses", "3")["token"]
     with contextlib.ExitStack() as stack:
         made = []
-        for name in ("site-camera", "site-box"):
-            options = ("--site-listen", f"127.0.0.1:{own_port()}", "--trial-s", "0.3")
+        for name in ("site-camera", "site-box", "site-phone"):
+            listen = () if name == "site-phone" else ("--site-listen", f"127.0.0.1:{own_port()}")
+            options = (*listen, "--trial-s", "0.3")
             device = Device(name, house.folder / name, house.server.url, options=options, link="")
             device.enrol(token)
             made.append(stack.enter_context(device))
-        yield made[0], made[1]
+        yield made[0], made[1], made[2]
 
 
 def applied(house: House, number: int) -> None:
@@ -87,12 +89,18 @@ def test_two_devices_answer_a_task_together_through_an_update_and_the_death_of_o
         house.register(model)
     (house.folder / "look.yaml").write_text(TASK)
     shell.all("task", "create", str(house.folder / "look.yaml"))
-    with two_devices(house) as (camera, box):
+    with three_devices(house) as (camera, box, phone):
         until(
             lambda: all("site-address" in shell.one("device", "show", one.name)["attributes"] for one in (camera, box))
         )
-        shell.one("site", "create", "line-3", "--device", camera.name, "--device", box.name)
+        shell.one(
+            "site", "create", "line-3", *(word for one in (camera, box, phone) for word in ("--device", one.name))
+        )
         applied(house, 1)
+        with Endpoint(phone.folder) as endpoint:
+            answer = until(lambda: answered(endpoint))
+            check(answer, 1)
+            assert {hop.step: hop.device for hop in answer.steps} == {"see": box.name, "read": camera.name}
         with Endpoint(camera.folder) as endpoint:
             answer = endpoint.infer_task("look", INPUTS)
             check(answer, 1)

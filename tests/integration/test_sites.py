@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fleet_calls import made
 from http_calls import Api
 from sharing_calls import runner
-from site_calls import PLANS, Site, refused
+from site_calls import HOSTS, PLANS, Site, refused
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from training_calls import carried_out, finished
@@ -311,14 +311,17 @@ def test_a_device_with_another_key_is_no_member_any_more(site: Site) -> None:
     assert site.signed("camera") == {1: "serve"}
 
 
-def test_who_said_no_address_is_no_member_and_the_error_says_who(site: Site) -> None:
+def test_who_said_no_address_may_ask_and_holds_no_module(site: Site) -> None:
     token = made(site.api.post("/api/v1/enrolment-tokens", json={"uses": 1}))["token"]
     site.devices["mute"] = site.join(token, "mute", None)
     site.create()
-    number = site.planned()
+    number = site.planned(hosts=HOSTS | {"head": ["camera", "mute"]})
     answer = site.api.post(f"{PLANS}/{number}/apply", json={})
     assert refused(answer) == (409, "site.not-applicable")
-    assert "mute said no site-address" in answer.text
+    assert "mute holds a module, and said no site-address" in answer.text
+    number = site.served()
+    assert {one.name: one.address for one in site.file(number).members}["mute"] is None
+    assert site.look(number)["warnings"] == []
 
 
 def test_what_a_plan_names_stays_signed_when_rollouts_went_on(site: Site) -> None:

@@ -51,6 +51,14 @@ def test_a_plan_is_what_it_was_after_its_bytes() -> None:
     assert SitePlan.from_bytes(plan.to_bytes()).to_bytes() == plan.to_bytes()
 
 
+def test_a_member_that_only_asks_needs_no_address() -> None:
+    phone = Member(device=UUID(int=7), name="phone", address=None, certificate=b"three")
+    plan = replace(a_plan(), members=(*a_plan().members, phone))
+    assert SitePlan.from_bytes(plan.to_bytes()) == plan
+    with pytest.raises(InvalidInput, match="phone has no address"):
+        phone.host  # noqa: B018 - raises
+
+
 def test_a_plan_says_who_holds_what_and_where_it_is_reached() -> None:
     plan = a_plan()
     assert [one.model for one in plan.modules_of(CAMERA)] == ["small", "vision"]
@@ -72,6 +80,7 @@ def test_a_plan_says_who_holds_what_and_where_it_is_reached() -> None:
         (("members", 0, "device"), str(BOX), "a member is there twice"),
         (("members", 0, "address"), "10.0.0.5", "is no address"),
         (("members", 0, "address"), "10.0.0.5:70000", "is no address"),
+        (("members", 0, "address"), None, "module small is on camera, which has no address"),
         (("modules", 0, "hosts"), [], "is of another name, or on no device"),
         (("modules", 0, "hosts"), ["x"], "are not device ids"),
         (("modules", 0, "hosts"), [str(UUID(int=9))], "which is no member"),

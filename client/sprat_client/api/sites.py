@@ -67,7 +67,7 @@ class SitePlanMemberView(TypedDict):
 
     device: str
     name: str
-    address: str
+    address: str | None
     state: Literal["asked", "ready", "serving", "refused", "left"]
     phase: Literal["hold", "serve", "drain"] | None
     error_code: str | None

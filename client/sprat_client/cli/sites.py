@@ -366,7 +366,9 @@ def _told_plan(plan: "SitePlanView") -> list[str]:
     modules = [[f"{one['model']}@{one['release']}", ", ".join(one["hosts"])] for one in plan["modules"]]
     lines += aligned([["module", "on"], *modules])
     if plan["members"]:
-        rows = [[one["name"], one["address"], one["state"], one["phase"] or "-"] for one in plan["members"]]
+        rows = [
+            [one["name"], one["address"] or "only asks", one["state"], one["phase"] or "-"] for one in plan["members"]
+        ]
         lines += aligned([["member", "address", "said", "signed"], *rows])
     return lines + [f"note: {one}" for one in plan["warnings"]]
 

@@ -4,7 +4,7 @@ Tasks and plans are made by the worker (`tasks_sites`), which reads the graphs o
 checked. The private key of a plan's authority lives within `apply`, and nowhere else.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -218,7 +218,8 @@ def apply(  # noqa: PLR0917 - which plan, and what it takes
     if obstacles := site_previews.obstacles(session, site, plan):
         raise Conflict(f"plan {name}/{number} cannot be applied: {'; '.join(obstacles)}", code="site.not-applicable")
     devices = [_device(session, one.device_id) for one in records.devices_of(session, site)]
-    file = _file(site, plan, devices, until=at + LIFE).to_bytes()
+    hosts = {UUID(host) for said in modules.values() for host in said["hosts"]}
+    file = _file(site, plan, devices, hosts, until=at + LIFE).to_bytes()
     blob = blobs.put_bytes(file)
     registry.own_blob(session, blob.digest)
     plan.digest, plan.bytes, plan.expires_at = blob.digest, blob.length, at + LIFE
@@ -229,7 +230,7 @@ def apply(  # noqa: PLR0917 - which plan, and what it takes
             plan_id=plan.id,
             device_id=device.id,
             phase=Phase.HOLD.value,
-            address=address_of(device),
+            address=address_of(device, holds=device.id in hosts),
             public_key=device.public_key,
         )
         for device in devices
@@ -264,7 +265,9 @@ def abort(session: Session, name: str, number: int, reason: str, by: Actor) -> S
     return plan
 
 
-def _file(site: Site, plan: SitePlanRow, devices: Sequence[Device], *, until: datetime) -> SitePlan:
+def _file(
+    site: Site, plan: SitePlanRow, devices: Sequence[Device], hosts: Collection[UUID], *, until: datetime
+) -> SitePlan:
     """Return the plan as its members read it, with certificates of an authority that is forgotten at once."""
     content = plan.content
     bare = SitePlan(
@@ -273,7 +276,12 @@ def _file(site: Site, plan: SitePlanRow, devices: Sequence[Device], *, until: da
         expires_at=until,
         authority=b"",
         members=tuple(
-            Member(device=device.id, name=device.name, address=address_of(device), certificate=b"")
+            Member(
+                device=device.id,
+                name=device.name,
+                address=address_of(device, holds=device.id in hosts),
+                certificate=b"",
+            )
             for device in devices
         ),
         modules={

@@ -38,16 +38,22 @@ _SILENT: Final = timedelta(minutes=30)
 _SOON: Final = timedelta(days=7)
 
 
-def address_of(device: Device) -> str:
-    """Return where a device said that other members reach it.
+def address_of(device: Device, *, holds: bool) -> str | None:
+    """Return where a device said that other members reach it; None: it said nothing, and need not.
+
+    Args:
+        device: of the site.
+        holds: it holds a module, so that others must reach it.
 
     Raises:
-        InvalidInput: it said nothing, or what is no address; the message names the device.
+        InvalidInput: it said nothing although it holds a module, or what is no address; the message names the device.
     """
     said = device.attributes.get(ADDRESS)
+    if said is None and not holds:
+        return None
     if said is None:
         raise InvalidInput(
-            f"{device.name} said no {ADDRESS}, so no other device can reach it (docs/site.md)",
+            f"{device.name} holds a module, and said no {ADDRESS}, so no other device can reach it (docs/site.md)",
             code="site.no-address",
         )
     try:
@@ -213,16 +219,16 @@ def obstacles(session: Session, site: Site, plan: SitePlanRow) -> list[str]:
         found.append(f"plan {other.number} is {other.state}; abort it, or let it end")
     rows = records.devices_of(session, site)
     devices = _devices(session, [row.device_id for row in rows])
+    modules: Mapping[str, Any] = plan.content["modules"]
+    hosts = {UUID(host) for said in modules.values() for host in said["hosts"]}
     for device in devices.values():
         if device.revoked_at is not None:
             found.append(f"{device.name} was revoked; take it out of the site")
             continue
         try:
-            address_of(device)
+            address_of(device, holds=device.id in hosts)
         except InvalidInput as bad:
             found.append(str(bad))
-    modules: Mapping[str, Any] = plan.content["modules"]
-    hosts = {UUID(host) for said in modules.values() for host in said["hosts"]}
     strangers = _devices(session, hosts - devices.keys()).values()
     found += [f"{device.name} is of the site no more; plan anew" for device in strangers]
     for row in rows:

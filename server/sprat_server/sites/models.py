@@ -160,7 +160,7 @@ class SitePlanMember(ProjectOwned, Base):
     device_id: Mapped[UUID] = mapped_column(primary_key=True)
     state: Mapped[str] = mapped_column(default=MemberStatus.ASKED.value)
     phase: Mapped[str | None]  # NULL: nothing is signed for it any more
-    address: Mapped[str]
+    address: Mapped[str | None]  # NULL: it holds no module, and only asks
     public_key: Mapped[bytes]  # over which its certificate was made
     error_code: Mapped[str | None]
     error_detail: Mapped[str | None]

@@ -335,7 +335,7 @@ class SitePlanMemberView(BaseModel):
 
     device: UUID
     name: str
-    address: str
+    address: str | None
     state: Literal["asked", "ready", "serving", "refused", "left"]
     phase: Literal["hold", "serve", "drain"] | None
     error_code: str | None

@@ -37,18 +37,24 @@ class Member:
     Attributes:
         device: its id.
         name: as people call it.
-        address: where the other members reach it, `host:port`.
+        address: where the other members reach it, `host:port`; None: it only asks, and holds no module.
         certificate: X.509, DER, over the key that it enrolled with; signed by the plan's authority.
     """
 
     device: UUID
     name: str
-    address: str
+    address: str | None
     certificate: bytes
 
     @property
     def host(self) -> tuple[str, int]:
-        """Return host and port; an IPv6 address without its brackets."""
+        """Return host and port; an IPv6 address without its brackets.
+
+        Raises:
+            InvalidInput: it cannot be reached.
+        """
+        if self.address is None:
+            raise InvalidInput(f"{self.name} has no address: it holds no module, and answers nobody")
         host, port = self.address.rsplit(":", 1)
         return host.strip("[]"), int(port)
 
@@ -122,11 +128,7 @@ class SitePlan:
                 raise InvalidInput(f"{self.title}: 1 to {most} {what}, not {found}")
         if len(self.member) != len(self.members):
             raise InvalidInput(f"{self.title}: a member is there twice")
-        for model, module in self.modules.items():
-            if module.model != model or not module.hosts or len(set(module.hosts)) != len(module.hosts):
-                raise InvalidInput(f"{self.title}: module {model} is of another name, or on no device, or on one twice")
-            if strange := set(module.hosts) - self.member.keys():
-                raise InvalidInput(f"{self.title}: module {model} is on {min(strange)}, which is no member")
+        self._check_modules()
         for name, task in self.tasks.items():
             check_model_name(name)
             graphs = [task.graph] if task.fallback is None else [task.graph, task.fallback]
@@ -134,6 +136,15 @@ class SitePlan:
                 raise InvalidInput(f"{self.title}: task {name} uses {missing[0]}, which is on no device")
             if len({(frozenset(graph.inputs.items()), frozenset(graph.outputs)) for graph in graphs}) != 1:
                 raise InvalidInput(f"{self.title}: task {name}: its fallback has other inputs or outputs")
+
+    def _check_modules(self) -> None:
+        for model, module in self.modules.items():
+            if module.model != model or not module.hosts or len(set(module.hosts)) != len(module.hosts):
+                raise InvalidInput(f"{self.title}: module {model} is of another name, or on no device, or on one twice")
+            if strange := set(module.hosts) - self.member.keys():
+                raise InvalidInput(f"{self.title}: module {model} is on {min(strange)}, which is no member")
+            if mute := [self.member[host].name for host in module.hosts if self.member[host].address is None]:
+                raise InvalidInput(f"{self.title}: module {model} is on {mute[0]}, which has no address")
 
     @property
     def title(self) -> str:
@@ -232,7 +243,7 @@ def _member(value: Any) -> Member:
     return Member(
         device=fields.uuid("device"),
         name=fields.text("name", max_length=100),
-        address=check_address(fields.text("address", max_length=300)),
+        address=check_address(fields.text("address", max_length=300)) if fields.has("address") else None,
         certificate=_der(fields, "certificate"),
     )
 
