@@ -52,12 +52,12 @@ def test_a_plan_places_its_modules_where_that_is_asked_for(site: Site) -> None:
         "text": {"seconds": {"box": 0.01, "desk": 0.2}},
         "head": {"memory_bytes": 100, "seconds": {"camera": 0.001, "box": 0.001}},
     }
-    at = {"image": "camera", "words": "box"}
+    at = {"find": ["camera"]}
     asked: dict[str, Any] = {"hosts": None, "modules": modules, "at": at, "seconds": 2}
     shown = site.look(site.planned(**asked))
     assert {one["model"]: one["hosts"] for one in shown["modules"]}["vision"] == ["box"]
     assert shown["placement"]["proven"] == "optimal"
-    assert shown["placement"]["total_s"] == pytest.approx(shown["placement"]["tasks"]["find"])
+    assert shown["placement"]["total_s"] == pytest.approx(shown["placement"]["tasks"]["find@camera"])
     asked["modules"] = modules | {"vision": {"memory_bytes": 20_000, "seconds": {"camera": 0.5, "box": 0.01}}}
     done = site.plan_job(**asked)
     assert (done["state"], done["error"]["code"]) == ("failed", "site.no-placement")
