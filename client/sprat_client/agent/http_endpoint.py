@@ -36,6 +36,7 @@ from sprat_client.agent.site.peer_headers import (
     request_or_none,
     trace_or_none,
 )
+from sprat_client.agent.version import VERSION
 from sprat_shared.errors import InvalidInput, NotFound, SpratError
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class _Application:
         """Answer by KServe's open inference protocol, which many clients speak; tasks as if they were models."""
         servings = self._applications.servings
         match (method, path):
+            case "GET", []:
+                return _json({"name": "sprat-agent", "version": VERSION, "extensions": []})
             case "GET", ["health", "live"]:
                 return _json({"live": True})
             case "GET", ["health", "ready"]:

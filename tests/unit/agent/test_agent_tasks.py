@@ -65,6 +65,7 @@ def test_applications_ask_for_tasks_and_models_over_loopback(
         late = client.post("/v2/tasks/find/infer", json=asked, headers={"Sprat-Deadline-Ms": "soon"})
         assert (late.status_code, late.json()["code"]) == (400, "input.invalid")
         # a model, as existing clients ask
+        assert client.get("/v2").json()["name"] == "sprat-agent"
         assert client.get("/v2/health/live").json() == {"live": True}
         assert client.get("/v2/health/ready").json() == {"ready": True}
         described = client.get(f"/v2/models/{MODEL}").json()

@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from typing import Final
 
-_KEPT: Final = 128
+_KEPT: Final = 100
 _LEAST: Final = 20  # answers, before their 95th percentile says anything
 _SHORTEST_S: Final = 0.005
 _BURST: Final = 3.0
