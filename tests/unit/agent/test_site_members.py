@@ -193,6 +193,10 @@ def test_a_device_that_is_busy_says_so_and_another_one_answers(trio: Trio) -> No
         check(answer, inputs)
         assert {hop.step: (hop.device, hop.tries) for hop in answer.steps}["see"] == ("server", 2)
         assert dict(camera.router.away()) == {}, "a device that is busy is there"
+    with running(trio.box, plan), running(trio.server, plan), running(trio.camera, plan, most_waiting=0) as camera:
+        camera.serve(1)
+        with pytest.raises(Busy, match="step judge on camera"):  # nobody else holds it
+            camera.router.infer_task("find", inputs)
 
 
 def test_more_requests_than_may_be_under_way_are_turned_away_at_once(trio: Trio) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
-from sprat_client.agent.site.failures import DeadlineOver, PlanExpired, TooLate, Unreachable
+from sprat_client.agent.site.failures import Busy, DeadlineOver, PlanExpired, TooLate, Unreachable
 from sprat_client.agent.site.hedging import HedgeBudget
 from sprat_client.agent.site.held_plan import HeldPlan
 from sprat_client.agent.site.module_queue import Ran
@@ -136,6 +136,7 @@ class TaskRun:
             InvalidInput: a module does not take what came.
             InferenceFailed: a module failed on it.
             Unreachable: no device that holds a step's module answers, and there is no fallback.
+            Busy: the last of them had too many requests waiting, likewise.
             DeadlineOver: the deadline is over.
         """
         fall_at = self._until - self._reserve_s()
@@ -349,14 +350,13 @@ class TaskRun:
         return Unreachable(f"task {self._task}, step {step.name}: nobody holds {step.model} just now: {'; '.join(why)}")
 
     def _at(self, step: Step, host: UUID, bad: SpratError) -> SpratError:
-        """Return an error with task, step and device in it; of one host that does not answer: `site.unreachable`."""
+        """Return an error with task, step and device in it; of one that does not answer: `site.unreachable`."""
         said = f"task {self._task}, step {step.name} on {self._name(host)}: {bad}"
         if isinstance(bad, InvalidInput):
             return InvalidInput(said, code=bad.code)
-        if isinstance(bad, InferenceFailed):
-            return InferenceFailed(said)
-        if isinstance(bad, PlanExpired):
-            return PlanExpired(said)
+        for kind in (InferenceFailed, PlanExpired, Busy):
+            if isinstance(bad, kind):
+                return kind(said)
         return DeadlineOver(said) if isinstance(bad, DeadlineOver | TooLate) else Unreachable(said)
 
     def _name(self, host: UUID) -> str:
