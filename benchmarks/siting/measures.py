@@ -1,6 +1,7 @@
 """What is measured at a site: each part sets up the plans that it compares, and says what it found as rows."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -203,7 +204,9 @@ def memory(rig: Rig, _trained: Path) -> Found:
     """Memory of all modules once, against each task with modules of its own, each in a process of its own."""
     everywhere(rig)
     own_folders = rig.folder_of("box") / "models"
-    folders = {model: next((own_folders / model).rglob("graph.onnx")).parent for model in rig.models}
+    folders = {model: rig.scratch / "copies" / model for model in rig.models}
+    for model, folder in folders.items():  # what the agent maps as well would count by half
+        shutil.copytree(next((own_folders / model).rglob("graph.onnx")).parent, folder)
 
     def loaded(models: Sequence[str]) -> int:
         command = [sys.executable, "-c", _LOAD, *(str(folders[model]) for model in models)]
