@@ -80,6 +80,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     # what sites are asked for, and how they run
     ("GET", "/api/v1/tasks"): VIEWER,
     ("POST", "/api/v1/tasks"): OPERATOR,
+    ("POST", "/api/v1/tasks/split"): RELEASER,
     ("GET", "/api/v1/tasks/{name}"): VIEWER,
     ("DELETE", "/api/v1/tasks/{name}"): OPERATOR,
     ("GET", "/api/v1/sites"): VIEWER,

@@ -191,6 +191,17 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"json": TASK | {"steps": {"see": {"model": "{name}", "inputs": {"x": "x"}}}}},
         {"json": TASK | {"test": {"dataset": "{digest}", "input": "x", "output": "y"}}},
     ],
+    ("POST", "/api/v1/tasks/split"): [
+        {
+            "json": {
+                "name": "mine",
+                "recipe": {"factory": "x.y:build", "config": {}},
+                "weights": "{full}",
+                "example": {"shape": [1, 2]},
+                "parts": {"own-model": "part"},
+            }
+        },
+    ],
     ("GET", "/api/v1/tasks/{name}"): [{}],
     ("DELETE", "/api/v1/tasks/{name}"): [{}],
     ("POST", "/api/v1/sites"): [{"json": {"name": "mine", "devices": [{"name": "{device}"}]}}],

@@ -138,6 +138,10 @@ class Tasks:
         """Have a task checked and kept (docs/site-plans.md); return the job that does it."""
         return cast("JobView", self._transport.post("/tasks", dict(task))["job"])
 
+    def split(self, asked: Mapping[str, Any]) -> JobView:
+        """Have a torch module taken apart into the models of a task (docs/site-plans.md); return the job."""
+        return cast("JobView", self._transport.post("/tasks/split", dict(asked))["job"])
+
     def get(self, name: str) -> TaskView:
         """Return one task."""
         return cast("TaskView", self._transport.get(f"/tasks/{name}"))

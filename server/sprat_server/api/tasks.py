@@ -6,9 +6,10 @@ from fastapi import Path
 from sqlalchemy import select
 
 from sprat_server.access import audit
-from sprat_server.api.auth import Operator, Viewer
+from sprat_server.api.auth import Operator, Releaser, Viewer
 from sprat_server.api.described import raises
 from sprat_server.api.paging import Page, Paging
+from sprat_server.api.ports import BlobsDep
 from sprat_server.api.preconditions import Seen
 from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
@@ -17,7 +18,7 @@ from sprat_server.flows import site_plans as flow
 from sprat_server.jobs.schemas import JobAccepted, JobView
 from sprat_server.sites import records
 from sprat_server.sites.models import SiteTask
-from sprat_server.sites.schemas import NewTaskGraph, TaskView
+from sprat_server.sites.schemas import NewTaskGraph, NewTaskSplit, TaskView
 
 router = operators_router(prefix="/tasks", tags=["tasks"])
 
@@ -39,6 +40,19 @@ def create_task(body: NewTaskGraph, session: SessionDep, operator: Operator) -> 
     job = flow.ask_task(session, body, operator)
     asked = body.model_dump(mode="json") | {"job": str(job.id)}
     audit.record(session, operator, "task.create", f"task:{body.name}", after=asked)
+    return JobAccepted(job=JobView.of(job))
+
+
+@router.post(
+    "/split",
+    status_code=202,
+    responses=raises(not_found=["blob.unknown"], conflict=["task.exists"]),
+)
+def split_task(body: NewTaskSplit, session: SessionDep, releaser: Releaser, blobs: BlobsDep) -> JobAccepted:
+    """Have a worker take a torch module apart into models, register them, and make the task of them: all or nothing."""
+    job = flow.ask_split(session, blobs, body, releaser)
+    asked = body.model_dump(mode="json") | {"job": str(job.id)}
+    audit.record(session, releaser, "task.split", f"task:{body.name}", after=asked)
     return JobAccepted(job=JobView.of(job))
 
 

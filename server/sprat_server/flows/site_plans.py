@@ -30,7 +30,7 @@ from sprat_server.rollouts import service as rollouts
 from sprat_server.settings import Settings
 from sprat_server.sites import records
 from sprat_server.sites.models import Site, SiteDevice, SitePlanHost, SitePlanMember, SitePlanRow, SiteTask
-from sprat_server.sites.schemas import EditedSite, NewSite, NewSitePlan, NewTaskGraph
+from sprat_server.sites.schemas import EditedSite, NewSite, NewSitePlan, NewTaskGraph, NewTaskSplit
 from sprat_server.sites.states import UNDER_WAY, PlanStatus
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
 from sprat_shared.protocol.site_plan import Member, PlannedModule, PlannedTask, SitePlan
@@ -39,6 +39,7 @@ from sprat_shared.tasks.types import CODE
 from sprat_shared.trust.site_targets import Phase
 
 CHECK_KIND: Final = "check-task"
+SPLIT_KIND: Final = "split-task"
 PLAN_KIND: Final = "plan-site"
 LIFE: Final = timedelta(days=30)
 
@@ -64,10 +65,21 @@ def ask_task(session: Session, asked: NewTaskGraph, by: Actor) -> Job:
                 f"{asked.test.input}, and gives {asked.test.output}",
                 code=CODE,
             )
-    if not asked.replace and session.scalar(select(SiteTask.id).where(SiteTask.name == asked.name)) is not None:
-        raise Conflict(f"a task {asked.name} exists; say --replace to replace it", code="task.exists")
+    _require_new(session, asked.name, replaced=asked.replace)
     args = asked.model_dump(mode="json") | {"by": str(by)}
     return jobs.enqueue(session, kind=CHECK_KIND, args=args, by=by)
+
+
+def ask_split(session: Session, blobs: Blobs, asked: NewTaskSplit, by: Actor) -> Job:
+    """Have a worker take a torch module apart into the models of a task, and keep all of them.
+
+    Raises:
+        NotFound: the weights were not uploaded.
+        Conflict: there is a task of this name, and it is not to be replaced.
+    """
+    registry.owned_length(session, blobs, asked.weights)
+    _require_new(session, asked.name, replaced=asked.replace)
+    return jobs.enqueue(session, kind=SPLIT_KIND, args=asked.model_dump(mode="json") | {"by": str(by)}, by=by)
 
 
 def create_site(session: Session, asked: NewSite, by: Actor) -> Site:
@@ -365,6 +377,11 @@ def _release(session: Session, name: str, number: int | None) -> None:
             "another release",
             code="release.quarantined",
         )
+
+
+def _require_new(session: Session, task: str, *, replaced: bool) -> None:
+    if not replaced and session.scalar(select(SiteTask.id).where(SiteTask.name == task)) is not None:
+        raise Conflict(f"a task {task} exists; say --replace to replace it", code="task.exists")
 
 
 def _require_only(what: str, said: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -77,13 +77,35 @@ def _classes(
     ctx: JobContext, graph: TaskGraph, modules: Mapping[str, ModuleFiles], test: TaskTest, inputs: Array
 ) -> Array:
     given = inputs.astype(graph.inputs[test.input].dtype)
-    values: dict[str, list[Array]] = {test.input: [given[at : at + _BATCH] for at in range(0, len(given), _BATCH)]}
+    batches = [given[at : at + _BATCH] for at in range(0, len(given), _BATCH)]
+    values = run_task(ctx, graph, modules, {test.input: batches})
+    answers = np.concatenate(values[graph.outputs[test.output]])
+    return np.asarray(answers.argmax(1))
+
+
+def run_task(
+    ctx: JobContext, graph: TaskGraph, modules: Mapping[str, ModuleFiles], inputs: Mapping[str, Sequence[Array]]
+) -> dict[str, Sequence[Array]]:
+    """Run a task whole, in onnxruntime.
+
+    Args:
+        ctx: of the job.
+        graph: its steps.
+        modules: the files of their modules, by model.
+        inputs: the batches of each of its inputs, (batch, ...).
+
+    Returns:
+        The batches of each source, `input` or `step.output`.
+
+    Raises:
+        GraphRefused: a module does not run on what flows there; the message has the runtime's reason.
+    """
+    values = dict(inputs)
     for step in graph.order:
         ctx.check_cancelled()
         for port, batches in _run(ctx, modules[step.model], step.inputs, values).items():
             values[f"{step.name}.{port}"] = batches
-    answers = np.concatenate(values[graph.outputs[test.output]])
-    return np.asarray(answers.argmax(1))
+    return values
 
 
 def _run(

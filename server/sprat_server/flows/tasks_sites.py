@@ -2,19 +2,17 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sprat_server.fleet import service as fleet
 from sprat_server.flows import site_building, site_plans
-from sprat_server.flows.release_files import MAX_GRAPH_BYTES
 from sprat_server.flows.site_building import DeviceSize, ModuleSize
 from sprat_server.flows.site_plans import CHECK_KIND, PLAN_KIND
 from sprat_server.flows.site_trials import ModuleFiles, TaskWorse, tried
+from sprat_server.flows.task_checks import checked, keep_task, signatures_of
 from sprat_server.jobs.tasks import JobContext, task
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.placement.site import Site as PlacedSite
@@ -25,11 +23,9 @@ from sprat_server.sites import records
 from sprat_server.sites.models import Site, SitePlanRow, SiteTask
 from sprat_server.sites.schemas import NewSitePlan, NewTaskGraph, TaskTest
 from sprat_server.sites.states import PlanStatus
-from sprat_server.training.graphs import parse
-from sprat_server.training.signatures import signature_of
-from sprat_shared.errors import Conflict, InvalidInput
+from sprat_shared.errors import InvalidInput
 from sprat_shared.tasks.graph import TaskGraph
-from sprat_shared.tasks.types import CODE, Signature, TensorType
+from sprat_shared.tasks.types import CODE, TensorType
 
 
 class NoPlacement(InvalidInput):
@@ -57,47 +53,15 @@ def check_task(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
     with ctx.session() as session:
         releases = {name: registry.latest_release(session, registry.get_model(session, name)) for name in models}
         graphs = {name: release.graph_digest for name, release in releases.items()}
-    types = checked(asked.name, graph, fallback, _signatures(ctx, graphs))
+    types = checked(asked.name, graph, fallback, signatures_of(ctx, graphs))
     if asked.test is not None:
         with ctx.session() as session:
             _check_test(asked.name, asked.test, registry.get_dataset(session, asked.test.dataset), graph, types)
     with ctx.session() as session:
-        row = session.scalar(select(SiteTask).where(SiteTask.name == asked.name).with_for_update())
-        if row is not None and not asked.replace:
-            raise Conflict(f"a task {asked.name} exists; say --replace to replace it", code="task.exists")
-        if row is None:
-            row = SiteTask(name=asked.name, created_by=args["by"])
-            session.add(row)
-        else:
-            row.replaced_at = datetime.now(UTC)
-        row.graph, row.fallback = graph.as_json(), None if fallback is None else fallback.as_json()
-        row.deadline_s = asked.deadline_s
-        row.test = None if asked.test is None else asked.test.model_dump(mode="json")
-        session.flush()
+        keep_task(session, asked, args["by"])
         result = {"task": asked.name, "outputs": {name: str(types[source]) for name, source in graph.outputs.items()}}
         ctx.complete(session, result)
     return result
-
-
-def checked(
-    name: str, graph: TaskGraph, fallback: TaskGraph | None, modules: Mapping[str, Signature]
-) -> dict[str, TensorType]:
-    """Return the type of each source of a task, checked along every edge; a fallback gives outputs of the same types.
-
-    Raises:
-        InvalidInput: an edge does not fit; the message names the task, the edge and both types.
-    """
-    try:
-        types = graph.types(modules)
-        if fallback is not None:
-            others = fallback.types(modules)
-    except InvalidInput as bad:
-        raise InvalidInput(f"task {name}: {bad}", code=CODE) from bad
-    for port, source in ({} if fallback is None else fallback.outputs).items():
-        wanted, found = types[graph.outputs[port]], others[source]
-        if not wanted.takes(found, {}):
-            raise InvalidInput(f"task {name}: fallback: edge {source} -> {port}: {found}, not {wanted}", code=CODE)
-    return types
 
 
 def _check_test(name: str, test: TaskTest, dataset: Dataset, graph: TaskGraph, types: Mapping[str, TensorType]) -> None:
@@ -150,7 +114,7 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         numbers = {name: {"release": release.number, "id": release.release_id} for name, release in releases.items()}
         new = {name: ModuleFiles(one.graph_digest, one.weights_blob) for name, one in releases.items()}
         serving = _serving(session, site)
-    signatures = _signatures(ctx, files)
+    signatures = signatures_of(ctx, files)
     try:
         types = {name: checked(name, graphs[name], fallbacks[name], signatures) for name in graphs}
     except InvalidInput as bad:
@@ -273,17 +237,6 @@ def _quality(site: PlacedSite, found: Placement) -> dict[str, Any]:
         "gap": answer.gap,
         "tasks": {task.name: 0.0 if cost is None else cost.latency[task.name] for task in site.tasks},
     }
-
-
-def _signatures(ctx: JobContext, graphs: Mapping[str, str]) -> dict[str, Signature]:
-    """Return what modules take and give, by model; `graphs`: model -> digest of its graph."""
-    found = {}
-    for name, digest in graphs.items():
-        try:
-            found[name] = signature_of(parse(ctx.blobs.read(digest, max_bytes=MAX_GRAPH_BYTES)))
-        except InvalidInput as bad:
-            raise InvalidInput(f"{name} cannot be of a task: {bad}", code=CODE) from bad
-    return found
 
 
 def _releases(session: Session, asked: NewSitePlan, models: Sequence[str]) -> dict[str, Release]:

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from sprat_server.registry.schemas import Example, Recipe
 from sprat_server.sites.models import Site, SiteDevice, SiteTask
 from sprat_shared.tasks.graph import TaskGraph
 
@@ -90,6 +91,54 @@ class NewTaskGraph(BaseModel):
         if self.fallback is None:
             return None
         return TaskGraph.of({"inputs": self.inputs, **self.fallback.model_dump()})
+
+
+class NewTaskSplit(BaseModel):
+    """A task that is made of one torch module: the submodules that become models of their own, and what is left.
+
+    `parts` says for the name of each model which submodule it is; `rest` is the model that is made of what is left,
+    and is left out where that is only wiring. A model that is there already is used if it is just that part.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "find",
+                    "recipe": {"factory": "shop.nets:build", "config": {"width": 32}},
+                    "weights": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                    "example": {
+                        "inputs": [
+                            {"name": "image", "shape": [1, 3, 32, 32], "dtype": "F32"},
+                            {"name": "words", "shape": [1, 8], "dtype": "I64"},
+                        ]
+                    },
+                    "parts": {"vision": "image_encoder", "text": "text_encoder"},
+                    "rest": "find-head",
+                    "deadline_s": 0.5,
+                }
+            ]
+        },
+    )
+
+    name: PlainName
+    recipe: Recipe
+    weights: Digest
+    example: Example
+    parts: Annotated[
+        dict[PlainName, Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=400)]],
+        Field(min_length=1, max_length=49),
+    ]
+    rest: PlainName | None = None
+    deadline_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    replace: bool = False
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if self.rest in self.parts or len(set(self.parts.values())) != len(self.parts):
+            raise ValueError("a submodule is two parts, or a part and the rest have one name")
+        return self
 
 
 class TaskView(BaseModel):

@@ -96,9 +96,18 @@ def export_verified(module: nn.Module, weights: TensorSource, example: Example) 
     """
     load_weights(module, weights)
     exported = export(module, weights, example)
+    verify_exported(module, weights, exported, example)
+    return exported
+
+
+def verify_exported(module: nn.Module, weights: TensorSource, exported: Exported, example: Example) -> None:
+    """Run the graphs of a module, in its weights, in onnxruntime.
+
+    Raises:
+        GraphRefused: they compute something else, or do not run.
+    """
     verify(module, weights, exported.graph, example)
     run(weights, exported.probe, example.inputs(1))
-    return exported
 
 
 def _as_float32(trainable: Trainable) -> None:

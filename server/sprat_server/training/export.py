@@ -33,7 +33,8 @@ from sprat_server.training.states import to_source, to_torch
 from sprat_shared.errors import InvalidInput
 from sprat_shared.wire.tensors import Array, TensorSource, raw_bytes
 
-_BATCHES: Final = (2, 3)  # two sizes show that the batch axis is dynamic
+BATCHES: Final = (2, 3)
+"""Lengths of the batch that modules are tried with: two show that it is free."""
 _PERTURBATION: Final = 0.05
 _RUN_LIMIT_S: Final = 600
 _RELATIVE: Final = 1e-3
@@ -49,6 +50,8 @@ _NUMPY: Final = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+DTYPE_CODES: Final = {name: code for code, name in _NUMPY.items()}
+"""Dtypes of inputs: code in safetensors files by numpy name."""
 
 
 class ExportFailed(GraphRefused):
@@ -124,6 +127,15 @@ class Example:
         """Return made-up inputs as a module takes them."""
         return tuple(torch.from_numpy(one) for one in self.inputs(batch))
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the form of several inputs that `of` reads."""
+        return {
+            "inputs": [
+                {"name": name, "shape": [1, *port.shape], "dtype": DTYPE_CODES[port.dtype]}
+                for name, port in self.ports.items()
+            ]
+        }
+
     def __str__(self) -> str:
         """Return the inputs with their shapes, batch axis included, for messages."""
         told = (f"{name} of shape {[1, *port.shape]} and dtype {port.dtype}" for name, port in self.ports.items())
@@ -165,20 +177,13 @@ def export(module: nn.Module, source: TensorSource, example: Example) -> Exporte
     """
     module.eval()
     half = any(p.dtype == torch.float16 for p in module.parameters())
-    widened = module if half else _widened(module)
-    inputs = example.tensors(_BATCHES[0])
+    exported = module if half else widened(module)
+    inputs = example.tensors(BATCHES[0])
+    outputs = answer(exported, example, BATCHES[0])
     with _quiet(), torch.no_grad():
         try:
-            outputs = widened(*inputs)
-        except Exception as e:  # the module is the user's code: it may raise anything
-            raise InvalidInput(
-                f"the module fails on made-up inputs ({example}): {_last_line(e)}; "
-                "give an example that it takes, or mend the recipe",
-                code="recipe.fails-on-example",
-            ) from e
-        try:
             program = torch.onnx.export(
-                widened,
+                exported,
                 inputs,
                 dynamo=True,
                 optimize=False,
@@ -195,8 +200,25 @@ def export(module: nn.Module, source: TensorSource, example: Example) -> Exporte
     if isinstance(outputs, Mapping):
         name_outputs(model, list(outputs))
     name_batch_axis(model)
-    unused = [name for name in missing(model, source.table) if not _matters(widened, source, example, name)]
+    unused = [name for name in missing(model, source.table) if not _matters(exported, source, example, name)]
     return Exported(bind(model, source.table, unused), bind(with_probes(model), source.table, unused))
+
+
+def answer(module: nn.Module, example: Example, batch: int) -> Any:
+    """Return what a module gives on made-up inputs.
+
+    Raises:
+        InvalidInput: it fails; the message has its reason.
+    """
+    with _quiet(), torch.no_grad():
+        try:
+            return module(*example.tensors(batch))
+        except Exception as e:  # the module is the user's code: it may raise anything
+            raise InvalidInput(
+                f"the module fails on made-up inputs ({example}): {_last_line(e)}; "
+                "give an example that it takes, or mend the recipe",
+                code="recipe.fails-on-example",
+            ) from e
 
 
 def verify(module: nn.Module, source: TensorSource, graph: Graph, example: Example) -> None:
@@ -225,7 +247,7 @@ def verify_runs(source: TensorSource, graph: Graph, example: Example) -> None:
     Raises:
         GraphRefused: it does not; the message has onnxruntime's reason.
     """
-    for outputs in run(source, graph, *(example.inputs(batch) for batch in _BATCHES)):
+    for outputs in run(source, graph, *(example.inputs(batch) for batch in BATCHES)):
         for position, output in enumerate(outputs):
             if output.dtype.kind == "f" and not np.isfinite(output).all():
                 raise GraphRefused(f"output {position} of the graph holds NaN or Inf on made-up inputs")
@@ -284,11 +306,11 @@ def compare(module: nn.Module, source: TensorSource, graph: Graph, example: Exam
     half = any(spec.dtype == "F16" for spec in source.table)
     tensors = to_torch(source)
     if not half:
-        module, tensors = _widened(module), {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    runs = run(source, graph, *(example.inputs(batch) for batch in _BATCHES))
-    for batch, got in zip(_BATCHES, runs, strict=True):
+        module, tensors = widened(module), {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    runs = run(source, graph, *(example.inputs(batch) for batch in BATCHES))
+    for batch, got in zip(BATCHES, runs, strict=True):
         with torch.no_grad():
-            wanted = _flatten(functional_call(module.eval(), tensors, example.tensors(batch)))
+            wanted = flatten(functional_call(module.eval(), tensors, example.tensors(batch)))
         if len(got) != len(wanted):
             raise GraphRefused(f"the graph has {len(got)} outputs, the module {len(wanted)}")
         for position, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
@@ -314,12 +336,12 @@ def _follows(module: nn.Module, source: TensorSource, graph: Graph, example: Exa
 
 def _matters(module: nn.Module, source: TensorSource, example: Example, name: str) -> bool:
     """Say whether the module's outputs depend on a tensor."""
-    inputs = example.tensors(_BATCHES[0])
+    inputs = example.tensors(BATCHES[0])
     kinds = {key: tensor.dtype for key, tensor in module.state_dict().items()}
     tensors = {key: tensor.to(kinds[key]) for key, tensor in to_torch(source).items()}
     changed = _perturbed(tensors, (source.table.index_of(name),))
     with torch.no_grad():
-        before, after = (_flatten(functional_call(module, state, inputs)) for state in (tensors, changed))
+        before, after = (flatten(functional_call(module, state, inputs)) for state in (tensors, changed))
     return not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -345,18 +367,23 @@ def _shift(tensor: Tensor) -> float:
     return _PERTURBATION * float(tensor.float().abs().mean() or 1.0)
 
 
-def _flatten(outputs: Any) -> list[Tensor]:
+def flatten(outputs: Any) -> list[Tensor]:
+    """Return the tensors of what a module gives, in order.
+
+    Raises:
+        InvalidInput: there is something else among them.
+    """
     if isinstance(outputs, Tensor):
         return [outputs]
     if isinstance(outputs, Mapping):
         outputs = list(outputs.values())
     if isinstance(outputs, Sequence):
-        return [tensor for item in outputs for tensor in _flatten(item)]
+        return [tensor for item in outputs for tensor in flatten(item)]
     raise InvalidInput(f"the module returns {type(outputs).__name__}; return tensors")
 
 
-def _widened(module: nn.Module) -> nn.Module:
-    """Return the module, or a copy in float32 where it holds bfloat16."""
+def widened(module: nn.Module) -> nn.Module:
+    """Return the module, or a copy in float32 where it holds bfloat16: as devices compute it."""
     if not any(t.dtype == torch.bfloat16 for t in module.state_dict().values()):
         return module
     import copy  # noqa: PLC0415 - only bfloat16 models need it

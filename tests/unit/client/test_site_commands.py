@@ -109,6 +109,58 @@ def test_what_a_worker_refuses_is_said_with_its_line(monkeypatch: pytest.MonkeyP
     assert f"{file}:10: edge see.out -> judge.a: float32[n] comes" in str(done.exception or done.stderr)
 
 
+SPLIT = ("task", "split", "find", "--recipe", "shop.nets:build", "--example", "image=1,3,32,32")
+
+
+def test_a_module_to_be_taken_apart_is_sent_whole_and_told_by_its_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weights = tmp_path / "find.safetensors"
+    weights.write_bytes(b"{}")  # the answering server reads JSON
+    new = {"release": 1, "reused": False, "state": "pending-signatures"}
+    used = {"release": 3, "reused": True, "state": "published"}
+    done = job(result={"models": {"vision": used, "head": new}, "difference": 2e-7, "unused": ["spare"]})
+
+    def answer(_method: str, path: str) -> object:
+        return {"job": done} if path.endswith("/split") else {"digest": "sha256:0"} if "blobs" in path else done
+
+    words = [*SPLIT, "--example", "words=1,8:I64", "--part", "vision=image_encoder", "--rest", "head"]
+    told, asked = run(monkeypatch, answer, *words, "--weights", str(weights), "--config", '{"width": 3}')
+    assert told.stdout == (
+        "task find: 2.0e-07 of the largest value away from the module\n"
+        "  head@1 is registered; pending-signatures, see: sprat release sign head@1\n"
+        "  vision@3 was there, and is used\n"
+        "  in no model, as nothing depends on it: spare\n"
+    ), told.stderr
+    (body,) = [body for _, path, body in asked if path == "/tasks/split"]
+    assert body == {
+        "name": "find",
+        "recipe": {"factory": "shop.nets:build", "config": {"width": 3}},
+        "weights": body["weights"],
+        "example": {
+            "inputs": [
+                {"name": "image", "shape": [1, 3, 32, 32], "dtype": "F32"},
+                {"name": "words", "shape": [1, 8], "dtype": "I64"},
+            ]
+        },
+        "parts": {"vision": "image_encoder"},
+        "rest": "head",
+        "deadline_s": 1.0,
+        "replace": False,
+    }
+
+
+@pytest.mark.parametrize("parts", [["vision"], ["=eyes"], ["a=eyes", "a=ears"]])
+def test_parts_that_are_no_pairs_or_twice_one_model_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parts: list[str]
+) -> None:
+    words = [word for part in parts for word in ("--part", part)]
+    told, asked = run(monkeypatch, lambda *_: {}, *SPLIT, "--weights", str(tmp_path), *words)
+    assert told.exit_code != 0
+    assert "say MODEL=SUBMODULE, each model once" in str(told.exception or told.stderr)
+    assert asked == []
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
