@@ -6,9 +6,11 @@ given. Every answer is held against what the plan that gave it must answer; noth
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,6 +28,7 @@ from siting.rig import SITE, STEPS, Rig, answers_of
 _SAMPLES: Final = 16
 _QUIET_S, _BROKEN_S, _AFTER_S = 4.0, 10.0, 6.0
 _VICTIM: Final = "box"
+_TOLD_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Seen:
         fallback: answers of a fallback.
         within: share answered within the deadline, from `recovery_s` after the fault on.
         recovery_s: from the fault to the last request that was not answered in time, by when it was sent.
+        why: how often each error was said, by its first words.
     """
 
     requests: int
@@ -51,13 +55,14 @@ class Seen:
     fallback: int
     within: float
     recovery_s: float
+    why: dict[str, int]
 
 
 def faults(rig: Rig, trained: Path) -> Found:
     """All faults, one after the other, each healed before the next."""
     stands = placed(rig, trained, "--survive-one")
     wanted = {stands["number"]: expected(rig, trained)}
-    rig.told(f"hosts: {json.dumps(stands.get('hosts'))}")
+    rig.told(f"hosts: {json.dumps({one['model']: one['hosts'] for one in stands['modules']})}")
     found: dict[str, Any] = {}
     for name, (break_, heal) in _faults(rig).items():
         found[name] = seen(rig, trained, wanted, break_, heal)
@@ -67,6 +72,7 @@ def faults(rig: Rig, trained: Path) -> Found:
     found["box replaced"] = seen(rig, trained, wanted, rig.agents[_VICTIM].kill, lambda: _replace(rig))
     rig.told(f"box replaced: {found['box replaced']}")
     rig.fast()
+    _wait_for_address(rig)
     placed(rig, trained, "--survive-one")
     rig.thin()
     lines = ["", f"Under {rig.given['rate']} requests a second, deadline {rig.given['deadline_ms']} ms:", ""]
@@ -137,6 +143,15 @@ def _replace(rig: Rig) -> None:
     rig.start(_VICTIM)
 
 
+def _wait_for_address(rig: Rig) -> None:
+    """Wait until the server was told where the new device is reached."""
+    deadline = time.monotonic() + _TOLD_S
+    while "site-address" not in rig.sprat("device", "show", _VICTIM)["attributes"]:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{_VICTIM} did not say where it is reached")
+        time.sleep(1.0)
+
+
 def _update(rig: Rig, trained: Path, wanted: dict[int, Any]) -> Seen:
     """Switch to a plan with a new release of a module that three tasks use, under load."""
     state = load_file(trained / "vision.safetensors")
@@ -205,6 +220,7 @@ def seen(
         fallback=sum(bool(one.get("fallback")) for _, one in came),
         within=len(good) / max(1, len(after)),
         recovery_s=max([0.0, *(at - broken for at in missed)]),
+        why=dict(Counter(re.sub(r"[0-9.]+", "#", one["detail"])[:160] for one in bad)),
     )
 
 

@@ -37,7 +37,14 @@ def a_plan() -> SitePlan:
             "vision": PlannedModule(model="vision", release=4, release_id=f"sha256:{'1' * 64}", hosts=(BOX, CAMERA)),
             "small": PlannedModule(model="small", release=1, release_id=f"sha256:{'2' * 64}", hosts=(CAMERA,)),
         },
-        tasks={"see": PlannedTask(graph=TaskGraph.of(SEE), deadline_s=0.5, fallback=TaskGraph.of(_by("small")))},
+        tasks={
+            "see": PlannedTask(
+                graph=TaskGraph.of(SEE),
+                deadline_s=0.5,
+                fallback=TaskGraph.of(_by("small")),
+                routes={CAMERA: {"see": BOX}},
+            )
+        },
     )
 
 
@@ -88,6 +95,9 @@ def test_a_plan_says_who_holds_what_and_where_it_is_reached() -> None:
         (("modules", 0, "id"), "sha256:12", "is not a digest"),
         (("tasks", "see", "deadline_s"), 0, "0 to 3,600 s"),
         (("tasks", "see", "graph", "steps", "see", "model"), "sound", "task see uses sound, which is on no device"),
+        (("tasks", "see", "routes"), {str(CAMERA): {"look": str(BOX)}}, "leads nowhere: ['look']"),
+        (("tasks", "see", "routes"), {str(CAMERA): {"see": str(UUID(int=9))}}, "leads nowhere: ['see']"),
+        (("tasks", "see", "routes"), {"camera": {}}, "are not device -> step -> device"),
         (("tasks", "see", "fallback", "inputs", "image"), "float32[n, 5]", "its fallback has other inputs or outputs"),
     ],
 )

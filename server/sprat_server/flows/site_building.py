@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from sprat_server.placement.plan import Plan, Wishes
 from sprat_server.placement.site import Device, Edge, Module, Node, Site, Task
@@ -11,6 +11,7 @@ from sprat_shared.errors import InvalidInput
 from sprat_shared.tasks.graph import TaskGraph
 from sprat_shared.tasks.types import TensorType
 
+Routes: TypeAlias = Mapping[str, Mapping[str, Mapping[str, str]]]
 _BYTES_OF_MBIT: Final = 1e6 / 8
 _BACK: Final = "<- "  # no step or input of a task is called so
 
@@ -145,6 +146,14 @@ def wishes(
     )
 
 
+def routes(asked: NewSitePlan, plan: Plan) -> Routes:
+    """Return by task, device at which it is asked, and step, the host to which the plan sends it."""
+    return {
+        task: {device: dict(plan.routes[_asked_at(task, device)]) for device in devices}
+        for task, devices in asked.at.items()
+    }
+
+
 def hosts_in_order(plan: Plan, site: Site) -> dict[str, list[str]]:
     """Return the devices of each module, the one that most uses are sent to before the others."""
     sent: dict[tuple[str, str], int] = {}
@@ -173,7 +182,11 @@ def _task(name: str, device: str, asked: NewSitePlan, graph: TaskGraph, types: M
             flows.setdefault(f"{_BACK}{port}" if dot else port, set()).add(source)
         edges += [_edge(origin, step.name, sorted(sources), asked, types) for origin, sources in flows.items()]
     rate = asked.rates.get(name, 0.0) / len(asked.at[name])
-    return Task(f"{name}@{device}", nodes, edges, rate=rate)
+    return Task(_asked_at(name, device), nodes, edges, rate=rate)
+
+
+def _asked_at(task: str, device: str) -> str:
+    return f"{task}@{device}"
 
 
 def _edge(source: str, target: str, sent: Sequence[str], asked: NewSitePlan, types: Mapping[str, TensorType]) -> Edge:

@@ -319,6 +319,10 @@ def _planned_task(said: Mapping[str, Any]) -> PlannedTask:
         graph=TaskGraph.of(said["graph"]),
         deadline_s=said["deadline_s"],
         fallback=None if fallback is None else TaskGraph.of(fallback),
+        routes={
+            UUID(device): {step: UUID(host) for step, host in routes.items()}
+            for device, routes in said.get("routes", {}).items()
+        },
     )
 
 

@@ -23,6 +23,7 @@ from sprat_server.sites import records
 from sprat_server.sites.models import Site, SitePlanRow, SiteTask
 from sprat_server.sites.schemas import NewSitePlan, NewTaskGraph, TaskTest
 from sprat_server.sites.states import PlanStatus
+from sprat_server.sites.trials import Trial
 from sprat_shared.errors import InvalidInput
 from sprat_shared.tasks.graph import TaskGraph
 from sprat_shared.tasks.types import CODE, TensorType
@@ -120,19 +121,13 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
     except InvalidInput as bad:
         of = ", ".join(f"{name}@{said['release']}" for name, said in sorted(numbers.items()))
         raise InvalidInput(f"{bad} (of {of})", code=bad.code) from bad
-    trials = []
-    for at, (name, said) in enumerate(sorted(tasks.items())):
-        if said["test"] is not None:
-            ctx.progress("trying", 0.1 + 0.5 * at / len(tasks), f"task {name} on its samples")
-            test = TaskTest.model_validate(said["test"])
-            trials.append(tried(ctx, name, test, (graphs[name], new), _comparable(serving.get(name), test)))
-            if (why := trials[-1].refused) is not None:
-                raise TaskWorse(f"task {name}: {why}, beside the plan that serves")
-    placement = None
+    trials = _tried(ctx, tasks, graphs, new, serving)
+    placement: dict[str, Any] | None = None
+    routes: site_building.Routes = {}
     if asked.hosts is None:
         ctx.progress("placing", 0.6, f"{len(sizes)} modules on {len(devices)} devices")
         alone = site_building.fallback_hosts(asked, fallbacks)
-        hosts, placement = _placed(asked, graphs, types, list(devices.values()), sizes, alone, staying)
+        hosts, routes, placement = _placed(asked, graphs, types, list(devices.values()), sizes, alone, staying)
     else:
         hosts = asked.hosts
     ids = {one.name: device for device, one in devices.items()}
@@ -143,7 +138,14 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
             for name in sorted(models)
         },
         "tasks": {
-            name: {key: said[key] for key in ("graph", "fallback", "deadline_s")} for name, said in tasks.items()
+            name: {key: said[key] for key in ("graph", "fallback", "deadline_s")}
+            | {
+                "routes": {
+                    str(ids[device]): {step: str(ids[host]) for step, host in way.items()}
+                    for device, way in routes.get(name, {}).items()
+                }
+            }
+            for name, said in tasks.items()
         },
         "placement": placement,
         "tests": [one.as_json() for one in trials],
@@ -164,6 +166,25 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
         result = {"site": site.name, "plan": plan.number}
         ctx.complete(session, result)
     return result
+
+
+def _tried(
+    ctx: JobContext,
+    tasks: Mapping[str, Mapping[str, Any]],
+    graphs: Mapping[str, TaskGraph],
+    new: dict[str, ModuleFiles],
+    serving: Mapping[str, tuple[TaskGraph, dict[str, ModuleFiles]]],
+) -> list[Trial]:
+    """Return how each task with a test does on it, beside the plan that serves; TaskWorse where one does worse."""
+    trials = []
+    for at, (name, said) in enumerate(sorted(tasks.items())):
+        if said["test"] is not None:
+            ctx.progress("trying", 0.1 + 0.5 * at / len(tasks), f"task {name} on its samples")
+            test = TaskTest.model_validate(said["test"])
+            trials.append(tried(ctx, name, test, (graphs[name], new), _comparable(serving.get(name), test)))
+            if (why := trials[-1].refused) is not None:
+                raise TaskWorse(f"task {name}: {why}, beside the plan that serves")
+    return trials
 
 
 def _staying(
@@ -208,8 +229,8 @@ def _placed(  # noqa: PLR0917 - all that a placement is made of
     sizes: Mapping[str, ModuleSize],
     alone: Mapping[str, frozenset[str]],
     staying: Mapping[str, frozenset[str]],
-) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """Return the hosts of each module, and how good that is.
+) -> tuple[dict[str, list[str]], site_building.Routes, dict[str, Any]]:
+    """Return the hosts of each module, which of them each step is sent to, and how good that is.
 
     Modules of fallbacks are where those are needed; what stays moves only where there is no placement else.
     """
@@ -225,7 +246,8 @@ def _placed(  # noqa: PLR0917 - all that a placement is made of
                 "nothing": "no placement was found in the time; none is proven impossible, so give it more --seconds",
             }[found.answer.proven.value]
         )
-    return site_building.hosts_in_order(found.answer.plan, site), _quality(site, found)
+    plan = found.answer.plan
+    return site_building.hosts_in_order(plan, site), site_building.routes(asked, plan), _quality(site, found)
 
 
 def _quality(site: PlacedSite, found: Placement) -> dict[str, Any]:

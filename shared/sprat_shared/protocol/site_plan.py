@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
@@ -85,11 +85,14 @@ class PlannedTask:
         deadline_s: of a request that brings none of its own.
         fallback: smaller steps that the device that is asked runs by itself where the others do not answer in time;
             of the same inputs and outputs. None: there are none.
+        routes: asked device -> step -> the host that it asks first; where none is said, itself before others, and
+            those as the module's hosts are.
     """
 
     graph: TaskGraph
     deadline_s: float
     fallback: TaskGraph | None = None
+    routes: Mapping[UUID, Mapping[str, UUID]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,7 @@ class SitePlan:
             graphs = [task.graph] if task.fallback is None else [task.graph, task.fallback]
             if missing := sorted({model for graph in graphs for model in graph.models} - self.modules.keys()):
                 raise InvalidInput(f"{self.title}: task {name} uses {missing[0]}, which is on no device")
+            self._check_routes(name, task)
             if len({(frozenset(graph.inputs.items()), frozenset(graph.outputs)) for graph in graphs}) != 1:
                 raise InvalidInput(f"{self.title}: task {name}: its fallback has other inputs or outputs")
 
@@ -145,6 +149,14 @@ class SitePlan:
                 raise InvalidInput(f"{self.title}: module {model} is on {min(strange)}, which is no member")
             if mute := [self.member[host].name for host in module.hosts if self.member[host].address is None]:
                 raise InvalidInput(f"{self.title}: module {model} is on {mute[0]}, which has no address")
+
+    def _check_routes(self, name: str, task: PlannedTask) -> None:
+        models = {step.name: step.model for step in task.graph.steps}
+        for device, routes in task.routes.items():
+            hosts = {step: self.modules[model].hosts for step, model in models.items()}
+            wrong = [step for step, host in routes.items() if host not in hosts.get(step, ())]
+            if device not in self.member or wrong:
+                raise InvalidInput(f"{self.title}: task {name}: a route of {device} leads nowhere: {wrong}")
 
     @property
     def title(self) -> str:
@@ -170,6 +182,7 @@ class SitePlan:
         tasks = {
             name: {"graph": task.graph.as_json(), "deadline_s": task.deadline_s}
             | ({} if task.fallback is None else {"fallback": task.fallback.as_json()})
+            | ({} if not task.routes else {"routes": _routes_as_json(task.routes)})
             for name, task in self.tasks.items()
         }
         modules = [
@@ -272,7 +285,19 @@ def _task(name: str, value: Any) -> PlannedTask:
         graph=TaskGraph.of(fields.mapping("graph")),
         deadline_s=deadline_s,
         fallback=TaskGraph.of(fields.mapping("fallback")) if fields.has("fallback") else None,
+        routes=_routes(fields.mapping("routes")) if fields.has("routes") else {},
     )
+
+
+def _routes(value: Mapping[str, Any]) -> dict[UUID, dict[str, UUID]]:
+    try:
+        return {UUID(device): {step: UUID(host) for step, host in said.items()} for device, said in value.items()}
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidInput(f"site plan: task: routes {value!r:.80} are not device -> step -> device") from None
+
+
+def _routes_as_json(routes: Mapping[UUID, Mapping[str, UUID]]) -> dict[str, dict[str, str]]:
+    return {str(device): {step: str(host) for step, host in said.items()} for device, said in routes.items()}
 
 
 def _der(fields: Fields, name: str) -> bytes:

@@ -70,6 +70,20 @@ def test_a_task_answers_as_its_modules_in_one_process_do_and_says_who_did_what(
         camera.router.infer_task("find", {**inputs, "words": inputs["words"][:2]})
 
 
+def test_a_step_goes_where_the_plan_routes_it_though_this_device_holds_the_same(trio: Trio) -> None:
+    plan = trio.plan()
+    find = plan.tasks["find"]
+    head = replace(plan.modules["head"], hosts=(trio.camera.device, trio.server.device))
+    routes = {trio.camera.device: {"see": trio.server.device, "judge": trio.server.device}}
+    plan = replace(plan, modules={**plan.modules, "head": head}, tasks={"find": replace(find, routes=routes)})
+    install(plan, trio.all)
+    with running(trio.box, plan), running(trio.server, plan), running(trio.camera, plan) as camera:
+        camera.serve(1)
+        for _ in range(5):
+            answer = camera.router.infer_task("find", some_inputs())
+            assert {hop.step: hop.device for hop in answer.steps} == dict.fromkeys(("see", "read", "judge"), "server")
+
+
 def test_requests_of_many_threads_all_get_their_own_answer(answering: tuple[Trio, SitePlan, SiteMember]) -> None:
     _, _, camera = answering
     wrong: list[BaseException] = []

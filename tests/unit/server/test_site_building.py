@@ -2,7 +2,15 @@
 
 import pytest
 
-from sprat_server.flows.site_building import DeviceSize, ModuleSize, fallback_hosts, hosts_in_order, placed_site, wishes
+from sprat_server.flows.site_building import (
+    DeviceSize,
+    ModuleSize,
+    fallback_hosts,
+    hosts_in_order,
+    placed_site,
+    routes,
+    wishes,
+)
 from sprat_server.placement.plan import Plan
 from sprat_server.sites.schemas import NewSitePlan
 from sprat_shared.tasks.graph import Step, TaskGraph
@@ -100,3 +108,4 @@ def test_the_host_that_most_uses_are_sent_to_is_asked_first() -> None:
         routes={task.name: {"see": "box", "judge": "camera"} for task in site.tasks},
     )
     assert hosts_in_order(plan, site) == {"head": ["camera", "box"], "vision": ["box"]}
+    assert routes(ASKED, plan)["find"]["desk"] == {"see": "box", "judge": "camera"}

@@ -125,6 +125,7 @@ class TaskRun:
         self._begun = time.monotonic()
         self._came: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         planned = held.plan.tasks[task]
+        self._routes = planned.routes.get(held.device, {})
         self._main = _Way(planned.graph, dict(inputs), local_only=False)
         self._fallback_graph = held.fallback_of(planned)
         self._fallback: _Way | None = None
@@ -297,9 +298,10 @@ class TaskRun:
             self._came.put((attempt, future.exception() or future.result()))
 
     def _next_host(self, way: _Way, step: Step, asked: _Asked, *, hedge: bool) -> UUID | None:
-        """Return who is asked next: this device before others, then as the plan says; None: nobody is left."""
+        """Return who is asked next: as the plan routes it, else this device, then the others; None: nobody is left."""
         own, hosts = self._held.device, self._held.plan.modules[step.model].hosts
-        order = [own, *(host for host in hosts if host != own)] if own in hosts else list(hosts)
+        first = self._routes.get(step.name, own)
+        order = sorted(hosts, key=lambda host: (host != first, host != own, hosts.index(host)))
         for times in range(1 if hedge else _ROUNDS):
             for host in order:
                 if asked.hosts.count(host) > times or (way.local_only and host != own):
