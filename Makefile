@@ -15,8 +15,8 @@ export PYTHONHASHSEED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-# How many test processes run side by side: one more than cores, for many tests wait for other processes.
-TEST_PROCESSES ?= 3
+# How many test processes run side by side.
+TEST_PROCESSES ?= 2
 
 .PHONY: help
 help: ## Show the targets

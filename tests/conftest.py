@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 HERE: Final = Path(__file__).parent
+_BEGUN: set[str] = set()
 KINDS: Final = ("e2e", "crash", "architecture", "integration")  # the others follow
 
 
@@ -54,3 +55,10 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_logstart(location: tuple[str, int | None, str]) -> None:
+    """Pass over what the files before left, too: applications, mappers, statements."""
+    if location[0] not in _BEGUN:
+        _BEGUN.add(location[0])
+        gc.freeze()

@@ -69,7 +69,7 @@ def make_server(folder: Path, port: int = 0) -> Server:
     return Server(folder, recipe_packages="tiny_recipe", paths=(HERE,), port=port, more=more)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not the session: its server would run beside all that follows
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("house")
     with make_server(folder) as server:

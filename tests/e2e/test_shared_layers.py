@@ -159,9 +159,19 @@ class Asking(threading.Thread):
 
 
 def memory(device: Device) -> dict[str, int]:
-    """Return what the kernel says of the agent's memory, bytes: each page once in `Pss`, once a mapping in `Rss`."""
-    lines = Path(f"/proc/{device.process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
-    return {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
+    """Return what of the agent's memory is its own, bytes: each page once in `Pss`, once a mapping in `Rss`.
+
+    Anonymous memory, and files of its folder: pages of libraries count by how many other processes run just now.
+    """
+    found, own = {"Pss": 0, "Rss": 0}, False
+    for line in Path(f"/proc/{device.process.pid}/smaps").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name in found:
+            found[name] += 1024 * int(rest.split()[0]) if own else 0
+        elif "-" in name.split(" ")[0]:  # addresses, permissions, offset, device, inode, path
+            path = "".join(line.split(maxsplit=5)[5:])
+            own = not path.startswith("/") or path.startswith(str(device.folder))
+    return found
 
 
 def test_a_plan_saves_the_memory_that_it_says_and_no_request_fails_meanwhile(house: House) -> None:
