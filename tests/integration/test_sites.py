@@ -282,6 +282,22 @@ def test_a_site_that_repairs_itself_places_what_was_lost_elsewhere(site: Site) -
     assert {one["model"]: one["hosts"] for one in shown["modules"]} == hosts | {"vision": ["box"]}
 
 
+def test_a_plan_is_renewed_without_a_device_that_only_asked_and_left(site: Site) -> None:
+    site.create()
+    modules = {
+        "vision": {"seconds": {"box": 0.2}},
+        "text": {"seconds": {"box": 0.01}},
+        "head": {"seconds": {"camera": 0.001}},
+    }
+    number = site.served(hosts=None, modules=modules, at={"find": ["camera", "desk"]}, seconds=1)
+    gone = site.devices.pop("desk").id
+    assert set(site.look(number)["tasks"]["find"]["routes"]) == {str(gone), str(site.devices["camera"].id)}
+    made(site.api.post(f"/api/v1/devices/{gone}/revoke", json=REASON))
+    site.upkeep(datetime.now(UTC) + timedelta(days=21))
+    shown = site.look(2)
+    assert (shown["state"], {one["name"] for one in shown["members"]}) == ("holding", {"box", "camera"})
+
+
 def test_a_plan_is_renewed_before_it_ends(site: Site) -> None:
     site.create()
     number = site.served()

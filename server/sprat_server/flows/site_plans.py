@@ -305,7 +305,7 @@ def _file(
             )
             for model, said in content["modules"].items()
         },
-        tasks={name: _planned_task(said) for name, said in content["tasks"].items()},
+        tasks={name: _planned_task(said, {one.id for one in devices}) for name, said in content["tasks"].items()},
     )
     keys = [(device.id, device.public_key) for device in devices]
     certified = plan_authority.certify(bare.title, bare.server_name, keys, until=until)
@@ -313,7 +313,8 @@ def _file(
     return replace(bare, authority=certified.authority, members=members)
 
 
-def _planned_task(said: Mapping[str, Any]) -> PlannedTask:
+def _planned_task(said: Mapping[str, Any], members: Collection[UUID]) -> PlannedTask:
+    """Return a task as its members read it; a device that only asked may have left since the plan was made."""
     fallback = said["fallback"]
     return PlannedTask(
         graph=TaskGraph.of(said["graph"]),
@@ -322,6 +323,7 @@ def _planned_task(said: Mapping[str, Any]) -> PlannedTask:
         routes={
             UUID(device): {step: UUID(host) for step, host in routes.items()}
             for device, routes in said.get("routes", {}).items()
+            if UUID(device) in members
         },
     )
 
