@@ -70,7 +70,9 @@ def main() -> None:
                 print("\n".join(said), flush=True)
     except PermissionError as bad:
         sys.exit(f"not measured: {bad}; it needs root, /dev/net/tun and the kernel's quotas of CPU time")
-    finally:
+    if failed:
+        told(f"logs and stores are in {folder}")
+    else:
         shutil.rmtree(folder, ignore_errors=True)
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -28,6 +28,7 @@ from siting.rig import SITE, STEPS, Rig, answers_of
 _SAMPLES: Final = 16
 _QUIET_S, _BROKEN_S, _AFTER_S = 4.0, 10.0, 6.0
 _VICTIM: Final = "box"
+_SURVIVE: Final = ("--survive-one", "--replicas", "3")
 _TOLD_S: Final = 120.0
 
 
@@ -60,7 +61,7 @@ class Seen:
 
 def faults(rig: Rig, trained: Path) -> Found:
     """All faults, one after the other, each healed before the next."""
-    stands = placed(rig, trained, "--survive-one")
+    stands = placed(rig, trained, *_SURVIVE)
     wanted = {stands["number"]: expected(rig, trained)}
     rig.told(f"hosts: {json.dumps({one['model']: one['hosts'] for one in stands['modules']})}")
     found: dict[str, Any] = {}
@@ -73,7 +74,7 @@ def faults(rig: Rig, trained: Path) -> Found:
     rig.told(f"box replaced: {found['box replaced']}")
     rig.fast()
     _wait_for_address(rig)
-    placed(rig, trained, "--survive-one")
+    placed(rig, trained, *_SURVIVE)
     rig.thin()
     lines = ["", f"Under {rig.given['rate']} requests a second, deadline {rig.given['deadline_ms']} ms:", ""]
     lines += [
@@ -162,9 +163,7 @@ def _update(rig: Rig, trained: Path, wanted: dict[int, Any]) -> Seen:
     save_file(state, file)
     rig.sprat("release", "create", "vision", "--weights", str(file), "--lossless")
     plans: list[dict[str, Any]] = []
-    found = seen(
-        rig, trained, wanted, lambda: plans.append(placed(rig, trained, "--survive-one")), lambda: None, later=True
-    )
+    found = seen(rig, trained, wanted, lambda: plans.append(placed(rig, trained, *_SURVIVE)), lambda: None, later=True)
     wanted[plans[0]["number"]] = expected(rig, trained)
     return replace(found, wrong=_wrong(rig, _LAST, wanted))
 

@@ -42,7 +42,7 @@ def a_plan() -> SitePlan:
                 graph=TaskGraph.of(SEE),
                 deadline_s=0.5,
                 fallback=TaskGraph.of(_by("small")),
-                routes={CAMERA: {"see": BOX}},
+                routes={CAMERA: {"see": (BOX, CAMERA)}},
             )
         },
     )
@@ -95,9 +95,11 @@ def test_a_plan_says_who_holds_what_and_where_it_is_reached() -> None:
         (("modules", 0, "id"), "sha256:12", "is not a digest"),
         (("tasks", "see", "deadline_s"), 0, "0 to 3,600 s"),
         (("tasks", "see", "graph", "steps", "see", "model"), "sound", "task see uses sound, which is on no device"),
-        (("tasks", "see", "routes"), {str(CAMERA): {"look": str(BOX)}}, "leads nowhere: ['look']"),
-        (("tasks", "see", "routes"), {str(CAMERA): {"see": str(UUID(int=9))}}, "leads nowhere: ['see']"),
-        (("tasks", "see", "routes"), {"camera": {}}, "are not device -> step -> device"),
+        (("tasks", "see", "routes"), {str(CAMERA): {"look": [str(BOX)]}}, "leads nowhere: ['look']"),
+        (("tasks", "see", "routes"), {str(CAMERA): {"see": [str(UUID(int=9))]}}, "leads nowhere: ['see']"),
+        (("tasks", "see", "routes"), {str(CAMERA): {"see": [str(BOX), str(BOX)]}}, "leads nowhere: ['see']"),
+        (("tasks", "see", "routes"), {str(CAMERA): {"see": str(BOX)}}, "are not device -> step -> devices"),
+        (("tasks", "see", "routes"), {"camera": {}}, "are not device -> step -> devices"),
         (("tasks", "see", "fallback", "inputs", "image"), "float32[n, 5]", "its fallback has other inputs or outputs"),
     ],
 )

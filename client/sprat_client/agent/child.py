@@ -1,6 +1,7 @@
 """Work in a process of its own: a job as JSON on stdin, its result or error as JSON on stdout, an end by a deadline.
 
-The child keeps the store locked while it works and ends with the agent that started it, so two never write at once.
+The child keeps the store locked while it works and ends with the agent that started it, so two never write at once. It
+is nice: an update must not slow the answers of what serves.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.room import code_of
+from sprat_client.runtime.background import give_way
 from sprat_shared.errors import SpratError, TryLater, UpdateRejected
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -75,8 +77,12 @@ def run_child(
 
 
 def serve_job(work: Callable[[Path, Mapping[str, Any]], dict[str, Any]]) -> int:
-    """In the child: read the job on stdin, do `work(store, job)` under the store's lock, write what came of it."""
+    """In the child: read the job on stdin, do `work(store, job)` under the store's lock, write what came of it.
+
+    It gives way to whatever else runs on the device: models answer meanwhile.
+    """
     job = json.load(sys.stdin)
+    give_way()
     _die_with(job["parent"])
     store = Path(job["store"])
     try:

@@ -13,7 +13,6 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from sprat_client.agent import steps
-from sprat_client.agent.background import give_way
 from sprat_client.agent.durable import remove
 from sprat_client.agent.guarded import GUARD_FILE, Guarded, base_slot, read_record
 from sprat_client.agent.machine import ModelMachine
@@ -21,6 +20,7 @@ from sprat_client.agent.room import code_of, require_memory
 from sprat_client.agent.sampled import Sampled, Samples
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.store import StoreCorrupted
+from sprat_client.runtime.background import give_way
 from sprat_client.runtime.memory import return_memory
 from sprat_client.runtime.ports import InferenceFailed, ModelHost
 from sprat_shared.errors import Conflict, SpratError

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 from sprat_client.agent.answers import check_finite, top
-from sprat_client.agent.background import give_way
 from sprat_client.agent.comparison import Comparison
+from sprat_client.runtime.background import give_way
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost
 
 _log = logging.getLogger(__name__)

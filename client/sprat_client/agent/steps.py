@@ -36,6 +36,7 @@ from sprat_client.agent.trust.clock import Clock
 from sprat_client.agent.trust.repository import TrustedTarget
 from sprat_client.agent.trust.store import Signed, TrustStore, VerifiedUpdate
 from sprat_client.agent.watchdog import Watchdog
+from sprat_client.runtime.background import giving_way
 from sprat_client.runtime.ports import ModelHost, Runtime
 from sprat_shared.errors import BaseMismatch, DigestMismatch, TryLater, UntrustedUpdate
 from sprat_shared.ids import digest_text, parse_digest
@@ -361,7 +362,7 @@ def load_once(shop: Workshop, shelf: Shelf, manifest: Manifest) -> ModelHost:
         StoreCorrupted: a file does not have its bytes.
         ModelNotLoadable: the runtime refuses it.
     """
-    shelf.check(manifest)
+    giving_way(lambda: shelf.check(manifest))
     host = shop.hosts.get(manifest.release_id)
     if host is None:
         host = shop.hosts[manifest.release_id] = shop.runtime.load(shelf.folder_of(manifest.release_id))

@@ -26,7 +26,10 @@ def plan(
     site: Annotated[Path, typer.Argument(help="YAML or JSON: devices, modules, tasks.")],
     seconds: Annotated[float | None, typer.Option(help="What the solver may take.  [default: 30]")] = None,
     replicas: Annotated[int | None, typer.Option(help="Devices that may hold the same module.  [default: 1]")] = None,
-    survive_one: Annotated[bool, typer.Option("--survive-one", help="Two devices hold each module.")] = False,
+    survive_one: Annotated[
+        bool,
+        typer.Option("--survive-one", help="Whichever one device is lost, the others can answer."),
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="What binds, and what one more device or 2 GB would give.")
     ] = False,
@@ -67,7 +70,7 @@ def _told(found: dict[str, Any], *, explain: bool) -> Iterator[str]:
         yield from aligned([["module", "on"], *([name, ", ".join(on)] for name, on in found["hosts"].items())])
         yield from aligned([["task", "latency", "its longest way"], *(_task(one) for one in found["tasks"])])
         rows = [_device(one) for one in found["devices"]]
-        yield from aligned([["device", "memory", "busy", ""], *rows])
+        yield from aligned([["device", "memory", "busy", "after a loss", ""], *rows])
     if explain:
         yield from _gains(found)
 
@@ -86,7 +89,8 @@ def _task(one: dict[str, Any]) -> list[str]:
 
 def _device(one: dict[str, Any]) -> list[str]:
     memory = f"{size(one['memory_bytes'])} ({one['memory']:.0%})"
-    return [one["device"], memory, f"{one['busy']:.0%}", "binds" if one["binds"] else ""]
+    after = "" if one.get("busy_after") is None else f"{one['busy_after']:.0%} without {one['lost']}"
+    return [one["device"], memory, f"{one['busy']:.0%}", after, "binds" if one["binds"] else ""]
 
 
 def _gains(found: dict[str, Any]) -> Iterator[str]:

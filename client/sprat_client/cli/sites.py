@@ -147,7 +147,10 @@ def plan(
     length: Annotated[list[str] | None, typer.Option("--size", help="NAME=LENGTH, a free length.  [repeated]")] = None,
     rate: Annotated[list[str] | None, typer.Option(help="TASK=REQUESTS a second.  [repeated]")] = None,
     replicas: Annotated[int | None, typer.Option(help="Devices that may hold the same module.  [default: 1]")] = None,
-    survive_one: Annotated[bool, typer.Option("--survive-one", help="Two devices hold each module.")] = False,
+    survive_one: Annotated[
+        bool,
+        typer.Option("--survive-one", help="Whichever one device is lost, the others can answer."),
+    ] = False,
     seconds: Annotated[float | None, typer.Option(help="What the solver may take.  [default: 30]")] = None,
     json_: JsonFlag = False,
 ) -> None:

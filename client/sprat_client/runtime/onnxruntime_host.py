@@ -9,6 +9,8 @@ releases are compared under one setting.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sprat_client.runtime.background import giving_way
+
 if TYPE_CHECKING:
     from sprat_client.runtime.onnxruntime_model import OnnxModel
 
@@ -29,4 +31,7 @@ class OnnxRuntime:
         # numpy and onnxruntime: 150 ms and 40 MB that an agent without a model need not have
         from sprat_client.runtime.onnxruntime_model import open_model  # noqa: PLC0415
 
-        return open_model(folder, threads=self._threads, prepack=self._prepack)
+        def opened() -> "OnnxModel":
+            return open_model(folder, threads=self._threads, prepack=self._prepack)
+
+        return giving_way(opened) if self._threads == 1 else opened()  # threads of a session would stay nice

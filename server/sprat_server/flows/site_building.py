@@ -11,7 +11,8 @@ from sprat_shared.errors import InvalidInput
 from sprat_shared.tasks.graph import TaskGraph
 from sprat_shared.tasks.types import TensorType
 
-Routes: TypeAlias = Mapping[str, Mapping[str, Mapping[str, str]]]
+Routes: TypeAlias = Mapping[str, Mapping[str, Mapping[str, list[str]]]]
+"""Task -> device at which it is asked -> step -> hosts, one after the other."""
 _BYTES_OF_MBIT: Final = 1e6 / 8
 _BACK: Final = "<- "  # no step or input of a task is called so
 
@@ -147,11 +148,15 @@ def wishes(
 
 
 def routes(asked: NewSitePlan, plan: Plan) -> Routes:
-    """Return by task, device at which it is asked, and step, the host to which the plan sends it."""
+    """Return by task, device at which it is asked, and step, the host to which the plan sends it, and who stands in."""
     return {
-        task: {device: dict(plan.routes[_asked_at(task, device)]) for device in devices}
-        for task, devices in asked.at.items()
+        task: {device: _ways(plan, _asked_at(task, device)) for device in devices} for task, devices in asked.at.items()
     }
+
+
+def _ways(plan: Plan, task: str) -> dict[str, list[str]]:
+    standby = plan.standby.get(task, {})
+    return {step: [host, *([standby[step]] if step in standby else [])] for step, host in plan.routes[task].items()}
 
 
 def hosts_in_order(plan: Plan, site: Site) -> dict[str, list[str]]:

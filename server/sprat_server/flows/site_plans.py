@@ -321,7 +321,7 @@ def _planned_task(said: Mapping[str, Any], members: Collection[UUID]) -> Planned
         deadline_s=said["deadline_s"],
         fallback=None if fallback is None else TaskGraph.of(fallback),
         routes={
-            UUID(device): {step: UUID(host) for step, host in routes.items()}
+            UUID(device): {step: tuple(map(UUID, way)) for step, way in routes.items()}
             for device, routes in said.get("routes", {}).items()
             if UUID(device) in members
         },

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -15,6 +16,7 @@ from sprat_server.flows.site_trials import ModuleFiles, TaskWorse, tried
 from sprat_server.flows.task_checks import checked, keep_task, signatures_of
 from sprat_server.jobs.tasks import JobContext, task
 from sprat_server.observe.actors import SYSTEM
+from sprat_server.placement.program import Proven
 from sprat_server.placement.site import Site as PlacedSite
 from sprat_server.placement.solve import Placement, place
 from sprat_server.registry import service as registry
@@ -27,6 +29,14 @@ from sprat_server.sites.trials import Trial
 from sprat_shared.errors import InvalidInput
 from sprat_shared.tasks.graph import TaskGraph
 from sprat_shared.tasks.types import CODE, TensorType
+
+_WHY_NONE: Final = {
+    Proven.INFEASIBLE: "the modules do not fit the devices, or would keep them too busy: there is no placement",
+    Proven.NOTHING: "no placement was found in the time; none is proven impossible, so give it more --seconds",
+}
+_TWICE: Final = (
+    " that survives the loss of any one device; allow more copies (--replicas), or plan without --survive-one"
+)
 
 
 class NoPlacement(InvalidInput):
@@ -141,7 +151,7 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
             name: {key: said[key] for key in ("graph", "fallback", "deadline_s")}
             | {
                 "routes": {
-                    str(ids[device]): {step: str(ids[host]) for step, host in way.items()}
+                    str(ids[device]): {step: [str(ids[host]) for host in hosts_] for step, hosts_ in way.items()}
                     for device, way in routes.get(name, {}).items()
                 }
             }
@@ -236,18 +246,18 @@ def _placed(  # noqa: PLR0917 - all that a placement is made of
     """
     site = site_building.placed_site(asked, graphs, types, devices, sizes)
     pinned = {model: alone.get(model, frozenset()) | staying.get(model, frozenset()) for model in {*alone, *staying}}
-    found = place(site, site_building.wishes(asked, sizes, pinned), seconds=asked.seconds, clock=time.monotonic)
-    if found.answer.plan is None and staying:
-        found = place(site, site_building.wishes(asked, sizes, alone), seconds=asked.seconds, clock=time.monotonic)
-    if found.answer.plan is None or found.cost is None:
-        raise NoPlacement(
-            {
-                "infeasible": "the modules do not fit the devices, or would keep them too busy: there is no placement",
-                "nothing": "no placement was found in the time; none is proven impossible, so give it more --seconds",
-            }[found.answer.proven.value]
-        )
-    plan = found.answer.plan
-    return site_building.hosts_in_order(plan, site), site_building.routes(asked, plan), _quality(site, found)
+    wishes = [site_building.wishes(asked, sizes, pinned)]
+    if staying:
+        wishes.append(site_building.wishes(asked, sizes, alone))
+        if asked.survives_one:  # what is left may answer all, and have no time to lose one more
+            wishes += [replace(one, survives_one=False) for one in wishes]
+    for wish in wishes:
+        found = place(site, wish, seconds=asked.seconds, clock=time.monotonic)
+        if (plan := found.answer.plan) is not None:
+            quality = _quality(site, found) | {"survives_one": wish.survives_one}
+            return site_building.hosts_in_order(plan, site), site_building.routes(asked, plan), quality
+    why = _WHY_NONE[found.answer.proven]
+    raise NoPlacement(why + (_TWICE if asked.survives_one and found.answer.proven is Proven.INFEASIBLE else ""))
 
 
 def _quality(site: PlacedSite, found: Placement) -> dict[str, Any]:

@@ -21,12 +21,16 @@ class Use:
         device: it.
         memory: share of its memory.
         busy: share of the time that it may compute in which it does.
+        busy_after: the same once the device is lost after which it is largest; None: the plan need survive none.
+        lost: that device.
         binds: whether one of them is nearly all.
     """
 
     device: str
     memory: float
     busy: float
+    busy_after: float | None
+    lost: str | None
     binds: bool
 
 
@@ -44,8 +48,19 @@ def uses(site: Site, cost: Cost) -> list[Use]:
     for name, device in site.device.items():
         memory = cost.memory[name] / device.memory_bytes if device.memory_bytes else float(cost.memory[name] > 0)
         busy = cost.busy[name] / device.utilisation
-        found.append(Use(device=name, memory=memory, busy=busy, binds=max(memory, busy) >= _TIGHT))
-    return sorted(found, key=lambda use: (-max(use.memory, use.busy), use.device))
+        after = [(share[name] / device.utilisation, lost) for lost, share in cost.busy_after.items() if name in share]
+        worst, lost = max(after, default=(None, None))
+        found.append(
+            Use(
+                device=name,
+                memory=memory,
+                busy=busy,
+                busy_after=worst,
+                lost=lost,
+                binds=max(memory, busy, worst or 0.0) >= _TIGHT,
+            )
+        )
+    return sorted(found, key=lambda use: (-max(use.memory, use.busy, use.busy_after or 0.0), use.device))
 
 
 def longest_way(site: Site, task: Task, plan: Plan) -> list[Hop]:

@@ -17,7 +17,8 @@ class Wishes:
 
     Attributes:
         replicas: devices that may hold the same module, at most.
-        survives_one: each module that can be is held by two devices, so that the loss of one leaves it running.
+        survives_one: each module that can be is held by two devices, and whichever one is lost, the others have the
+            time to answer what it did.
         second_per_joule: what energy weighs: latency that one joule a second is worth.
         second_per_byte: what a move weighs: latency that fetching one byte is worth.
         held: module -> devices that have its file; fetching it there costs nothing.
@@ -59,10 +60,18 @@ class Plan:
     Attributes:
         hosts: module -> devices that hold it.
         routes: task -> node -> device that runs it.
+        standby: task -> node -> device that runs it when that one is lost; only of a plan that survives the loss.
     """
 
     hosts: Mapping[str, frozenset[str]]
     routes: Mapping[str, Mapping[str, str]]
+    standby: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def route_after(self, task: str, lost: str) -> dict[str, str]:
+        """Return how a task goes after a device is lost; nodes that nobody else can run are left out."""
+        standby = self.standby.get(task, {})
+        after = {node: standby.get(node) if host == lost else host for node, host in self.routes[task].items()}
+        return {node: host for node, host in after.items() if host is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +87,8 @@ class Cost:
         moved: bytes that devices fetch.
         over: device -> bytes above its memory; only those that are above.
         overloaded: device -> busy beyond its share; likewise.
+        busy_after: lost device -> device -> share of the time in which it computes then; of a plan that is to survive.
+        overloaded_after: lost device -> device -> busy beyond its share; only those that are.
     """
 
     total: float
@@ -88,11 +99,13 @@ class Cost:
     moved: int
     over: Mapping[str, int]
     overloaded: Mapping[str, float]
+    busy_after: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    overloaded_after: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
         """Return whether no device holds or computes more than it may."""
-        return not self.over and not self.overloaded
+        return not (self.over or self.overloaded or self.overloaded_after)
 
 
 class Hop(NamedTuple):
@@ -169,6 +182,8 @@ def cost_of(site: Site, wishes: Wishes, plan: Plan) -> Cost:
             busy[host] += task.rate * module.seconds[host]
             joules += task.rate * module.joules.get(host, 0.0)
     weighted = sum(task.weight * latency[task.name] for task in site.tasks)
+    after = {lost: busy_after(site, plan, lost) for lost in site.device} if wishes.survives_one else {}
+    over_after = {lost: overloaded(site, share) for lost, share in after.items()}
     return Cost(
         total=weighted + wishes.second_per_joule * joules + wishes.second_per_byte * moved,
         latency=latency,
@@ -181,12 +196,32 @@ def cost_of(site: Site, wishes: Wishes, plan: Plan) -> Cost:
             for name, used in memory.items()
             if used > site.device[name].memory_bytes
         },
-        overloaded={
-            name: share - site.device[name].utilisation
-            for name, share in busy.items()
-            if share > site.device[name].utilisation * (1 + ROUNDING)
-        },
+        overloaded=overloaded(site, busy),
+        busy_after=after,
+        overloaded_after={lost: beyond for lost, beyond in over_after.items() if beyond},
     )
+
+
+def busy_after(site: Site, plan: Plan, lost: str) -> dict[str, float]:
+    """Return the share of the time in which each device computes after one is lost.
+
+    Tasks whose data were there are asked no more; a node that nobody else can run is run no more.
+    """
+    busy = {name: 0.0 for name in site.device if name != lost}
+    for task in site.tasks:
+        if task.rate and not task.is_of(lost):
+            for node, host in plan.route_after(task.name, lost).items():
+                busy[host] += task.rate * site.module[str(task.node[node].module)].seconds[host]
+    return busy
+
+
+def overloaded(site: Site, busy: Mapping[str, float]) -> dict[str, float]:
+    """Return by how much devices compute beyond their share; only those that do."""
+    return {
+        name: share - site.device[name].utilisation
+        for name, share in busy.items()
+        if share > site.device[name].utilisation * (1 + ROUNDING)
+    }
 
 
 def _runs_s(site: Site, task: Task, node: Node, here: str, route: Mapping[str, str]) -> float:

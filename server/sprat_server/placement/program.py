@@ -17,6 +17,7 @@ import numpy as np
 
 from sprat_server.placement.plan import Plan, Wishes, cost_of
 from sprat_server.placement.site import Edge, Site, Task
+from sprat_server.placement.standby import with_standby
 
 _INFINITY: Final = float("inf")
 _TOLERANCE: Final = 1e-9
@@ -113,6 +114,7 @@ class _Program:
         }
         self.ends = {task.name: self._timed(task) for task in site.tasks}
         self._limit_devices()
+        self.standby = self._stood_in() if wishes.survives_one else {}
 
     # building ----------------------------------------------------------------------------------------------------
 
@@ -262,6 +264,40 @@ class _Program:
             if any(busy.values()):
                 self._row(-_INFINITY, device.utilisation, busy)
 
+    def _stood_in(self) -> dict[tuple[str, str, str], Uses]:
+        """Say who stands in for each use when its device is lost, within what the others have time for.
+
+        Returns:
+            task, node and lost device -> columns that say that another one runs it then. Not of uses that take no time,
+            or of modules that only one device can hold.
+        """
+        found: dict[tuple[str, str, str], Uses] = {}
+        busy: dict[tuple[str, str], dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        for task in self._site.tasks:
+            for node, uses in self.uses[task.name].items():
+                name = str(task.node[node].module)
+                load = {host: task.rate * self._site.module[name].seconds[host] for host in uses}
+                for lost in self._site.device if any(load.values()) else ():
+                    if task.is_of(lost):
+                        continue
+                    for host in uses.keys() - {lost}:
+                        busy[lost, host][uses[host]] += load[host]
+                    if lost in uses and len(uses) > 1:
+                        columns = found[task.name, node, lost] = self._others(uses, self.hosts[name], lost)
+                        for host, column in columns.items():
+                            busy[lost, host][column] += load[host]
+        for (_, host), terms in busy.items():
+            self._row(-_INFINITY, self._site.device[host].utilisation, terms)
+        return found
+
+    def _others(self, uses: Uses, hosts: Uses, lost: str) -> Uses:
+        """Return columns of which one is 1 if a use is sent to the device that is lost: who holds it, too."""
+        columns = {host: self._column(0.0, 0.0, 1.0, binary=True) for host in sorted(uses) if host != lost}
+        self._row(0.0, 0.0, {**dict.fromkeys(columns.values(), 1.0), uses[lost]: -1.0})
+        for host, column in columns.items():
+            self._row(-_INFINITY, 0.0, {column: 1.0, hosts[host]: -1.0})
+        return columns
+
     # solving -----------------------------------------------------------------------------------------------------
 
     def run(self, seconds: float, start: Plan | None) -> tuple[str, list[float] | None, float]:
@@ -318,6 +354,9 @@ class _Program:
         for module, hosts in self.hosts.items():
             for host in plan.hosts[module]:
                 values[hosts[host]] = 1.0
+        for (task, node, lost), hosts in self.standby.items():
+            if plan.routes[task][node] == lost:
+                values[hosts[plan.standby[task][node]]] = 1.0
         return values
 
     def plan_of(self, values: list[float]) -> Plan:
@@ -326,12 +365,21 @@ class _Program:
             task: {node: max(hosts, key=lambda host: values[hosts[host]]) for node, hosts in nodes.items()}
             for task, nodes in self.uses.items()
         }
+        standby: dict[str, dict[str, str]] = {task.name: {} for task in self._site.tasks}
+        for (name, use, lost), columns in self.standby.items():
+            if routes[name][use] == lost:
+                standby[name][use] = max(columns, key=lambda host: values[columns[host]])
         used: dict[str, set[str]] = {module: set(self._wishes.pinned.get(module, ())) for module in self.hosts}
         for task in self._site.tasks:
-            for node, host in routes[task.name].items():
-                used[str(task.node[node].module)].add(host)
+            for way in (routes[task.name], standby[task.name]):
+                for node, host in way.items():
+                    used[str(task.node[node].module)].add(host)
         hosts = {}
         for module, columns in self.hosts.items():
-            placed = frozenset(host for host, column in columns.items() if values[column] > _HALF)
-            hosts[module] = placed if self._wishes.survives_one or not used[module] else frozenset(used[module])
-        return Plan(hosts=hosts, routes=routes)
+            placed = sorted(host for host, column in columns.items() if values[column] > _HALF)
+            wanted = used[module] or set(placed)
+            if self._wishes.survives_one:
+                wanted |= set([host for host in placed if host not in wanted][: max(0, 2 - len(wanted))])
+            hosts[module] = frozenset(wanted)
+        plan = Plan(hosts=hosts, routes=routes)
+        return with_standby(self._site, plan, standby) if self._wishes.survives_one else plan

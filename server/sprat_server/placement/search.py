@@ -9,8 +9,9 @@ from itertools import combinations, product
 from random import Random
 from typing import Final
 
-from sprat_server.placement.plan import Plan, Wishes, latency_of
+from sprat_server.placement.plan import Plan, Wishes, busy_after, latency_of, overloaded
 from sprat_server.placement.site import Site, Task
+from sprat_server.placement.standby import with_standby
 
 Hosts = Mapping[str, frozenset[str]]
 Worth = tuple[float, float]
@@ -74,7 +75,8 @@ class _Search:
 
     def plan(self, hosts: Hosts) -> Plan:
         """Return the plan of these hosts, each use sent where its task is fastest."""
-        return Plan(hosts=dict(hosts), routes={task.name: self._route(task, hosts)[1] for task in self._site.tasks})
+        found = Plan(hosts=dict(hosts), routes={task.name: self._route(task, hosts)[1] for task in self._site.tasks})
+        return with_standby(self._site, found) if self._wishes.survives_one else found
 
     # what it is worth --------------------------------------------------------------------------------------------
 
@@ -100,6 +102,11 @@ class _Search:
         for name, device in self._site.device.items():
             passed += max(0, memory[name] - device.memory_bytes) / max(1, device.memory_bytes)
             passed += max(0.0, busy[name] - device.utilisation * (1 + _SLIGHT))
+        if self._wishes.survives_one and len(hosts) == len(self._site.modules) and any(busy.values()):
+            plan = self.plan(hosts)
+            passed += sum(
+                sum(overloaded(self._site, busy_after(self._site, plan, lost)).values()) for lost in self._site.device
+            )
         return passed, total
 
     def _route(self, task: Task, hosts: Hosts) -> tuple[float, Mapping[str, str]]:

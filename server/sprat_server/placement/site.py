@@ -135,6 +135,10 @@ class Task:
             for name in uses
         }
 
+    def is_of(self, device: str) -> bool:
+        """Return whether its data, or its answers, are at a device: without that it is asked no more."""
+        return any(node.at == device for node in self.nodes)
+
     @property
     def modules(self) -> frozenset[str]:
         """Return the modules that it uses."""

@@ -85,14 +85,14 @@ class PlannedTask:
         deadline_s: of a request that brings none of its own.
         fallback: smaller steps that the device that is asked runs by itself where the others do not answer in time;
             of the same inputs and outputs. None: there are none.
-        routes: asked device -> step -> the host that it asks first; where none is said, itself before others, and
-            those as the module's hosts are.
+        routes: asked device -> step -> the hosts that it asks, one after the other; the further ones, or all where none
+            is said: itself before others, and those as the module's hosts are.
     """
 
     graph: TaskGraph
     deadline_s: float
     fallback: TaskGraph | None = None
-    routes: Mapping[UUID, Mapping[str, UUID]] = field(default_factory=dict)
+    routes: Mapping[UUID, Mapping[str, tuple[UUID, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,8 @@ class SitePlan:
         models = {step.name: step.model for step in task.graph.steps}
         for device, routes in task.routes.items():
             hosts = {step: self.modules[model].hosts for step, model in models.items()}
-            wrong = [step for step, host in routes.items() if host not in hosts.get(step, ())]
+            wrong = [step for step, way in routes.items() if not set(way) <= set(hosts.get(step, ()))]
+            wrong += [step for step, way in routes.items() if len(set(way)) < len(way)]
             if device not in self.member or wrong:
                 raise InvalidInput(f"{self.title}: task {name}: a route of {device} leads nowhere: {wrong}")
 
@@ -289,15 +290,27 @@ def _task(name: str, value: Any) -> PlannedTask:
     )
 
 
-def _routes(value: Mapping[str, Any]) -> dict[UUID, dict[str, UUID]]:
+def _routes(value: Mapping[str, Any]) -> dict[UUID, dict[str, tuple[UUID, ...]]]:
     try:
-        return {UUID(device): {step: UUID(host) for step, host in said.items()} for device, said in value.items()}
+        return {
+            UUID(device): {step: tuple(UUID(host) for host in _listed(way)) for step, way in said.items()}
+            for device, said in value.items()
+        }
     except (ValueError, AttributeError, TypeError):
-        raise InvalidInput(f"site plan: task: routes {value!r:.80} are not device -> step -> device") from None
+        raise InvalidInput(f"site plan: task: routes {value!r:.80} are not device -> step -> devices") from None
 
 
-def _routes_as_json(routes: Mapping[UUID, Mapping[str, UUID]]) -> dict[str, dict[str, str]]:
-    return {str(device): {step: str(host) for step, host in said.items()} for device, said in routes.items()}
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _routes_as_json(routes: Mapping[UUID, Mapping[str, tuple[UUID, ...]]]) -> dict[str, dict[str, list[str]]]:
+    return {
+        str(device): {step: [str(host) for host in way] for step, way in said.items()}
+        for device, said in routes.items()
+    }
 
 
 def _der(fields: Fields, name: str) -> bytes:

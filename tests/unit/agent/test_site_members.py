@@ -72,16 +72,39 @@ def test_a_task_answers_as_its_modules_in_one_process_do_and_says_who_did_what(
 
 def test_a_step_goes_where_the_plan_routes_it_though_this_device_holds_the_same(trio: Trio) -> None:
     plan = trio.plan()
-    find = plan.tasks["find"]
-    head = replace(plan.modules["head"], hosts=(trio.camera.device, trio.server.device))
-    routes = {trio.camera.device: {"see": trio.server.device, "judge": trio.server.device}}
-    plan = replace(plan, modules={**plan.modules, "head": head}, tasks={"find": replace(find, routes=routes)})
+    camera_, box, server = (one.device for one in trio.all)
+    modules = {
+        **plan.modules,
+        "head": replace(plan.modules["head"], hosts=(camera_, server, box)),
+        "text": replace(plan.modules["text"], hosts=(server, camera_)),
+    }
+    routes = {camera_: {"see": (server,), "judge": (server, box)}}
+    plan = replace(plan, modules=modules, tasks={"find": replace(plan.tasks["find"], routes=routes)})
     install(plan, trio.all)
-    with running(trio.box, plan), running(trio.server, plan), running(trio.camera, plan) as camera:
-        camera.serve(1)
-        for _ in range(5):
-            answer = camera.router.infer_task("find", some_inputs())
-            assert {hop.step: hop.device for hop in answer.steps} == dict.fromkeys(("see", "read", "judge"), "server")
+    with running(trio.box, plan), running(trio.camera, plan) as camera:
+        with running(trio.server, plan):
+            camera.serve(1)
+            for _ in range(5):
+                answer = camera.router.infer_task("find", some_inputs())
+                devices = {hop.step: hop.device for hop in answer.steps}
+                assert devices == {"see": "server", "read": "camera", "judge": "server"}
+        answer = camera.router.infer_task("find", some_inputs())
+        devices = {hop.step: hop.device for hop in answer.steps}
+        assert devices == {"see": "box", "read": "camera", "judge": "box"}, "as the plan says of the loss of one"
+
+
+def test_the_last_device_that_holds_a_module_is_asked_though_it_failed_before(
+    answering: tuple[Trio, SitePlan, SiteMember],
+) -> None:
+    trio, _, camera = answering
+    (held,) = camera.router.serving
+    for one in (trio.box, trio.server):
+        for _ in range(3):
+            held.peers[one.device].breaker.failed()
+    assert dict(camera.router.away()) == dict.fromkeys(("box", "server"), "it failed several times in a row")
+    inputs = some_inputs()
+    check(camera.router.infer_task("find", inputs), inputs)
+    assert "server" not in dict(camera.router.away()), "it answered"
 
 
 def test_requests_of_many_threads_all_get_their_own_answer(answering: tuple[Trio, SitePlan, SiteMember]) -> None:

@@ -106,6 +106,7 @@ def test_the_host_that_most_uses_are_sent_to_is_asked_first() -> None:
     plan = Plan(
         hosts={"vision": frozenset({"box"}), "head": frozenset({"box", "camera"})},
         routes={task.name: {"see": "box", "judge": "camera"} for task in site.tasks},
+        standby={task.name: {"judge": "box"} for task in site.tasks},
     )
     assert hosts_in_order(plan, site) == {"head": ["camera", "box"], "vision": ["box"]}
-    assert routes(ASKED, plan)["find"]["desk"] == {"see": "box", "judge": "camera"}
+    assert routes(ASKED, plan)["find"]["desk"] == {"see": ["box"], "judge": ["camera", "box"]}

@@ -6,7 +6,7 @@ of them into a queue.
 
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Final
@@ -86,6 +86,10 @@ class _Way:
         )
         own = f"{step.name}."
         return sorted(source.removeprefix(own) for source in sources if source.startswith(own))
+
+
+def _place_in(routed: Sequence[UUID], host: UUID) -> int:
+    return routed.index(host) if host in routed else len(routed)
 
 
 _Event = tuple[_Attempt, "Ran | Told | BaseException"]
@@ -298,10 +302,14 @@ class TaskRun:
             self._came.put((attempt, future.exception() or future.result()))
 
     def _next_host(self, way: _Way, step: Step, asked: _Asked, *, hedge: bool) -> UUID | None:
-        """Return who is asked next: as the plan routes it, else this device, then the others; None: nobody is left."""
+        """Return who is asked next: as the plan routes it, else this device, then the others; None: nobody is left.
+
+        One that failed before, and rests, is asked where it is the last resort: it is there, and may only be busy.
+        """
         own, hosts = self._held.device, self._held.plan.modules[step.model].hosts
-        first = self._routes.get(step.name, own)
-        order = sorted(hosts, key=lambda host: (host != first, host != own, hosts.index(host)))
+        routed = self._routes.get(step.name, ())
+        order = sorted(hosts, key=lambda host: (_place_in(routed, host), host != own, hosts.index(host)))
+        resting = []
         for times in range(1 if hedge else _ROUNDS):
             for host in order:
                 if asked.hosts.count(host) > times or (way.local_only and host != own):
@@ -309,9 +317,13 @@ class TaskRun:
                 if host == own:
                     if not times:
                         return host
-                elif (peer := self._held.peers.get(host)) is not None and peer.breaker.let_through():
-                    return host
-        return None
+                elif (peer := self._held.peers.get(host)) is not None:
+                    if peer.breaker.let_through():
+                        return host
+                    if not (peer.breaker.away or host in asked.hosts):
+                        resting.append(host)
+        last_resort = not hedge and not asked.under_way and self._fallback_graph is None
+        return resting[0] if resting and last_resort else None
 
     def _hedge(self, attempt: _Attempt) -> None:
         """Ask a second host for what takes longer there than nearly ever."""

@@ -6,6 +6,7 @@ from random import Random
 
 from sprat_server.placement.plan import Plan, Wishes
 from sprat_server.placement.site import Device, Edge, Module, Node, Site, Task
+from sprat_server.placement.standby import with_standby
 
 
 def device(name: str, memory: int = 100, **more: float) -> Device:
@@ -97,4 +98,5 @@ def all_plans(site: Site, wishes: Wishes) -> Iterator[Plan]:
             routes: dict[str, dict[str, str]] = {task.name: {} for task in site.tasks}
             for (task, node), place in zip(uses, places, strict=True):
                 routes[task.name][node.name] = place
-            yield Plan(hosts=hosts_of, routes=routes)
+            plan = Plan(hosts=hosts_of, routes=routes)
+            yield with_standby(site, plan) if wishes.survives_one else plan  # of two copies, the other one stands in

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from small_sites import all_plans, device, pair_task, random_site
 
+from sprat_server.placement.explain import uses
 from sprat_server.placement.plan import NO_WISHES, Plan, Wishes, cost_of, latency_of
 from sprat_server.placement.program import Proven, solve
 from sprat_server.placement.search import greedy, improve
 from sprat_server.placement.site import Device, Edge, Module, Node, Site, Task
 from sprat_server.placement.solve import place, repair
+from sprat_server.placement.standby import with_standby
 from sprat_shared.errors import InvalidInput
 
 EVERYWHERE = {"a": 0.1, "b": 0.2, "c": 0.4}
@@ -61,15 +63,17 @@ WISHES = {
     ),
     "copies": Wishes(replicas=2, second_per_byte=1e-5),
     "survives the loss of one": Wishes(survives_one=True),
+    "survives, busy": Wishes(survives_one=True),
     "pinned": Wishes(pinned={"head": frozenset("a")}),
 }
+RATES = {"busy": 1.5, "survives, busy": 0.8}
 
 
 @pytest.mark.parametrize("wished", list(WISHES))
 def test_the_exact_plan_is_the_best_of_all_plans_there_are(wished: str) -> None:
     feasible = 0
     for seed in range(8 if "copies" in wished or "survives" in wished else 25):
-        site = random_site(seed, rate=1.5 if wished == "busy" else 0.0)
+        site = random_site(seed, rate=RATES.get(wished, 0.0))
         wishes = WISHES[wished]
         costs = [cost_of(site, wishes, plan) for plan in all_plans(site, wishes)]
         totals = [cost.total for cost in costs if cost.fits]
@@ -91,7 +95,7 @@ def test_the_exact_plan_is_the_best_of_all_plans_there_are(wished: str) -> None:
 def test_a_search_finds_plans_that_fit_and_is_never_better_than_the_best(wished: str) -> None:
     wishes, best = WISHES[wished], 0
     for seed in range(8):
-        site = random_site(seed, rate=1.5 if wished == "busy" else 0.0)
+        site = random_site(seed, rate=RATES.get(wished, 0.0))
         exact, steps = solve(site, wishes, seconds=20.0), count()
         found = improve(site, wishes, goes_on=lambda steps=steps: next(steps) < 3000, seed=seed)  # type: ignore[misc]
         if exact.plan is None or found is None:
@@ -129,6 +133,40 @@ def test_two_copies_are_held_where_the_loss_of_one_device_must_be_survived() -> 
         fixed = repair(small(), Wishes(), placed.answer.plan, [gone], seconds=5.0, clock=time.monotonic)
         assert fixed.answer.plan is not None
         assert all(gone not in hosts for hosts in fixed.answer.plan.hosts.values())
+
+
+def test_a_plan_that_survives_a_loss_leaves_the_others_time_for_what_the_lost_one_did() -> None:
+    """Only b is quick; a and c have time for a part of what it does, and only together."""
+    devices = [*(device(name, utilisation=0.5) for name in "abc"), device("camera")]
+    vision = Module(name="vision", memory_bytes=10, seconds={"a": 0.1, "b": 0.01, "c": 0.1})
+    tasks = [
+        Task(
+            f"look-{number}",
+            [Node(name="image", at="camera"), Node(name="see", module="vision"), Node(name="said", at="camera")],
+            [Edge(source="image", target="see", nbytes=1.0), Edge(source="see", target="said", nbytes=1.0)],
+            rate=2.0,
+        )
+        for number in range(4)
+    ]
+    site = Site(devices, [vision], tasks)
+    two = place(site, Wishes(survives_one=True), seconds=5.0, clock=time.monotonic).answer
+    assert two.proven is Proven.INFEASIBLE, "8 requests of 0.1 s a second are more than half of one device"
+    wishes = Wishes(survives_one=True, replicas=3)
+    three = place(site, wishes, seconds=5.0, clock=time.monotonic)
+    plan = three.answer.plan
+    assert plan is not None
+    assert three.cost is not None
+    assert (three.answer.proven, three.cost.fits) == (Proven.OPTIMAL, True)
+    assert {host for way in plan.routes.values() for host in way.values()} == {"b"}
+    assert sorted(way["see"] for way in plan.standby.values()) == ["a", "a", "c", "c"]
+    assert three.cost.busy_after["b"] == pytest.approx({"a": 0.4, "c": 0.4, "camera": 0.0})
+    [found] = [use for use in uses(site, three.cost) if use.device == "a"]
+    assert (found.busy, found.busy_after, found.lost, found.binds) == (0.0, pytest.approx(0.8), "b", False)
+    crowded = replace(plan, standby={name: {"see": "a"} for name in plan.standby})
+    assert cost_of(site, wishes, crowded).overloaded_after == {"b": {"a": pytest.approx(0.3)}}
+    assert cost_of(site, wishes, with_standby(site, crowded, crowded.standby)).fits, "bettered"
+    assert plan.route_after("look-0", "b") == plan.standby["look-0"]
+    assert plan.route_after("look-0", "a") == plan.routes["look-0"]
 
 
 # after a loss -----------------------------------------------------------------------------------------------------
