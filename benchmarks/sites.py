@@ -37,6 +37,7 @@ def main() -> None:
     """Print the tables; write JSON where it is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", choices=list(PARTS), help="may be given again; all if not given")
+    parser.add_argument("--fault", action="append", help="of the faults, only this one; may be given again")
     parser.add_argument("--cache", type=Path, default=ROOT / ".bench" / "site", help="folder of trained heads")
     parser.add_argument("--json", type=Path, help="write the report here too")
     asked = parser.parse_args()
@@ -59,6 +60,7 @@ def main() -> None:
     failed: list[str] = []
     try:
         with Rig(folder, given, trained, told) as rig:
+            rig.faults = asked.fault or ()
             for part in asked.only or list(PARTS):
                 told(part)
                 try:

@@ -25,6 +25,7 @@ CLOUD: Final = "cloud"
 """The device beside the server, behind its thin link."""
 _PORT: Final = 8478
 _READY_S: Final = 900.0
+_UTILISATION: Final = 0.7  # of modules' runs: what carries their values, and updates, need some time as well
 _FAST: Final = Shape(bytes_per_s=125e6)
 
 _MODELS: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
@@ -126,6 +127,7 @@ class Rig:
         self.quotas: dict[str, Quota] = {}
         self.done: dict[str, Any] = {}
         self.scratch, self.models = folder, list(_MODELS)
+        self.faults: Sequence[str] = ()  # the only ones that are tried; none: all
         self._limited = False
         self._stack = ExitStack()
 
@@ -234,7 +236,7 @@ class Rig:
         for name, (up, down) in self.shapes.items():
             said = f"up={up.bytes_per_s * 8e-6:g},down={down.bytes_per_s * 8e-6:g},delay={up.delay_s * 1000:g}"
             memory = self.given["devices"].get(name, {}).get("memory", "4GB")
-            words += ["--device", f"{name}:memory={memory},{said}"]
+            words += ["--device", f"{name}:memory={memory},utilisation={_UTILISATION},{said}"]
         self.sprat("site", "create", SITE, *words)
 
     def plan(self, *words: str, seconds: float = _READY_S) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.service import NewUpdate
 from sprat_shared.errors import NotFound
+from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.poll import PollAnswer
 from sprat_shared.protocol.report import Outcome, format_signature
 from sprat_shared.protocol.site_plan import SitePlan
@@ -87,6 +88,15 @@ class Site:
         answer = Api(self.app, token).post("/device/v1/enrol", content=body, headers=headers)
         assert answer.status_code == 201, answer.text
         return device_of(self.app, answer, name, key)
+
+    def says(self, name: str, address: str) -> None:
+        """Let a device say that it is reached elsewhere now."""
+        device = self.devices[name]
+        device.sequence += 1
+        said = FactsReport(
+            device=device.id, sequence=device.sequence, attributes={"site-address": address}, agent="0.1.0"
+        )
+        assert device.send(said).status_code == 204
 
     def release(self, model: str, graph: tuple[list[Port], Port] | None = None) -> int:
         """Publish the next release of a module, of another signature where a graph is given."""

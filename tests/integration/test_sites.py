@@ -316,6 +316,38 @@ def test_a_plan_is_renewed_before_it_ends(site: Site) -> None:
     assert (site.look(1)["state"], site.look(2)["state"]) == ("retired", "serving")
 
 
+def test_what_a_device_said_of_a_plan_is_among_its_reports(site: Site) -> None:
+    site.create()
+    number = site.served()
+    reports = made(site.api.get(f"/api/v1/devices/{site.devices['box'].id}/reports"))["items"]
+    said = [(one["kind"], one["site"], one["plan"], one["state"]) for one in reports]
+    assert said[:2] == [("site", "line-3", number, "serving"), ("site", "line-3", number, "ready")]
+
+
+def test_a_device_that_is_reached_elsewhere_gets_the_others_a_plan_that_says_so(site: Site) -> None:
+    site.create()
+    site.served()
+    now = datetime.now(UTC)
+    site.says("camera", "10.0.0.99:8478")
+    now += timedelta(minutes=6)
+    site.upkeep(now)
+    renewed = site.look(2)
+    assert (renewed["state"], renewed["made_by"]) == ("holding", "system:sprat")
+    assert site.file(2).member[site.devices["camera"].id].address == "10.0.0.99:8478"
+    assert site.file(1).modules == site.file(2).modules
+    site.upkeep(now)
+    site.everyone(2, READY)
+    site.everyone(2, SERVING)
+    for minutes in (0, 20):
+        site.upkeep(now + timedelta(minutes=minutes))
+    assert [one["number"] for one in made(site.api.get(PLANS))["items"]] == [2, 1], "it is where the plan says"
+    site.says("camera", "10.0.0.5:8478")
+    site.upkeep(now + timedelta(minutes=1))
+    assert len(made(site.api.get(PLANS))["items"]) == 2, "not again and again"
+    site.upkeep(now + timedelta(minutes=6))
+    assert site.look(3)["state"] == "holding"
+
+
 def test_a_device_with_another_key_is_no_member_any_more(site: Site) -> None:
     site.create()
     number = site.served()

@@ -10,6 +10,7 @@ from sprat_client.agent.releases import Shelf, Slot, Slots
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.trial import Healthy, Verdict
 from sprat_client.agent.watching import Watching
+from sprat_client.runtime.background import giving_way
 from sprat_client.runtime.ports import ModelHost
 from sprat_shared.protocol.report import Evidence
 
@@ -37,7 +38,7 @@ class Tryout:
         """Load the new release, and compare it with the one that serves. Raises as `comparing.compare`."""
         from sprat_client.agent.comparing import compare  # noqa: PLC0415  # numpy, which only a model needs
 
-        self._candidate, validation = compare(self._shop, self._shelf, work)
+        self._candidate, validation = giving_way(lambda: compare(self._shop, self._shelf, work))
         return validation
 
     def wants_shadow(self, work: Work) -> bool:

@@ -296,10 +296,10 @@ class ReportView(BaseModel):
 
     Kind `assignment` is about an assignment; `trust` says what signed metadata it did not believe, and only why;
     `holdout` says how the samples drift that applications labelled there: counts and histograms, never samples;
-    `facts` says what the device is.
+    `facts` says what the device is; `site` how far it is with a plan of its site.
     """
 
-    kind: Literal["assignment", "trust", "holdout", "facts"]
+    kind: Literal["assignment", "trust", "holdout", "facts", "site"]
     sequence: int
     received_at: datetime
     model: str | None = None
@@ -320,6 +320,9 @@ class ReportView(BaseModel):
     confidences: list[int] | None = None
     correct: list[int] | None = None
     attributes: dict[str, str] | None = None
+    site: str | None = None
+    plan: int | None = None
+    state: str | None = None
     agent: str
 
     @classmethod

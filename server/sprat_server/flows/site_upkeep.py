@@ -1,4 +1,4 @@
-"""What plans of sites do by the clock: deadlines, modules that may be kept now, members with other keys, renewal.
+"""What plans of sites do by the clock: deadlines, modules that may be kept now, other keys and addresses, renewal.
 
 Within the lock of `rollout_upkeep`; each thing is a transaction of its own, so that a killed one is done by the next
 look.
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from sprat_server.access import audit
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
-from sprat_server.flows import site_plans, site_steps
+from sprat_server.flows import site_plans, site_previews, site_steps
 from sprat_server.jobs import service as jobs
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.settings import Settings
@@ -27,6 +27,7 @@ RENEWED: Final = site_plans.LIFE / 3
 """A plan is renewed when so much of its life is left."""
 _REPAIR_AGAIN_S: Final = 600.0
 _TRIED_AGAIN: Final = timedelta(hours=12)
+_MOVED_AGAIN: Final = timedelta(minutes=5)
 
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +67,10 @@ def _repair(session: Session, plan: SitePlanRow) -> None:
 
 
 def _renew(database: Database, settings: Settings, project_id: UUID, plan_id: UUID, at: datetime) -> None:
-    """Apply a plan of the same content before one ends; where that cannot be, say why there, and try again later."""
+    """Apply a plan of the same content before one ends, or where members are reached elsewhere now.
+
+    Where that cannot be, say why there, and try again later.
+    """
     try:
         with database.transaction(project_id) as session:
             plan = _due(session, plan_id, at)
@@ -102,13 +106,20 @@ def renewal(session: Session, plan: SitePlanRow) -> SitePlanRow:
 
 
 def _due(session: Session, plan_id: UUID, at: datetime) -> SitePlanRow | None:
-    """Return a plan that serves, ends soon, and has not been tried to renew lately.
+    """Return a plan that serves, and ends soon or has members elsewhere than it says, if that was not tried lately.
 
     Its row is not locked: applying the next one takes the moves lock first, as whoever moves a plan does.
     """
     plan = session.get_one(SitePlanRow, plan_id)
-    if plan.state != PlanStatus.SERVING or plan.expires_at is None or plan.expires_at - at > RENEWED:
+    if plan.state != PlanStatus.SERVING or plan.expires_at is None:
+        return None
+    elsewhere = records.moved(session, plan, site_previews.ADDRESS)
+    if not elsewhere and plan.expires_at - at > RENEWED:
         return None
     newest = records.newest(session, plan.site_id)
-    lately = newest.id != plan.id and (newest.applied_at or newest.created_at) > at - _TRIED_AGAIN
-    return None if lately else plan
+    since = newest.applied_at or newest.created_at
+    if since > at - _MOVED_AGAIN if elsewhere else newest.id != plan.id and since > at - _TRIED_AGAIN:
+        return None
+    if elsewhere:
+        _log.info("site.moved", plan=site_steps.title(session, plan), devices=elsewhere)
+    return plan

@@ -293,6 +293,19 @@ def rekeyed(session: Session) -> list[UUID]:
     return sorted(set(session.scalars(query)))
 
 
+def moved(session: Session, plan: SitePlanRow, attribute: str) -> list[str]:
+    """Return the names of a plan's members that say, by an attribute, another address than it has of them."""
+    said = Device.attributes[attribute].astext
+    query = (
+        select(Device.name)
+        .join(SitePlanMember, SitePlanMember.device_id == Device.id)
+        .where(SitePlanMember.plan_id == plan.id, SitePlanMember.state != MemberStatus.LEFT)
+        .where(SitePlanMember.address != said)
+        .order_by(Device.name)
+    )
+    return list(session.scalars(query))
+
+
 def lock(session: Session, plan_id: UUID) -> SitePlanRow:
     """Return a plan, its row locked until the transaction ends."""
     query = select(SitePlanRow).where(SitePlanRow.id == plan_id).with_for_update()
