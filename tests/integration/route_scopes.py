@@ -86,6 +86,7 @@ TABLE: Final[Mapping[tuple[str, str], str]] = {
     ("GET", "/api/v1/sites"): VIEWER,
     ("POST", "/api/v1/sites"): OPERATOR,
     ("GET", "/api/v1/sites/{site}"): VIEWER,
+    ("GET", "/api/v1/sites/{site}/measures"): VIEWER,
     ("PUT", "/api/v1/sites/{site}"): OPERATOR,
     ("DELETE", "/api/v1/sites/{site}"): OPERATOR,
     ("POST", "/api/v1/sites/{site}/repair"): OPERATOR,

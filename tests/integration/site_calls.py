@@ -1,7 +1,7 @@
 """A server with the modules of a task, and the devices of a site that behave; what tests of sites share."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from sprat_server.registry import service as registry
 from sprat_server.registry.service import NewUpdate
 from sprat_shared.errors import NotFound
 from sprat_shared.protocol.facts_report import FactsReport
+from sprat_shared.protocol.measures_report import LinkFigures, MeasuresReport, ModuleFigures
 from sprat_shared.protocol.poll import PollAnswer
 from sprat_shared.protocol.report import Outcome, format_signature
 from sprat_shared.protocol.site_plan import SitePlan
@@ -76,13 +77,13 @@ class Site:
         token = made(api.post("/api/v1/enrolment-tokens", json={"uses": len(names)}))["token"]
         self.devices = {name: self.join(token, name, f"10.0.0.{at}:8478") for at, name in enumerate(names, start=1)}
 
-    def join(self, token: str, name: str, address: str | None) -> TestDevice:
+    def join(self, token: str, name: str, address: str | None, profile: str | None = None) -> TestDevice:
         """Let a device join that says where it can be reached."""
         key = Ed25519PrivateKey.generate()
         asked = enrol_request(name, key)
         attributes = dict(asked.attributes) | ({} if address is None else {"site-address": address})
         body = type(asked)(
-            name=asked.name, public_key=asked.public_key, agent=asked.agent, profile=None, attributes=attributes
+            name=asked.name, public_key=asked.public_key, agent=asked.agent, profile=profile, attributes=attributes
         ).to_json()
         headers = {"Sprat-Signature": format_signature(key.sign(body))}
         answer = Api(self.app, token).post("/device/v1/enrol", content=body, headers=headers)
@@ -183,6 +184,16 @@ class Site:
         said: dict[str, Any] = {"site": "line-3", "plan": number, "state": state, "agent": "0.1.0"} | changed
         answer = device.send(SiteReport(device=device.id, sequence=device.sequence, **said))
         assert answer.status_code == 204, answer.text
+
+    def measure(self, name: str, modules: Sequence[ModuleFigures] = (), links: Sequence[LinkFigures] = ()) -> Any:
+        """Let a device say what it measured; return the server's answer."""
+        device = self.devices[name]
+        device.sequence += 1
+        return device.send(
+            MeasuresReport(
+                device=device.id, sequence=device.sequence, modules=tuple(modules), links=tuple(links), agent="0.1.0"
+            )
+        )
 
     def fetch(self, name: str, model: str, outcome: Outcome = Outcome.READY) -> None:
         """Let a device say how its fetching of a module ended."""

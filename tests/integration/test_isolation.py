@@ -6,7 +6,7 @@ names: they are answered as if those did not exist, word for word.
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -29,6 +29,7 @@ from sprat_server.publish.models import DraftMetadata
 from sprat_server.registry.models import Dataset, Release, UpdateFile
 from sprat_server.sharing import records as sharing
 from sprat_server.sites.models import Site, SitePlanRow, SiteTask
+from sprat_shared.protocol.measures_report import LinkFigures, MeasuresReport, ModuleFigures
 from sprat_shared.protocol.poll import PollAnswer
 from sprat_shared.protocol.report import Outcome
 
@@ -148,6 +149,7 @@ def _draft() -> DraftMetadata:
 
 
 REASON = {"reason": "because"}
+NOTHING_MEASURED = MeasuresReport(device=UUID(int=0), sequence=1_000, modules=(), links=(), agent="1")
 RETRAIN = {"dataset": "{digest}"}
 TASK = {
     "name": "mine",
@@ -206,6 +208,7 @@ NAMED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("DELETE", "/api/v1/tasks/{name}"): [{}],
     ("POST", "/api/v1/sites"): [{"json": {"name": "mine", "devices": [{"name": "{device}"}]}}],
     ("GET", "/api/v1/sites/{site}"): [{}],
+    ("GET", "/api/v1/sites/{site}/measures"): [{}],
     ("PUT", "/api/v1/sites/{site}"): [{"json": {"devices": [{"name": "own"}]}}],
     ("DELETE", "/api/v1/sites/{site}"): [{}],
     ("POST", "/api/v1/sites/{site}/repair"): [{"json": {}}],
@@ -434,6 +437,13 @@ def test_a_device_s_reports_and_joining_stay_in_its_project(app: FastAPI, worlds
     refused = worlds.device.send(report)
     assert refused.status_code == 422
     assert refused.json()["code"] == "report.unknown-release"
+    theirs = ModuleFigures(model="secret-model", release=1, tried_s=0.1)
+    for modules, links, code in (
+        ((theirs,), (), "report.unknown-release"),
+        ((), (LinkFigures(device=worlds.own.id),), "report.unknown-device"),
+    ):
+        measured = replace(NOTHING_MEASURED, device=worlds.device.id, modules=modules, links=links)
+        assert worlds.device.send(measured).json()["code"] == code
     before = _counts(app)
     token = made(worlds.stranger.post("/api/v1/enrolment-tokens", json={"uses": 2}))["token"]
     same = enrol(app, token, worlds.own.name, worlds.own.key)

@@ -69,7 +69,9 @@ def test_a_plan_of_unknown_things_is_refused_at_once(site: Site) -> None:
         ({"hosts": HOSTS | {"nose": ["box"]}}, "hosts: the tasks have no nose"),
         ({"hosts": {"vision": ["box"], "text": ["box"]}}, "hosts: say on which devices head is"),
         ({"hosts": HOSTS | {"head": ["cellar"]}}, "cellar is no device of site line-3; it has box, camera, desk"),
-        ({"hosts": None}, "say how long a run of head takes"),
+        ({"hosts": None}, "at: say at which devices applications ask for find"),
+        ({"hosts": None, "at": {"find": ["camera"]}}, "nothing is known of how long a run of head takes on box"),
+        ({"hosts": None, "at": {"find": ["camera"]}, "on": ["cellar"]}, "cellar is no device of site line-3"),
         ({"releases": {"nose": 1}}, "releases: the tasks have no nose"),
     ):
         body: dict[str, Any] = {"tasks": ["find"], "hosts": HOSTS} | changed

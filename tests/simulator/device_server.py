@@ -33,6 +33,7 @@ from sprat_shared.ids import digest_text, new_id
 from sprat_shared.protocol.enrol import EnrolAnswer, EnrolPending, EnrolRequest, fingerprint
 from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.holdout_report import HoldoutReport
+from sprat_shared.protocol.measures_report import MeasuresReport
 from sprat_shared.protocol.poll import (
     CONTENT_TYPE,
     DEFAULT_INLINE_BYTES,
@@ -77,6 +78,7 @@ class Device:
     facts: list[FactsReport] = field(default_factory=list)
     plans: list[tuple[SignedPlan, bytes]] = field(default_factory=list)  # signed for it, with their files
     told: list[SiteReport] = field(default_factory=list)
+    measured: list[MeasuresReport] = field(default_factory=list)
 
     def running(self, model: str) -> int | None:
         """The release that the device last said it serves."""
@@ -367,17 +369,15 @@ class DeviceServer:
             if report.sequence <= device.sequence:
                 return 409
             device.sequence = report.sequence
-            match report:
-                case Report():
-                    device.reports.append(report)
-                case TrustReport():
-                    device.refusals.append(report)
-                case HoldoutReport():
-                    device.drifts.append(report)
-                case FactsReport():
-                    device.facts.append(report)
-                case SiteReport():
-                    device.told.append(report)
+            kept: dict[type, list[Any]] = {
+                Report: device.reports,
+                TrustReport: device.refusals,
+                HoldoutReport: device.drifts,
+                FactsReport: device.facts,
+                SiteReport: device.told,
+                MeasuresReport: device.measured,
+            }
+            kept[type(report)].append(report)
             self.reported.notify_all()
         return 204
 

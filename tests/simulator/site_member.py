@@ -21,6 +21,7 @@ from sprat_client.agent.site.module_queue import ModuleQueue
 from sprat_client.agent.site.modules import LoadedModule, signature_of, tried
 from sprat_client.agent.site.peer import Peer
 from sprat_client.agent.site.router import Router
+from sprat_client.agent.site.site_meter import SiteMeter
 from sprat_client.agent.site.tls import client_context, server_context
 from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_shared.protocol.site_plan import PlannedModule, SitePlan
@@ -44,6 +45,7 @@ class SiteMember:
         self.held: dict[int, HeldPlan] = {}
         self.beats: list[Heartbeats] = []
         self.loaded: dict[str, LoadedModule] = {}
+        self.measured = SiteMeter()
 
     def hold(self, plan: SitePlan, clock: Callable[[], datetime] = now) -> HeldPlan:
         own, key = plan.member[self.device], self.folder / "device.key"
@@ -56,6 +58,7 @@ class SiteMember:
                 server_name=plan.server_name,
                 context=context,
                 most_bytes=self.settings.most_body_bytes,
+                measured=self.measured,
             )
             for host in used
         }
@@ -83,6 +86,9 @@ class SiteMember:
                 together=together,
                 most_waiting=self.settings.most_waiting,
                 most_rows=self.settings.most_rows,
+                ran=lambda _requests, rows, seconds: self.measured.module(module.model, module.release).ran(
+                    rows, seconds
+                ),
             )
             self.loaded[name] = LoadedModule(module.model, module.release, host, queue, signature_of(host), alone_s)
         return self.loaded[name]

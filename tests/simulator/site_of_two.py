@@ -66,7 +66,7 @@ class SiteOfTwo:
 
     @contextmanager
     def running(self, **changes: Any) -> Iterator[Agent]:
-        with in_a_thread(self.device.agent(site=SITE, **changes)) as agent:
+        with in_a_thread(self.device.agent(**({"site": SITE} | changes))) as agent:
             yield agent
 
     def sign(self, *plans: tuple[SitePlan, Phase]) -> None:

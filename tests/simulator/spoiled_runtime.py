@@ -28,6 +28,9 @@ class SpoiledRuntime:
         release = json.loads((folder / "manifest.json").read_bytes())["release"]
         return _Spoiled(host, self.spoil) if release == self.release else host
 
+    def warm_up(self) -> None:
+        """See `Runtime.warm_up`."""
+
 
 class _Spoiled:
     def __init__(self, host: ModelHost, spoil: Spoil) -> None:

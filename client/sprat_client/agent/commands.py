@@ -139,6 +139,14 @@ def _parser() -> argparse.ArgumentParser:
         help="what they are told instead, where --site-listen is 0.0.0.0 or behind a translation of addresses",
     )
     run.add_argument(
+        "--site-report-s",
+        type=_positive,
+        default=SiteSettings().report_s,
+        metavar="S",
+        help="the server hears at most so often that modules or links of the site take longer, or less, than before "
+        "(default: %(default)s)",
+    )
+    run.add_argument(
         "--guard-every",
         type=_count,
         default=GuardSettings().every,
@@ -353,7 +361,9 @@ def _run(asked: argparse.Namespace) -> int:
         trial_s=asked.trial_s,
         trial_requests=asked.trial_requests,
         statistics=replace(StatisticsSettings(), least=asked.least_inputs),
-        site=replace(SiteSettings(), listen=asked.site_listen, address=asked.site_address),
+        site=replace(
+            SiteSettings(), listen=asked.site_listen, address=asked.site_address, report_s=asked.site_report_s
+        ),
         guard=replace(GuardSettings(), every=asked.guard_every, idle_s=asked.guard_idle_s),
     )
     if asked.command == "install":

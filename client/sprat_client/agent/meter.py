@@ -35,11 +35,13 @@ class Meter:
         self._lock = threading.Lock()
         self._releases: dict[str, dict[int, Counts]] = {}
         self._swaps: dict[str, int] = {}
+        self._total = 0
 
     def answered(self, model: str, release: int, seconds: float) -> None:
         """Count an answer that took so long."""
         with self._lock:
             counts = self._of(model, release)
+            self._total += 1
             counts.answered += 1
             counts.seconds += seconds
             counts.buckets[bisect.bisect_left(BUCKETS_S, seconds)] += 1
@@ -47,6 +49,7 @@ class Meter:
     def failed(self, model: str, release: int) -> None:
         """Count a request on which the model failed."""
         with self._lock:
+            self._total += 1
             self._of(model, release).failed += 1
 
     def reported(self, model: str, release: int) -> None:
@@ -60,6 +63,11 @@ class Meter:
         """Count that another release serves now."""
         with self._lock:
             self._swaps[model] = self._swaps.get(model, 0) + 1
+
+    @property
+    def total(self) -> int:
+        """Return how many requests to any model were answered, or failed, so far."""
+        return self._total
 
     def counts(self) -> list[tuple[str, int, Counts]]:
         """Return model, release and a copy of its counts."""

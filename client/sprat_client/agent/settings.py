@@ -138,6 +138,8 @@ class SiteSettings:
         most_rows: of a module's requests, along their first axis, that run in one go.
         most_requests: of applications, under way at once.
         hedge_share: of a task's steps that may be asked of a second device as well.
+        report_s: between two reports of what was measured, where figures changed, and
+        news_s: where some are there that were not before.
     """
 
     listen: str | None = None
@@ -151,6 +153,8 @@ class SiteSettings:
     most_rows: int = 32
     most_requests: int = 64
     hedge_share: float = 0.1
+    report_s: float = 3600.0
+    news_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

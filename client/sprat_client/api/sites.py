@@ -24,15 +24,15 @@ class TaskView(TypedDict):
 
 
 class SiteDeviceView(TypedDict):
-    """A device of a site, and where it said that others reach it."""
+    """A device of a site, and where it said that others reach it; of its link, None: nobody said."""
 
     device: str
     name: str
     address: str | None
     memory_bytes: int | None
-    up_mbit: float
-    down_mbit: float
-    delay_ms: float
+    up_mbit: float | None
+    down_mbit: float | None
+    delay_ms: float | None
     utilisation: float
     revoked: bool
     last_seen_at: str | None
@@ -119,12 +119,64 @@ class MemberPreview(TypedDict):
     fetches: list[FetchPreview]
 
 
+class FigureView(TypedDict):
+    """A figure, and where it is from."""
+
+    value: float
+    origin: Literal["said", "measured", "other-release", "class", "estimated", "weights", "assumed"]
+    detail: str
+    count: int | None
+    p10: float | None
+    p90: float | None
+
+
+class ModuleMeasureView(TypedDict):
+    """A module's newest release on a device of the site; None: nothing is known."""
+
+    model: str
+    release: int
+    device: str
+    profile: str | None
+    seconds: FigureView | None
+    memory_bytes: FigureView | None
+
+
+class LinkView(TypedDict):
+    """A device's link to the hub of the site."""
+
+    device: str
+    up_mbit: FigureView
+    down_mbit: FigureView
+    delay_ms: FigureView
+
+
+class PairView(TypedDict):
+    """What a device measured of the way to another one: seconds, and seconds per byte each way."""
+
+    device: str
+    to: str
+    round_trip: dict[str, Any] | None
+    sent: dict[str, Any] | None
+    received: dict[str, Any] | None
+    said_at: str
+
+
+class SiteMeasuresView(TypedDict):
+    """What is known of the modules and links of a site."""
+
+    site: str
+    modules: list[ModuleMeasureView]
+    links: list[LinkView]
+    ways: list[PairView]
+
+
 class SitePlanPreview(TypedDict):
-    """What applying a plan would do, and what stands in the way."""
+    """What applying a plan would do, and what stands in the way; `figures`: by which it was placed, if it was."""
 
     site: str
     number: int
     members: list[MemberPreview]
+    figures: dict[str, Any] | None
     obstacles: list[str]
 
 
@@ -168,6 +220,10 @@ class Sites:
     def get(self, name: str) -> SiteView:
         """Return one site."""
         return cast("SiteView", self._transport.get(f"/sites/{name}"))
+
+    def measures(self, name: str) -> SiteMeasuresView:
+        """Return what is known of the modules and links of a site."""
+        return cast("SiteMeasuresView", self._transport.get(f"/sites/{name}/measures"))
 
     def edit(self, name: str, site: Mapping[str, Any]) -> SiteView:
         """Change what a site is."""

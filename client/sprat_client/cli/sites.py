@@ -11,6 +11,7 @@ from sprat_client.cli.invocation import JsonFlag, connect
 from sprat_client.cli.output import aligned, emit, emit_table, size
 from sprat_client.cli.quantities import parse_bytes
 from sprat_client.cli.site_files import read_modules
+from sprat_client.cli.site_measures import told_figures, told_measures
 from sprat_client.cli.watching import finish
 from sprat_shared.errors import InvalidInput, NotFound
 
@@ -114,6 +115,17 @@ def show(ctx: typer.Context, *, name: Name, json_: JsonFlag = False) -> None:
 
 
 @app.command()
+def measures(ctx: typer.Context, *, name: Name, json_: JsonFlag = False) -> None:
+    """Show what devices measured of modules and links, what other devices of their class did, and what is unknown.
+
+    Example: sprat site measures line-3
+    """
+    with connect(ctx) as client:
+        found = client.sites.measures(name)
+    emit(found, as_json=json_, text="\n".join(told_measures(found)))
+
+
+@app.command()
 def delete(ctx: typer.Context, *, name: Name, json_: JsonFlag = False) -> None:
     """Delete a site: its devices serve by no plan any more; what they run of each model stays.
 
@@ -138,7 +150,14 @@ def plan(
         typer.Option(help="Put a module by hand: MODEL=DEVICE,DEVICE, the first is asked first.  [repeated]"),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Have modules placed: YAML or JSON with `modules` and their seconds.")
+        Path | None,
+        typer.Option(help="YAML or JSON with `modules`, their memory and seconds, instead of what devices measured."),
+    ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DEVICE,DEVICE that modules may be placed on.  [default: all that others can reach]  [repeated]"
+        ),
     ] = None,
     at: Annotated[
         list[str] | None,
@@ -154,22 +173,23 @@ def plan(
     seconds: Annotated[float | None, typer.Option(help="What the solver may take.  [default: 30]")] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Make a plan of a site: modules put by hand, or placed. Nothing is sent to devices before it is applied.
+    """Make a plan of a site: modules placed, or put by hand. Nothing is sent to devices before it is applied.
 
-    Example: sprat site plan line-3 --task find --hosts vision=box,desk --hosts text=box --hosts find-head=camera
+    They are placed by what devices measured (sprat site measures), and by what a file says instead.
+
+    Example: sprat site plan line-3 --task find --at find=camera
     """
-    if bool(hosts) == (file is not None):
-        raise InvalidInput("say where each module is by --hosts, or have them placed by --file")
+    if hosts and (file is not None or on):
+        raise InvalidInput("say where each module is by --hosts, or have them placed, with or without --file and --on")
     question: dict[str, Any] = {"tasks": task, "at": _lists("--at", at), "survives_one": survive_one}
     question["releases"] = {model: _number("--release", said) for model, said in _pairs("--release", release).items()}
     question["sizes"] = {one: _number("--size", said) for one, said in _pairs("--size", length).items()}
     question["rates"] = {one: _float("--rate", said) for one, said in _pairs("--rate", rate).items()}
     question |= {} if replicas is None else {"replicas": replicas}
     question |= {} if seconds is None else {"seconds": seconds}
-    if file is not None:
-        question["modules"] = read_modules(file)
-    else:
-        question["hosts"] = _lists("--hosts", hosts)
+    question |= {"hosts": _lists("--hosts", hosts)} if hosts else {}
+    question |= {} if file is None else {"modules": read_modules(file)}
+    question |= {"on": [name for one in on for name in one.split(",")]} if on else {}
     with connect(ctx) as client:
         job = finish(client, client.sites.plan(name, question), no_wait=False)
         made = client.sites.show_plan(name, (job["result"] or {})["plan"])
@@ -346,12 +366,16 @@ def _float(option: str, text: str) -> float:
 def _told_site(site: "SiteView") -> str:
     rows = [["device", "address", "memory", "up", "down", "delay"]]
     for one in site["devices"]:
-        links = [f"{one['up_mbit']:g} Mbit/s", f"{one['down_mbit']:g} Mbit/s", f"{one['delay_ms']:g} ms"]
+        links = [_said(one["up_mbit"], "Mbit/s"), _said(one["down_mbit"], "Mbit/s"), _said(one["delay_ms"], "ms")]
         address = "revoked" if one["revoked"] else one["address"] or "says no site-address"
         rows.append([one["name"], address, size(one["memory_bytes"]), *links])
     serving = "no plan serves" if site["serving"] is None else f"plan {site['serving']} serves"
     moving = "" if site["under_way"] is None else f", plan {site['under_way']} is under way"
     return "\n".join([f"site {site['name']}: {serving}{moving}", *aligned(rows)])
+
+
+def _said(value: float | None, unit: str) -> str:
+    return "as measured" if value is None else f"{value:g} {unit}"
 
 
 def _told_plan(plan: "SitePlanView") -> list[str]:
@@ -386,4 +410,5 @@ def _previewed(shown: "SitePlanPreview") -> list[str]:
         fetches = ", ".join(f"{each['model']}@{each['release']} {size(each['bytes'])}" for each in one["fetches"])
         memory = [size(one["holds_bytes"]), size(one["while_replacing_bytes"]), size(one["memory_bytes"])]
         rows.append([one["name"], fetches or "nothing", *memory])
-    return [*aligned(rows), *(f"in the way: {each}" for each in shown["obstacles"])]
+    figures = [] if shown["figures"] is None else told_figures(shown["figures"])
+    return [*aligned(rows), *figures, *(f"in the way: {each}" for each in shown["obstacles"])]

@@ -10,6 +10,11 @@ def resident_bytes() -> int:
     return _kilobytes("/proc/self/status", "VmRSS:")
 
 
+def peak_bytes() -> int:
+    """Return the largest resident memory that this process had, as the kernel remembers it; 0 where nobody says."""
+    return _kilobytes("/proc/self/status", "VmHWM:")
+
+
 def private_bytes() -> int:
     """Return the resident memory of this process that no file is behind; 0 where the system does not say."""
     return _kilobytes("/proc/self/status", "RssAnon:")

@@ -35,3 +35,9 @@ class OnnxRuntime:
             return open_model(folder, threads=self._threads, prepack=self._prepack)
 
         return giving_way(opened) if self._threads == 1 else opened()  # threads of a session would stay nice
+
+    def warm_up(self) -> None:
+        """See `Runtime.warm_up`."""
+        from sprat_client.runtime.onnxruntime_model import warm_up  # noqa: PLC0415  # likewise
+
+        warm_up(threads=self._threads, prepack=self._prepack)

@@ -26,6 +26,10 @@ _DTYPES: Final[Mapping[str, str]] = {
 # Each of these writes new weights made from the mapped ones, which would then be held twice.
 _FOLDING: Final = ("ConvBNFusion", "ConvMulFusion", "ConvAddFusion", "MatMulBnFusion", "ConstantFolding")
 GRAPH_FILE: Final = "graph.onnx"
+_IDENTITY: Final = bytes.fromhex(  # y = Identity(x), float32[1], of opset 17
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a080801"
+    "12040a02080142040a001011"
+)
 
 
 class OnnxModel:
@@ -65,6 +69,26 @@ def open_model(folder: Path, *, threads: int, prepack: bool) -> OnnxModel:
     Raises:
         ModelNotLoadable: onnxruntime refuses it.
     """
+    try:
+        session = _session(str(folder / GRAPH_FILE), threads=threads, prepack=prepack)
+    except Exception as bad:
+        raise ModelNotLoadable(f"{folder.name}: onnxruntime does not load it: {str(bad)[:400]}") from bad
+    return OnnxModel(session, folder.name)
+
+
+def warm_up(*, threads: int, prepack: bool) -> None:
+    """Run a graph of one node.
+
+    Raises:
+        ModelNotLoadable: onnxruntime does not run here.
+    """
+    try:
+        _session(_IDENTITY, threads=threads, prepack=prepack).run(None, {"x": np.zeros(1, np.float32)})
+    except Exception as bad:
+        raise ModelNotLoadable(f"onnxruntime does not run here: {str(bad)[:400]}") from bad
+
+
+def _session(graph: str | bytes, *, threads: int, prepack: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -77,16 +101,12 @@ def open_model(folder: Path, *, threads: int, prepack: bool) -> OnnxModel:
     options.add_session_config_entry("session.set_denormal_as_zero", "0")  # it would switch numpy over as well
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    try:
-        session = onnxruntime.InferenceSession(
-            str(folder / GRAPH_FILE),
-            sess_options=options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=None if prepack else list(_FOLDING),
-        )
-    except Exception as bad:
-        raise ModelNotLoadable(f"{folder.name}: onnxruntime does not load it: {str(bad)[:400]}") from bad
-    return OnnxModel(session, folder.name)
+    return onnxruntime.InferenceSession(
+        graph,
+        sess_options=options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=None if prepack else list(_FOLDING),
+    )
 
 
 def _spec(port: Any, name: str) -> PortSpec:

@@ -85,6 +85,13 @@ class Runtime(Protocol):
             ModelNotLoadable: it cannot be loaded.
         """
 
+    def warm_up(self) -> None:
+        """Take the memory that the runtime takes once and for all, with the first model, whichever that is.
+
+        Raises:
+            ModelNotLoadable: the runtime does not run here.
+        """
+
 
 def fit_input(spec: PortSpec, value: Array) -> Array:
     """Return `value` as the model takes it: of its dtype, checked for shape.

@@ -15,11 +15,13 @@ from sprat_server.api.preconditions import Seen, SeenState
 from sprat_server.api.routes import operators_router
 from sprat_server.db.paging import take_page
 from sprat_server.db.session import SessionDep
+from sprat_server.flows import site_measures
 from sprat_server.flows import site_plans as flow
 from sprat_server.flows import site_previews as views
 from sprat_server.jobs.schemas import JobAccepted, JobView
 from sprat_server.rollouts.requests import Reason
 from sprat_server.sites import records
+from sprat_server.sites.measure_schemas import SiteMeasuresView
 from sprat_server.sites.models import Site, SitePlanRow
 from sprat_server.sites.schemas import (
     EditedSite,
@@ -70,6 +72,12 @@ def list_sites(session: SessionDep, _viewer: Viewer, page: Paging) -> Page[SiteV
 def get_site(site: Name, session: SessionDep, _viewer: Viewer) -> SiteView:
     """Show a site: its devices, and which plan serves."""
     return _shown(session, site)
+
+
+@router.get("/{site}/measures", responses=_SITE)
+def get_site_measures(site: Name, session: SessionDep, _viewer: Viewer) -> SiteMeasuresView:
+    """Show what devices measured of modules and links, as a plan would be placed by it, and what is not known."""
+    return site_measures.measures_view(session, records.get_site(session, site))
 
 
 @router.put("/{site}", responses=together(_SITE, raises(not_found=["device.unknown"], conflict=["site.device-taken"])))

@@ -20,10 +20,12 @@ from sprat_server.rollouts import service as rollouts
 from sprat_server.rollouts.models import Rollout, RolloutDevice
 from sprat_server.rollouts.retries import DRIFTED, Failure, class_of, judges_the_model
 from sprat_server.rollouts.waves import DeviceState, Prefetch
+from sprat_server.sites import measure_records
 from sprat_server.sites import records as sites
 from sprat_shared.errors import InvalidInput, NotFound
 from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.holdout_report import HoldoutReport
+from sprat_shared.protocol.measures_report import MeasuresReport
 from sprat_shared.protocol.report import Outcome, Report, TrustReport, read_report
 from sprat_shared.protocol.site_report import SiteReport
 
@@ -33,8 +35,8 @@ _log = structlog.get_logger(__name__)
 def on_report(session: Session, device: Device, body: bytes, signature: bytes) -> DeviceReport:
     """Store a device's report and let the rollout that it answers take its next step.
 
-    A report of no assignment says that the device does not believe what it was sent, how its holdout drifts, or what
-    it is, or how far it is with a plan of its site: it is kept and logged, and that plan goes on.
+    A report of no assignment says that the device does not believe what it was sent, how its holdout drifts, what it
+    is or measured, or how far it is with a plan of its site: it is kept and logged, and that plan goes on.
 
     Args:
         session: the caller's transaction.
@@ -62,13 +64,14 @@ def on_report(session: Session, device: Device, body: bytes, signature: bytes) -
 def _take_word(
     session: Session,
     device: Device,
-    report: TrustReport | HoldoutReport | FactsReport | SiteReport,
+    report: TrustReport | HoldoutReport | FactsReport | SiteReport | MeasuresReport,
     body: bytes,
     signature: bytes,
 ) -> DeviceReport:
     """Keep a report of no assignment."""
     said = {"device": str(device.id)}
     model = _reported_model(session, report) if isinstance(report, HoldoutReport) else None
+    measured = measure_records.check_known(session, report) if isinstance(report, MeasuresReport) else {}
     if isinstance(report, SiteReport):
         steps.lock_moves(session)
     kept = reports.record_report(session, fleet.lock_device(session, device.id), report, body, signature)
@@ -86,6 +89,9 @@ def _take_word(
         case SiteReport():
             _log.info("device.site", **said, site=report.site, plan=report.plan, state=report.state)
             site_steps.on_site_report(session, device, report)
+        case MeasuresReport():
+            _log.info("device.measures", **said, modules=len(report.modules), links=len(report.links))
+            measure_records.keep(session, report, measured)
     return kept
 
 

@@ -1,6 +1,6 @@
 """A site as a placement sees it, out of its tasks' typed graphs and what people say of its devices. Pure."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -28,7 +28,7 @@ class ModuleSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSize:
-    """What people said of a device; memory that nobody said is what all modules take."""
+    """A device as a placement sees it; memory that nobody said is what all modules take."""
 
     name: str
     memory_bytes: int | None
@@ -93,11 +93,11 @@ class Irreparable(InvalidInput):
     code = "site.irreparable"
 
 
-def without(asked: NewSitePlan, there: Collection[str]) -> NewSitePlan:
+def without(asked: NewSitePlan, there: frozenset[str]) -> NewSitePlan:
     """Return what was asked of a site, of the devices that are still there.
 
     Raises:
-        Irreparable: a module was put by hand on none of them, or data arise, or answers are wanted, at none.
+        Irreparable: a module was put by hand, or can run, on none of them, or a task was asked at none.
     """
     hosts = None
     if asked.hosts is not None:
@@ -113,6 +113,13 @@ def without(asked: NewSitePlan, there: Collection[str]) -> NewSitePlan:
             f"{gone[0]} was asked at {', '.join(asked.at[gone[0]])}, and at no other device; plan anew, and say where "
             "it is asked now"
         )
+    if gone := sorted(
+        model for model, said in asked.modules.items() if said.seconds and not there & said.seconds.keys()
+    ):
+        raise Irreparable(
+            f"{gone[0]} was said to run on {', '.join(asked.modules[gone[0]].seconds)}, and on no other device; plan "
+            "anew, and say where it may run"
+        )
     modules = {
         model: said.model_copy(
             update={
@@ -122,7 +129,8 @@ def without(asked: NewSitePlan, there: Collection[str]) -> NewSitePlan:
         )
         for model, said in asked.modules.items()
     }
-    return asked.model_copy(update={"hosts": hosts, "modules": modules, "at": at})
+    on = [one for one in asked.on if one in there]
+    return asked.model_copy(update={"hosts": hosts, "modules": modules, "at": at, "on": on})
 
 
 def fallback_hosts(asked: NewSitePlan, fallbacks: Mapping[str, TaskGraph | None]) -> dict[str, frozenset[str]]:

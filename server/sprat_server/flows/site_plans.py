@@ -17,7 +17,7 @@ from sprat_server.access import audit
 from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device
-from sprat_server.flows import direct, live, site_previews, site_steps
+from sprat_server.flows import direct, live, site_measures, site_previews, site_steps
 from sprat_server.flows.site_previews import address_of
 from sprat_server.jobs import service as jobs
 from sprat_server.jobs.models import Job
@@ -25,6 +25,7 @@ from sprat_server.observe.actors import Actor
 from sprat_server.publish import plan_authority
 from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
+from sprat_server.registry.models import Release
 from sprat_server.rollouts import quarantine
 from sprat_server.rollouts import service as rollouts
 from sprat_server.settings import Settings
@@ -142,10 +143,10 @@ def ask_plan(session: Session, name: str, asked: NewSitePlan, by: Actor) -> Job:
     site = records.get_site(session, name)
     graphs = _graphs(records.get_task(session, task) for task in asked.tasks)
     models = sorted({model for graph in graphs for model in graph.models})
-    known = {_device(session, one.device_id).name for one in records.devices_of(session, site)}
+    rows = records.devices_of(session, site)
+    known = {_device(session, one.device_id).name for one in rows}
     _require_only("releases", asked.releases, models)
-    for model in models:
-        _release(session, model, asked.releases.get(model))
+    releases = {model: _release(session, model, asked.releases.get(model)) for model in models}
     if asked.hosts is not None:
         _require_only("hosts", asked.hosts, models)
         if missing := sorted(set(models) - asked.hosts.keys()):
@@ -153,21 +154,16 @@ def ask_plan(session: Session, name: str, asked: NewSitePlan, by: Actor) -> Job:
         named = {device for hosts in asked.hosts.values() for device in hosts}
     else:
         _require_only("modules", asked.modules, models)
-        for model in models:
-            if model not in asked.modules or not asked.modules[model].seconds:
-                raise InvalidInput(
-                    f"modules: say how long a run of {model} takes on which devices, or say hosts by hand",
-                    code="site.bad-plan",
-                )
         if missing := [task for task in asked.tasks if task not in asked.at]:
             raise InvalidInput(f"at: say at which devices applications ask for {missing[0]}", code="site.bad-plan")
-        named = {device for one in asked.modules.values() for device in one.seconds}
+        named = {device for one in asked.modules.values() for device in one.seconds} | set(asked.on)
     _require_only("at", asked.at, asked.tasks)
     named |= {device for devices in asked.at.values() for device in devices}
     if strange := sorted(named - known):
         raise InvalidInput(
             f"{strange[0]} is no device of site {name}; it has {', '.join(sorted(known))}", code="site.bad-plan"
         )
+    site_measures.filled(session, rows, asked, releases, repairs=False)
     args = {"site": name, "asked": asked.model_dump(mode="json"), "by": str(by)}
     return jobs.enqueue(session, kind=PLAN_KIND, args=args, by=by)
 
@@ -364,8 +360,8 @@ def _graphs(tasks: Iterable[SiteTask]) -> list[TaskGraph]:
     return [TaskGraph.of(said) for task in tasks for said in (task.graph, task.fallback) if said is not None]
 
 
-def _release(session: Session, name: str, number: int | None) -> None:
-    """Return if a release can be of a plan."""
+def _release(session: Session, name: str, number: int | None) -> Release:
+    """Return the release of a model, the newest where none is named, if it can be of a plan."""
     model = registry.get_model(session, name)
     release = (
         registry.latest_release(session, model) if number is None else registry.get_release(session, model, number)
@@ -383,6 +379,7 @@ def _release(session: Session, name: str, number: int | None) -> None:
             "another release",
             code="release.quarantined",
         )
+    return release
 
 
 def _require_new(session: Session, task: str, *, replaced: bool) -> None:

@@ -204,6 +204,7 @@ def preview(session: Session, site: Site, plan: SitePlanRow) -> SitePlanPreview:
         site=site.name,
         number=plan.number,
         members=sorted(members, key=lambda one: one.name),
+        figures=(plan.content["placement"] or {}).get("figures"),
         obstacles=obstacles(session, site, plan),
     )
 

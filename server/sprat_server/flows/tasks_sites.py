@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from sprat_server.fleet import service as fleet
-from sprat_server.flows import site_building, site_plans
+from sprat_server.flows import site_building, site_measures, site_plans
 from sprat_server.flows.site_building import DeviceSize, ModuleSize
 from sprat_server.flows.site_plans import CHECK_KIND, PLAN_KIND
 from sprat_server.flows.site_trials import ModuleFiles, TaskWorse, tried
@@ -115,12 +115,15 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
             name: None if said["fallback"] is None else TaskGraph.of(said["fallback"]) for name, said in tasks.items()
         }
         models = {model for one in (*graphs.values(), *fallbacks.values()) if one is not None for model in one.models}
-        devices = _devices(session, records.devices_of(session, site))
+        rows = records.devices_of(session, site)
+        devices = site_measures.device_sizes(session, rows)
         staying = _staying(session, site, args.get("repairs"), devices)
         if "repairs" in args:
-            asked = site_building.without(asked, {one.name for one in devices.values()})
+            asked = site_building.without(asked, frozenset(one.name for one in devices.values()))
         releases = _releases(session, asked, sorted(models))
-        sizes = {name: _size(session, asked, one, devices) for name, one in releases.items()}
+        known = site_measures.filled(session, rows, asked, releases, repairs="repairs" in args)
+        sizes = {name: _size(session, known.asked, one, devices) for name, one in releases.items()}
+        links = {devices[device].name: one.as_json() for device, one in site_measures.links(session, rows).items()}
         files = {name: release.graph_digest for name, release in releases.items()}
         numbers = {name: {"release": release.number, "id": release.release_id} for name, release in releases.items()}
         new = {name: ModuleFiles(one.graph_digest, one.weights_blob) for name, one in releases.items()}
@@ -137,7 +140,9 @@ def plan_site(ctx: JobContext, args: Mapping[str, Any]) -> dict[str, Any]:
     if asked.hosts is None:
         ctx.progress("placing", 0.6, f"{len(sizes)} modules on {len(devices)} devices")
         alone = site_building.fallback_hosts(asked, fallbacks)
-        hosts, routes, placement = _placed(asked, graphs, types, list(devices.values()), sizes, alone, staying)
+        by = known.asked, graphs, types, list(devices.values()), sizes, alone, staying
+        hosts, routes, placement = _placed(*by)
+        placement["figures"] = {"modules": known.figures, "links": links}
     else:
         hosts = asked.hosts
     ids = {one.name: device for device, one in devices.items()}
@@ -284,30 +289,14 @@ def _releases(session: Session, asked: NewSitePlan, models: Sequence[str]) -> di
 
 def _size(session: Session, asked: NewSitePlan, release: Release, devices: Mapping[UUID, DeviceSize]) -> ModuleSize:
     model = session.get_one(Model, release.model_id)
-    said = asked.modules.get(model.name)
-    memory = None if said is None else said.memory_bytes
     full = next(file for file in registry.updates_of(session, release) if file.base_number is None)
     slots = fleet.slots(session, device_ids=list(devices), model_id=model.id)
     held = {device for (device, _), row in slots.items() if release.number in {row.active, row.previous}}
     return ModuleSize(
-        memory_bytes=release.model_bytes if memory is None else memory,
+        memory_bytes=asked.modules[model.name].memory_bytes or 0,
         file_bytes=full.bytes,
         held=frozenset(devices[device].name for device in held),
     )
-
-
-def _devices(session: Session, rows: Sequence[Any]) -> dict[UUID, DeviceSize]:
-    return {
-        row.device_id: DeviceSize(
-            name=fleet.get_device(session, row.device_id).name,
-            memory_bytes=row.memory_bytes,
-            up_mbit=row.up_mbit,
-            down_mbit=row.down_mbit,
-            delay_ms=row.delay_ms,
-            utilisation=row.utilisation,
-        )
-        for row in rows
-    }
 
 
 def _told(row: SiteTask) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tables of sites, their tasks and their plans. Numbers of plans never fall, what was signed never changes (0027)."""
+"""Tables of sites, their tasks, their plans (their numbers never fall, what was signed never changes), and measures."""
 
 from datetime import datetime
 from typing import Any
@@ -77,10 +77,10 @@ class SiteDevice(ProjectOwned, Base):
 
     site_id: Mapped[UUID] = mapped_column(primary_key=True)
     device_id: Mapped[UUID] = mapped_column(primary_key=True)
-    memory_bytes: Mapped[int | None]  # NULL: nobody said
-    up_mbit: Mapped[float] = mapped_column(Double)
-    down_mbit: Mapped[float] = mapped_column(Double)
-    delay_ms: Mapped[float] = mapped_column(Double)
+    memory_bytes: Mapped[int | None]  # NULL: nobody said; the link likewise
+    up_mbit: Mapped[float | None] = mapped_column(Double)
+    down_mbit: Mapped[float | None] = mapped_column(Double)
+    delay_ms: Mapped[float | None] = mapped_column(Double)
     utilisation: Mapped[float] = mapped_column(Double)
 
 
@@ -192,3 +192,48 @@ class SitePlanHost(ProjectOwned, Base):
     number: Mapped[int]
     fetched_by: Mapped[int | None]  # the assignment that has it fetch the release; NULL: it has it
     kept_by: Mapped[int | None]  # the one that has it run the release since the plan serves
+
+
+class ModuleMeasure(ProjectOwned, Base):
+    """What a device said last of what a release takes there (`ModuleFigures`)."""
+
+    __tablename__ = "module_measure"
+    __table_args__ = (
+        within("device"),
+        within("model"),
+        ForeignKeyConstraint(["model_id", "number"], ["release.model_id", "release.number"], name="release_exists"),
+        Index(None, "model_id", "number"),
+        CheckConstraint("memory_bytes > 0", name="memory_is_positive"),
+        CheckConstraint("tried_s >= 0", name="time_is_not_negative"),
+        CheckConstraint("jsonb_typeof(runs) = 'object'", name="runs_are_an_object"),
+    )
+
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
+    model_id: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    memory_bytes: Mapped[int | None]
+    tried_s: Mapped[float | None] = mapped_column(Double)
+    runs: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  # `Spread`, seconds
+    said_at: Mapped[datetime]
+
+
+class LinkMeasure(ProjectOwned, Base):
+    """What a device said last of the way to another one (`LinkFigures`)."""
+
+    __tablename__ = "link_measure"
+    __table_args__ = (
+        within("device"),
+        within("device", "peer_id"),
+        Index(None, "peer_id"),
+        CheckConstraint("device_id <> peer_id", name="links_lead_elsewhere"),
+        CheckConstraint("jsonb_typeof(round_trip) = 'object'", name="round_trip_is_an_object"),
+        CheckConstraint("jsonb_typeof(sent) = 'object'", name="sent_is_an_object"),
+        CheckConstraint("jsonb_typeof(received) = 'object'", name="received_is_an_object"),
+    )
+
+    device_id: Mapped[UUID] = mapped_column(primary_key=True)
+    peer_id: Mapped[UUID] = mapped_column(primary_key=True)
+    round_trip: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  # `Spread`, seconds
+    sent: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  # likewise, seconds per byte
+    received: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    said_at: Mapped[datetime]

@@ -178,16 +178,17 @@ class TaskView(BaseModel):
 class NewSiteDevice(BaseModel):
     """A device by its name: memory for modules, its link to the hub of the site, how much of its time it may compute.
 
-    Memory that is left out is not known, and binds nothing.
+    Memory that is left out is not known, and binds nothing. What is left out of a link is taken from what devices
+    measured.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     name: DeviceName
     memory_bytes: Annotated[int | None, Field(ge=0, le=1 << 50)] = None
-    up_mbit: Annotated[float, Field(gt=0, le=1e6)] = 1000.0
-    down_mbit: Annotated[float, Field(gt=0, le=1e6)] = 1000.0
-    delay_ms: Annotated[float, Field(ge=0, le=1e5)] = 0.0
+    up_mbit: Annotated[float | None, Field(gt=0, le=1e6)] = None
+    down_mbit: Annotated[float | None, Field(gt=0, le=1e6)] = None
+    delay_ms: Annotated[float | None, Field(ge=0, le=1e5)] = None
     utilisation: Annotated[float, Field(gt=0, le=1)] = 0.8
 
 
@@ -238,15 +239,15 @@ class NewSite(EditedSite):
 
 
 class SiteDeviceView(BaseModel):
-    """A device of a site; `address` is where it said that other members reach it."""
+    """A device of a site; `address` is where it said that other members reach it. Of a link, null: nobody said."""
 
     device: UUID
     name: str
     address: str | None
     memory_bytes: int | None
-    up_mbit: float
-    down_mbit: float
-    delay_ms: float
+    up_mbit: float | None
+    down_mbit: float | None
+    delay_ms: float | None
     utilisation: float
     revoked: bool
     last_seen_at: datetime | None
@@ -300,9 +301,10 @@ class SiteView(BaseModel):
 
 
 class PlannedModule(BaseModel):
-    """What is known of a module: the seconds and joules of a run on each device that can run it, and its memory.
+    """What people say of a module: the seconds and joules of a run on each device that can run it, and its memory.
 
-    Memory left out is that of its weights.
+    What is left out is taken from what devices measured (`GET /sites/{site}/measures`). Memory of which nothing is
+    known is that of its weights.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -316,9 +318,10 @@ class NewSitePlan(BaseModel):
     """A plan to be made: which tasks, by which releases (left out: the newest of each model), and where modules are.
 
     By hand: `hosts`, module -> devices, the one that is asked first before the others. Else they are placed: `at` says
-    at which devices applications ask for each task (modules of its fallback are there), `modules` how long each takes
-    where, `rates` requests a second of a task, over all its devices, `sizes` free lengths (1 if left out). `seconds` is
-    what the solver may take. Nothing is sent to devices before the plan is applied.
+    at which devices applications ask for each task (modules of its fallback are there), `on` the devices that modules
+    may be on (left out: all that others can reach), `modules` how long each takes where, instead of what was measured,
+    `rates` requests a second of a task, over all its devices, `sizes` free lengths (1 if left out). `seconds` is what
+    the solver may take. Nothing is sent to devices before the plan is applied.
     """
 
     model_config = ConfigDict(
@@ -343,6 +346,7 @@ class NewSitePlan(BaseModel):
     at: Annotated[
         dict[PlainName, Annotated[list[DeviceName], Field(min_length=1, max_length=200)]], Field(max_length=100)
     ] = {}
+    on: Annotated[list[DeviceName], Field(max_length=200)] = []
     modules: Annotated[dict[PlainName, PlannedModule], Field(max_length=200)] = {}
     rates: Annotated[dict[PlainName, Annotated[float, Field(ge=0, le=1e6)]], Field(max_length=100)] = {}
     sizes: Annotated[dict[Port, Annotated[int, Field(ge=0, le=1 << 40)]], Field(max_length=200)] = {}
@@ -443,9 +447,13 @@ class MemberPreview(BaseModel):
 
 
 class SitePlanPreview(BaseModel):
-    """What applying a plan would do; `obstacles` stand in the way."""
+    """What applying a plan would do; `obstacles` stand in the way.
+
+    `figures` are those by which it was placed, each with where it is from; null: it was put by hand.
+    """
 
     site: str
     number: int
     members: list[MemberPreview]
+    figures: dict[str, Any] | None
     obstacles: list[str]

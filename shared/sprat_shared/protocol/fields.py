@@ -69,7 +69,11 @@ class Fields:
 
     def number(self, name: str) -> float:
         """Return a number field as float."""
-        return float(self._get(name, (int, float), "a number"))
+        value: int | float = self._get(name, (int, float), "a number")
+        try:
+            return float(value)
+        except OverflowError:
+            raise InvalidInput(f"{self._where}: field {name!r} is larger than any number here") from None
 
     def flag(self, name: str) -> bool:
         """Return a true/false field."""

@@ -14,6 +14,7 @@ from sprat_shared.errors import InvalidInput
 from sprat_shared.protocol.facts_report import FactsReport
 from sprat_shared.protocol.fields import Fields, canonical_json
 from sprat_shared.protocol.holdout_report import HoldoutReport
+from sprat_shared.protocol.measures_report import MeasuresReport
 from sprat_shared.protocol.site_report import SiteReport
 from sprat_shared.protocol.watched import Watched, positive, share
 
@@ -278,7 +279,7 @@ class TrustReport:
         )
 
 
-AnyReport: TypeAlias = Report | TrustReport | HoldoutReport | FactsReport | SiteReport
+AnyReport: TypeAlias = Report | TrustReport | HoldoutReport | FactsReport | SiteReport | MeasuresReport
 
 
 def read_report(body: bytes) -> AnyReport:
@@ -293,6 +294,7 @@ def read_report(body: bytes) -> AnyReport:
         "holdout": HoldoutReport,
         "facts": FactsReport,
         "site": SiteReport,
+        "measures": MeasuresReport,
     }
     kind = Fields.parse(body, "report").text("kind")
     if kind not in kinds:

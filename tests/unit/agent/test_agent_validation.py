@@ -404,5 +404,8 @@ def test_the_memory_of_a_release_is_its_mapped_files_and_what_it_takes_beside_th
             model.hoard = np.ones(8 << 20, np.uint8)  # type: ignore[attr-defined]
             return model
 
+        def warm_up(self) -> None:
+            pass
+
     _, taken = load_measured(Greedy(), tmp_path)
     assert 12 << 20 < taken < 20 << 20

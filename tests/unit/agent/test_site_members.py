@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from demo.fault_proxy import FaultProxy
-from made_sites import MadeMember, at
+from made_sites import WIDTH, MadeMember, at
 from site_member import SiteMember, member_in_this_process
 from three_members import Trio, all_answering, check, check_fallback, install, process, running, some_inputs, trio_in
 
@@ -27,6 +27,7 @@ from sprat_client.agent.site.failures import (
     Unreachable,
 )
 from sprat_client.agent.site.peer import Ask, Peer
+from sprat_client.agent.site.site_meter import SiteMeter
 from sprat_client.agent.site.task_answer import TaskAnswer
 from sprat_client.agent.site.tls import client_context
 from sprat_shared.errors import InvalidInput
@@ -287,7 +288,9 @@ def test_applications_that_do_not_wait_take_no_device_from_the_others(
 
 
 @contextlib.contextmanager
-def peer_of(trio: Trio, plan: SitePlan, member: MadeMember, *, title: str | None = None) -> Iterator[Peer]:
+def peer_of(
+    trio: Trio, plan: SitePlan, member: MadeMember, *, title: str | None = None, measured: SiteMeter | None = None
+) -> Iterator[Peer]:
     """Yield a member as the camera asks it."""
     context = client_context(plan, plan.member[trio.camera.device], trio.camera.folder / "device.key")
     peer = Peer(
@@ -296,6 +299,7 @@ def peer_of(trio: Trio, plan: SitePlan, member: MadeMember, *, title: str | None
         server_name=plan.server_name,
         context=context,
         most_bytes=1 << 20,
+        measured=measured or SiteMeter(),
     )
     yield peer
     peer.drop("the test is over")
@@ -306,6 +310,35 @@ def ask_vision(peer: Peer, plan: SitePlan, **change: Any) -> Mapping[str, Array]
     inputs = {"x": some_inputs()["image"]}
     until = time.monotonic() + 5
     return peer.infer(module, inputs, ["y"], until=until, request="r", trace=None, ask=Ask()).outputs
+
+
+def test_round_trips_and_large_bodies_are_measured_over_connections_that_were_there(
+    answering: tuple[Trio, SitePlan, SiteMember],
+) -> None:
+    trio, plan, _ = answering
+    measured = SiteMeter()
+    with peer_of(trio, plan, trio.box, measured=measured) as peer:
+        for _ in range(10):
+            peer.is_there(1.0)
+        assert measured.links() == (), "the first one made its connection"
+        peer.is_there(1.0)
+        (link,) = measured.links()
+        assert (link.device, link.round_trip.count, link.sent) == (trio.box.device, 10, None)
+        assert 0 < link.round_trip.p10 <= link.round_trip.median < 0.5
+        until = time.monotonic() + 20
+        module, x = plan.modules["vision"], np.ones((40_000, WIDTH), np.float32)
+        for _ in range(6):
+            peer.infer(module, {"x": x}, ["y"], until=until, request="r", trace=None, ask=Ask())
+        assert measured.links()[0].sent is None, "as much came back"
+    with peer_of(trio, plan, trio.camera, measured=measured) as peer:
+        for _ in range(11):
+            peer.is_there(1.0)
+        both = {"left": x, "right": x}
+        for _ in range(6):
+            peer.infer(plan.modules["head"], both, ["release"], until=until, request="r", trace=None, ask=Ask())
+        link = next(one for one in measured.links() if one.device == trio.camera.device)
+        assert (link.sent.count, link.received) == (6, None)
+        assert link.sent.median < 1e-6, "a megabyte takes no second here"
 
 
 def test_a_request_under_another_plan_or_for_another_release_is_refused_by_name(

@@ -203,7 +203,9 @@ def test_devices_of_a_site_are_said_with_what_is_known_of_them(monkeypatch: pyte
         assert isinstance(refused.exception, InvalidInput) or refused.exit_code != 0, wrong
 
 
-def test_a_plan_is_asked_for_by_hand_or_placed_by_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_plan_is_asked_for_by_hand_or_placed_by_a_file_or_by_measures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def answer(method: str, path: str) -> object:
         if method == "POST":
             return {"job": job(result={"plan": 4})}
@@ -230,9 +232,52 @@ def test_a_plan_is_asked_for_by_hand_or_placed_by_a_file(monkeypatch: pytest.Mon
     body = asked[0][2]
     assert body["modules"] == {"vision": {"memory_bytes": 350_000_000, "seconds": {"box": 0.05}}} == read_modules(file)
     assert (body["sizes"], body["rates"]) == ({"n": 8}, {"find": 2.0})
-    for wrong in ([], ["--hosts", "vision=box", "--file", str(file)], ["--hosts", "vision"]):
+    _, asked = run(monkeypatch, answer, *words, "--at", "find=box", "--on", "box,desk", "--on", "camera")
+    body = asked[0][2]
+    assert (body["on"], "hosts" in body, "modules" in body) == (["box", "desk", "camera"], False, False)
+    for wrong in (
+        ["--hosts", "vision=box", "--file", str(file)],
+        ["--hosts", "vision=box", "--on", "box"],
+        ["--hosts", "vision"],
+    ):
         refused, _ = run(monkeypatch, answer, *words, *wrong)
         assert refused.exit_code != 0, wrong
+
+
+def figure(value: float, origin: str, detail: str = "", **more: Any) -> dict[str, Any]:
+    return {"value": value, "origin": origin, "detail": detail, "count": None, "p10": None, "p90": None} | more
+
+
+LINK = {
+    "up_mbit": figure(20, "said"),
+    "down_mbit": figure(48.83, "measured"),
+    "delay_ms": figure(0, "assumed"),
+}
+
+
+def test_measures_say_of_each_figure_where_it_is_from_and_what_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = figure(0.05, "class", "2 of pi-4", count=2, p10=0.04, p90=0.0712)
+    module = {"model": "vision", "release": 2, "profile": "pi-4"}
+    way = {"device": "camera", "to": "box", "said_at": "2026-11-30T12:00:00Z", "received": None}
+    found = {
+        "site": "line-3",
+        "modules": [
+            module | {"device": "camera", "seconds": known, "memory_bytes": figure(350e6, "measured", "as loaded")},
+            module | {"device": "desk", "profile": None, "seconds": None, "memory_bytes": None},
+        ],
+        "links": [{"device": "camera", **LINK}],
+        "ways": [way | {"round_trip": {"median": 0.0125}, "sent": {"median": 4e-7}}],
+    }
+    done, asked = run(monkeypatch, lambda *_: found, "site", "measures", "line-3")
+    assert asked == [("GET", "/sites/line-3/measures", None)]
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "vision@2 camera pi-4 0.05 (0.04 to 0.0712) class: 2 of pi-4 350.00 MB measured: as loaded" in lines
+    assert "vision@2 desk - unknown - unknown -" in lines
+    assert "camera 20 Mbit/s said 48.8 Mbit/s measured 0 ms assumed" in lines
+    assert "camera box 12.5 ms 20 Mbit/s -" in lines
+    nothing = found | {"modules": [], "ways": []}
+    done, _ = run(monkeypatch, lambda *_: nothing, "site", "measures", "line-3")
+    assert done.stdout.startswith("no module was measured yet")
 
 
 def test_status_is_of_what_is_under_way_else_of_what_serves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +303,16 @@ def test_status_is_of_what_is_under_way_else_of_what_serves(monkeypatch: pytest.
 def test_a_preview_says_what_is_fetched_held_and_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     member = {"name": "box", "memory_bytes": 4_000_000_000, "holds_bytes": 1_000, "while_replacing_bytes": 2_000}
     member["fetches"] = [{"model": "vision", "release": 2, "bytes": 100}]
-    shown = {"site": "line-3", "number": 4, "members": [member], "obstacles": ["plan 3 is holding"]}
+    shown = {"site": "line-3", "number": 4, "members": [member], "obstacles": ["plan 3 is holding"], "figures": None}
     done, _ = run(monkeypatch, lambda *_: shown, "site", "preview", "line-3/4")
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert lines[1:] == ["box vision@2 100 B 1.00 kB 2.00 kB 4.00 GB", "in the way: plan 3 is holding"]
+    seconds = {"box": figure(0.05, "measured", "in service"), "desk": figure(0.2, "estimated", "from box")}
+    vision = {"seconds": seconds, "memory_bytes": figure(350e6, "weights")}
+    shown["figures"] = {"modules": {"vision": vision}, "links": {"box": LINK}}
+    done, _ = run(monkeypatch, lambda *_: shown, "site", "preview", "line-3/4")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "vision box 0.05 measured: in service 350.00 MB weights" in lines
+    assert "vision desk 0.2 estimated: from box" in lines
+    assert "box 20 Mbit/s said 48.8 Mbit/s measured 0 ms assumed" in lines
+    assert lines[-1] == "in the way: plan 3 is holding"

@@ -63,7 +63,7 @@ class ModuleQueue:
         together: its answer for several requests in one array is that for each of them.
         most_waiting: requests; further ones are turned away.
         most_rows: along the first axis, in one go.
-        ran: told of each go: how many requests it answered, and seconds.
+        ran: told of each go: how many requests it answered, of how many rows together, and seconds.
     """
 
     def __init__(
@@ -74,10 +74,11 @@ class ModuleQueue:
         together: bool,
         most_waiting: int,
         most_rows: int,
-        ran: Callable[[int, float], None] = lambda _requests, _seconds: None,
+        ran: Callable[[int, int, float], None] = lambda _requests, _rows, _seconds: None,
     ) -> None:
         self._host, self._name, self._together, self._ran = host, name, together, ran
         self._most_waiting, self._most_rows = most_waiting, most_rows
+        self._has_rows = any(port.shape[:1] == (None,) for port in host.inputs)
         self._waiting: deque[_Waiting] = deque()
         self._came, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name=f"site-{name}", daemon=True)
@@ -181,7 +182,8 @@ class ModuleQueue:
                 )
             return
         ran_s = time.monotonic() - begun
-        self._ran(len(taken), ran_s)
+        rows = sum(request.rows or 1 for request in taken) if self._has_rows else len(taken)
+        self._ran(len(taken), rows, ran_s)
         for request, outputs in zip(taken, answers, strict=True):
             request.future.set_result(Ran(outputs, begun - request.since, ran_s, len(taken)))
 

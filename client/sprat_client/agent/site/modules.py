@@ -12,6 +12,8 @@ from sprat_client.agent.kserve import type_of
 from sprat_client.agent.releases import Shelf
 from sprat_client.agent.room import require_memory
 from sprat_client.agent.site.module_queue import ModuleQueue
+from sprat_client.agent.site.peak import Peak
+from sprat_client.agent.site.site_meter import SiteMeter
 from sprat_client.agent.steps import Workshop
 from sprat_client.runtime.memory import return_memory
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, PortSpec
@@ -50,10 +52,11 @@ class Modules:
 
     Args:
         shop: what the agent works with.
+        measured: takes what modules take.
     """
 
-    def __init__(self, shop: Workshop) -> None:
-        self._shop = shop
+    def __init__(self, shop: Workshop, measured: SiteMeter) -> None:
+        self._shop, self._measured, self._warm = shop, measured, False
         self._loaded: dict[str, LoadedModule] = {}  # by release id
 
     def take(self, planned: PlannedModule, shelf: Shelf) -> LoadedModule:
@@ -61,7 +64,7 @@ class Modules:
 
         Raises:
             StoreCorrupted: a file of it does not have its bytes.
-            ModelNotLoadable: the runtime refuses it.
+            ModelNotLoadable: the runtime refuses it, or does not run at all.
             MemoryShort: there is no room for it; nothing was loaded.
         """
         if (module := self._loaded.get(planned.release_id)) is None:
@@ -89,13 +92,23 @@ class Modules:
     def _load(self, planned: PlannedModule, shelf: Shelf) -> LoadedModule:
         name = f"{planned.model}@{planned.release}"
         manifest = shelf.manifest(planned.release_id)
+        settings, meter = self._shop.settings.site, self._shop.servings.meter
+        measured = self._measured.module(planned.model, planned.release)
+        peak, before = None, meter.total
         if planned.release_id not in self._shop.hosts:
             require_memory(manifest.mapped_bytes, f"loading {name} for a plan of the site")
+            if not self._warm:
+                self._shop.runtime.warm_up()
+                self._warm = True
+            peak = Peak()
         host = steps.load_once(self._shop, shelf, manifest)
-        settings, meter = self._shop.settings.site, self._shop.servings.meter
         together, alone_s = tried(host)
+        if peak is not None and meter.total == before:  # else requests took memory beside it
+            measured.memory_bytes = peak.taken()
+        measured.tried_s = alone_s or None
 
-        def ran(requests: int, seconds: float) -> None:
+        def ran(requests: int, rows: int, seconds: float) -> None:
+            measured.ran(rows, seconds)
             for _ in range(requests):
                 meter.answered(planned.model, planned.release, seconds)
 

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import math
 import socket
 import ssl
 import threading
@@ -18,6 +19,7 @@ from sprat_client.agent.site.breaker import Breaker
 from sprat_client.agent.site.failures import DeadlineOver, Unreachable, said_by
 from sprat_client.agent.site.hedging import Latencies
 from sprat_client.agent.site.peer_headers import DEADLINE, PLAN, REQUEST, TIMES, TRACE
+from sprat_client.agent.site.site_meter import SiteMeter
 from sprat_client.runtime.ports import Array
 from sprat_client.runtime.tensor_bodies import decode_tensors, encode_tensors
 from sprat_shared.errors import InvalidInput
@@ -88,6 +90,14 @@ class _Request:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    headers: http.client.HTTPMessage
+    body: bytes
+    seconds: float  # from the request's first byte on
+    pooled: bool  # over a connection that was there before
+
+
 @dataclass(slots=True)
 class _Pooled:
     connection: http.client.HTTPConnection
@@ -103,6 +113,7 @@ class Peer:
         server_name: that its TLS is asked for.
         context: of this device's own side.
         most_bytes: of an answer.
+        measured: takes what the way there takes.
 
     Attributes:
         breaker: whether it is asked.
@@ -112,10 +123,17 @@ class Peer:
     """
 
     def __init__(
-        self, member: Member, *, title: str, server_name: str, context: ssl.SSLContext, most_bytes: int
+        self,
+        member: Member,
+        *,
+        title: str,
+        server_name: str,
+        context: ssl.SSLContext,
+        most_bytes: int,
+        measured: SiteMeter,
     ) -> None:
         self.member, self._title, self._server_name, self._context = member, title, server_name, context
-        self._most_bytes = most_bytes
+        self._most_bytes, self._measured = most_bytes, measured
         self.breaker = Breaker()
         self.latencies: dict[str, Latencies] = {}
         self.signatures: dict[str, Signature] = {}
@@ -163,15 +181,20 @@ class Peer:
         headers = {"Content-Type": SAFETENSORS, REQUEST: request, **({} if trace is None else {TRACE: trace})}
         wanted = urlencode([("output", name) for name in outputs])
         path = f"/v2/models/{quote(module.model)}/versions/{module.release}/infer?{wanted}"
-        with self._listed(ask):
-            got, body = self._exchange(_Request("POST", path, until, ask, encode_tensors(inputs), headers))
+        asked = _Request("POST", path, until, ask, encode_tensors(inputs), headers)
+        with self._listed(ask), self._measured.exchange() as watched:
+            got = self._exchange(asked)
+            times = _times(got.headers.get(TIMES))
+            if watched.alone and got.pooled and times is not None:
+                took_s = got.seconds - sum(times)
+                self._measured.link(self.member.device).exchanged(len(asked.body), len(got.body), took_s)
         try:
-            answers = decode_tensors(body)
+            answers = decode_tensors(got.body)
         except InvalidInput as bad:
             raise Unreachable(f"its answer cannot be read: {bad}") from None
         if missing := sorted(set(outputs) - answers.keys()):
             raise Unreachable(f"its answer lacks {missing[0]}")
-        waited_s, ran_s = _times(got.get(TIMES))
+        waited_s, ran_s = times or (0.0, 0.0)
         return Told(answers, waited_s, ran_s)
 
     def is_there(self, timeout_s: float) -> float:
@@ -181,7 +204,9 @@ class Peer:
             Unreachable, SpratError: it is not, or answers that it is not ready.
         """
         begun = time.monotonic()
-        self._exchange(_Request("GET", "/v2/health/ready", begun + timeout_s))
+        got = self._exchange(_Request("GET", "/v2/health/ready", begun + timeout_s))
+        if got.pooled:
+            self._measured.link(self.member.device).round_trip.add(got.seconds)
         return time.monotonic() - begun
 
     def describe(self, module: PlannedModule, timeout_s: float) -> Signature:
@@ -191,9 +216,9 @@ class Peer:
             Unreachable, SpratError: it does not say.
         """
         path = f"/v2/models/{quote(module.model)}/versions/{module.release}"
-        _, body = self._exchange(_Request("GET", path, time.monotonic() + timeout_s))
+        got = self._exchange(_Request("GET", path, time.monotonic() + timeout_s))
         try:
-            said: Any = json.loads(body)
+            said: Any = json.loads(got.body)
             ports = [{one["name"]: TensorType.parse(one["type"]) for one in said[key]} for key in ("inputs", "outputs")]
         except (ValueError, TypeError, KeyError, InvalidInput) as bad:
             raise Unreachable(f"what it says of {module.model} cannot be read ({bad!r:.100})") from None
@@ -224,12 +249,13 @@ class Peer:
             with self._lock:
                 self._under_way.discard(ask)
 
-    def _exchange(self, request: _Request) -> tuple[http.client.HTTPMessage, bytes]:
-        """Send a request and return headers and body of a good answer; over a new connection where an old one ended."""
+    def _exchange(self, request: _Request) -> _Answer:
+        """Send a request and return a good answer; over a new connection where an old one ended."""
         ask, until = request.ask, request.until
         while True:
             pooled = self._pooled()
             connection = pooled or self._connect(until, ask)
+            begun = time.monotonic()
             try:
                 response, answer = self._over(connection, request)
             except (OSError, http.client.HTTPException) as bad:
@@ -248,7 +274,7 @@ class Peer:
                 self._give_back(connection)
             if response.status != HTTPStatus.OK:
                 raise said_by(response.status, answer)
-            return response.headers, answer
+            return _Answer(response.headers, answer, time.monotonic() - begun, pooled is not None)
 
     def _over(
         self, connection: http.client.HTTPConnection, request: _Request
@@ -328,9 +354,11 @@ def _left(until: float) -> float:
     return left
 
 
-def _times(header: str | None) -> tuple[float, float]:
+def _times(header: str | None) -> tuple[float, float] | None:
+    """Return the seconds that a request waited there, and ran; None where they are not said."""
     try:
         waited_ms, ran_ms, _ = (header or "").split(",")
-        return float(waited_ms) / 1000, float(ran_ms) / 1000
+        times = float(waited_ms) / 1000, float(ran_ms) / 1000
     except ValueError:
-        return 0.0, 0.0
+        return None
+    return times if all(0 <= one < math.inf for one in times) else None

@@ -18,7 +18,9 @@ from sprat_client.agent.machine import ModelMachine
 from sprat_client.agent.metrics import Gauge
 from sprat_client.agent.room import code_of
 from sprat_client.agent.site.failures import NoSuchTask, PlanRefused
+from sprat_client.agent.site.measures_reporter import MeasuresReporter
 from sprat_client.agent.site.plan_files import PlanFiles, PlanRecord
+from sprat_client.agent.site.site_meter import SiteMeter
 from sprat_client.agent.steps import Workshop
 from sprat_client.agent.transfer import Backoff, Blob
 from sprat_client.agent.trust.store import AgreedPlan
@@ -77,6 +79,8 @@ class SitePlans:
         self._not_before: dict[tuple[str, int, str], float] = {}
         self._held_at: dict[tuple[str, int, str], float] = {}
         self._backoff = Backoff(shop.settings.link)
+        self._measured = SiteMeter()
+        self._reporter = MeasuresReporter(shop, self._measured)
         self._running: Running | None = None
         self._socket: socket | None = None
         self._address: str | None = None
@@ -297,13 +301,15 @@ class SitePlans:
         trying = [one for record, one in held.items() if record.phase is Phase.HOLD and record.told is None]
         running.listen_to([*running.router.serving, *trying])
         running.keep_only([record.sha256 for record in held])
-        return _RETIRING_S if running.retiring or unfinished else None
+        waits = [self._reporter.look(running.router.serving, list(held.values()))]
+        waits += [_RETIRING_S] if running.retiring or unfinished else []
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _running_now(self) -> "Running":
         if self._running is None:
             from sprat_client.agent.site.running import Running  # noqa: PLC0415  # numpy and uvicorn, for plans alone
 
-            self._running = Running(self._shop, self._socket, self._look_soon)
+            self._running = Running(self._shop, self._socket, self._look_soon, self._measured)
         return self._running
 
     def _look_soon(self) -> None:

@@ -14,6 +14,7 @@ from sprat_client.agent.site.listener import PeerListener
 from sprat_client.agent.site.modules import Modules
 from sprat_client.agent.site.peer import Peer
 from sprat_client.agent.site.router import Router
+from sprat_client.agent.site.site_meter import SiteMeter
 from sprat_client.agent.site.tls import client_context, server_context
 from sprat_client.agent.steps import Workshop
 from sprat_shared.protocol.site_plan import SitePlan
@@ -29,12 +30,13 @@ class Running:
         shop: what the agent works with.
         sock: bound, where other members reach this device; None: they do not.
         changed: called from other threads where something was found out.
+        measured: takes what modules and links take.
     """
 
-    def __init__(self, shop: Workshop, sock: socket | None, changed: Callable[[], object]) -> None:
-        self._shop, self._changed = shop, changed
+    def __init__(self, shop: Workshop, sock: socket | None, changed: Callable[[], object], measured: SiteMeter) -> None:
+        self._shop, self._changed, self._measured = shop, changed, measured
         self._settings = shop.settings.site
-        self._modules = Modules(shop)
+        self._modules = Modules(shop, measured)
         self.router = Router(self._settings)
         self._listener = None if sock is None else PeerListener(sock, self._settings)
         self._held: dict[str, HeldPlan] = {}  # by the digest of its file
@@ -98,6 +100,7 @@ class Running:
                 server_name=plan.server_name,
                 context=context,
                 most_bytes=self._settings.most_body_bytes,
+                measured=self._measured,
             )
             for host in sorted(hosts)
         }

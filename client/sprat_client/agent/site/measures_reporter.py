@@ -1,0 +1,119 @@
+"""Tells the server what modules and links of the site take: when a figure is new, and seldom when figures changed."""
+
+import json
+import logging
+import time
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Final
+
+from sprat_client.agent.durable import make_folder, write_json
+from sprat_client.agent.formats import FORMAT, NewerFormat, check_format
+from sprat_client.agent.site.plan_files import FOLDER
+from sprat_client.agent.site.site_meter import SiteMeter
+from sprat_client.agent.steps import Workshop
+from sprat_client.agent.version import VERSION
+from sprat_shared.errors import SpratError
+from sprat_shared.protocol.fields import Fields
+from sprat_shared.protocol.measures_report import MOST_LINKS, MOST_MODULES, MeasuresReport
+
+if TYPE_CHECKING:
+    from sprat_client.agent.site.held_plan import HeldPlan
+
+_log = logging.getLogger(__name__)
+_FORMAT: Final = 1
+_FILE: Final = "measured.json"
+_MUCH: Final = 0.25  # of what was told
+_NOISE: Final = 0.001  # seconds
+
+Figures = Mapping[str, float]
+
+
+class MeasuresReporter:
+    """Looks at what was measured now and then, from the agent's own thread.
+
+    What was told is kept on the disk, so that a restart repeats nothing.
+
+    Args:
+        shop: what the agent works with.
+        measured: what was.
+    """
+
+    def __init__(self, shop: Workshop, measured: SiteMeter) -> None:
+        self._shop, self._measured = shop, measured
+        self._path = shop.settings.folder / FOLDER / _FILE
+        self._next = 0.0
+        self._told: tuple[float, Figures] | None = None
+
+    def look(self, serving: Collection["HeldPlan"], held: Collection["HeldPlan"]) -> float | None:
+        """Report what is worth it; return when to look again, seconds; None: once this device serves.
+
+        What goes wrong is logged, and tried again later.
+        """
+        if not serving:
+            self._next = time.monotonic() + self._shop.settings.site.news_s
+            return None
+        if (wait_s := self._next - time.monotonic()) > 0:
+            return wait_s
+        self._next = time.monotonic() + self._shop.settings.site.news_s
+        releases = {(one.model, one.release) for plan in held for one in plan.modules.values()}
+        self._measured.forget_but(releases, {device for plan in held for device in plan.peers})
+        try:
+            self._report_if_due()
+        except (SpratError, OSError) as bad:
+            _log.warning("what was measured is not reported", extra={"detail": str(bad)})
+        return self._shop.settings.site.news_s
+
+    def _report_if_due(self) -> None:
+        report = MeasuresReport(
+            device=self._shop.device,
+            sequence=self._shop.journal.next_sequence,
+            modules=self._measured.modules()[:MOST_MODULES],
+            links=self._measured.links()[:MOST_LINKS],
+            agent=VERSION,
+        )
+        now, figures = time.time(), figures_of(report)
+        if self._told is None:
+            self._told = self._read()
+        at, told = self._told
+        hour_is_over = not 0 <= now - at < self._shop.settings.site.report_s  # or the clock was set back
+        if not (figures.keys() - told.keys() or (hour_is_over and has_changed(figures, told))):
+            return
+        self._shop.journal.say(report)
+        self._shop.flush_reports()
+        things = {name.split()[0] for name in figures}
+        self._told = now, {name: value for name, value in told.items() if name.split()[0] in things} | figures
+        make_folder(self._shop.disk, self._path.parent)
+        write_json(self._shop.disk, self._path, {FORMAT: _FORMAT, "at": now, "told": self._told[1]})
+
+    def _read(self) -> tuple[float, Figures]:
+        disk = self._shop.disk
+        try:
+            if not disk.exists(self._path):
+                return 0.0, {}
+            value = json.loads(disk.read(self._path))
+            check_format(value, self._path, _FORMAT)
+            said = Fields(value, _FILE)
+            return said.number("at"), {name: float(one) for name, one in said.mapping("told").items()}
+        except (NewerFormat, SpratError, ValueError, TypeError) as bad:
+            _log.warning("what was told of measures is told again", extra={"detail": f"{self._path}: {bad}"})
+            return 0.0, {}
+
+
+def figures_of(report: MeasuresReport) -> dict[str, float]:
+    """Return each figure of a report as `thing figure`: bytes, seconds, or seconds per MB; of a spread its median."""
+    said: dict[str, float | None] = {}
+    for module in report.modules:
+        name = f"{module.model}@{module.release}"
+        said[f"{name} memory"], said[f"{name} tried"] = module.memory_bytes, module.tried_s
+        said[f"{name} runs"] = None if module.runs is None else module.runs.median
+    for link in report.links:
+        said[f"{link.device} round-trip"] = None if link.round_trip is None else link.round_trip.median
+        for what, spread in (("sent", link.sent), ("received", link.received)):
+            said[f"{link.device} {what}"] = None if spread is None else 1e6 * spread.median
+    return {name: float(value) for name, value in said.items() if value is not None}
+
+
+def has_changed(figures: Figures, told: Figures) -> bool:
+    """Return whether a figure is another one than was told, by much."""
+    both = ((value, told[name]) for name, value in figures.items() if name in told)
+    return any(abs(value - before) > max(_NOISE, _MUCH * before) for value, before in both)
