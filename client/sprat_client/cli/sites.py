@@ -392,6 +392,12 @@ def _told_plan(plan: "SitePlanView") -> list[str]:
         lines.append(f"{one['task']} had {one['new_correct']} of {one['samples']} samples right{before}")
     modules = [[f"{one['model']}@{one['release']}", ", ".join(one["hosts"])] for one in plan["modules"]]
     lines += aligned([["module", "on"], *modules])
+    ways = [
+        [f"{task}@{device}", "; ".join(f"{step}: {', then '.join(way)}" for step, way in sorted(steps.items()))]
+        for task, said in sorted(plan["tasks"].items())
+        for device, steps in sorted(said["routes"].items())
+    ]
+    lines += aligned([["asked", "each step goes to"], *ways]) if ways else []
     if plan["members"]:
         rows = [
             [one["name"], one["address"] or "only asks", one["state"], one["phase"] or "-"] for one in plan["members"]

@@ -106,7 +106,8 @@ def plan_view(session: Session, site: Site, plan: SitePlanRow, now: datetime | N
     """Return a plan as it is shown."""
     members = records.members_of(session, plan)
     hosts = {UUID(host) for said in plan.content["modules"].values() for host in said["hosts"]}
-    devices = _devices(session, {*hosts, *(one.device_id for one in members)})
+    asked = {UUID(device) for said in plan.content["tasks"].values() for device in said["routes"]}
+    devices = _devices(session, {*hosts, *asked, *(one.device_id for one in members)})
     modules = [
         SitePlanModuleView(
             model=model,
@@ -136,7 +137,9 @@ def plan_view(session: Session, site: Site, plan: SitePlanRow, now: datetime | N
         number=plan.number,
         state=plan.state,  # type: ignore[arg-type] # likewise
         reason=plan.reason,
-        tasks=plan.content["tasks"],
+        tasks={
+            name: said | {"routes": _named(said["routes"], devices)} for name, said in plan.content["tasks"].items()
+        },
         modules=modules,
         placement=plan.content["placement"],
         tests=plan.content["tests"],
@@ -152,6 +155,16 @@ def plan_view(session: Session, site: Site, plan: SitePlanRow, now: datetime | N
         expires_at=plan.expires_at,
         ended_at=plan.ended_at,
     )
+
+
+def _named(
+    routes: Mapping[str, Mapping[str, Sequence[str]]], devices: Mapping[UUID, Device]
+) -> dict[str, dict[str, list[str]]]:
+    """Return routes by the names of devices."""
+    return {
+        devices[UUID(device)].name: {step: [devices[UUID(host)].name for host in way] for step, way in said.items()}
+        for device, said in routes.items()
+    }
 
 
 def _warnings(

@@ -400,6 +400,8 @@ class SitePlanMemberView(BaseModel):
 class SitePlanView(BaseModel):
     """A plan of a site. `placement` says how good its placing is, where it was worked out; `tests` what was compared.
 
+    `routes` of a placed task say by the device that is asked, and the step, which host is asked first, and which then.
+
     `warnings` say what stands in the way of an answer now, such as a device that was not heard for long.
     """
 

@@ -37,7 +37,7 @@ PLAN: dict[str, Any] = {
     "number": 4,
     "state": "switching",
     "reason": None,
-    "tasks": {"find": {}},
+    "tasks": {"find": {"routes": {"desk": {"see": ["box", "desk"]}}}},
     "modules": [{"model": "vision", "release": 2, "id": "sha256:0", "hosts": ["box", "desk"], "memory_bytes": 1}],
     "placement": {"proven": "within", "gap": 0.05, "tasks": {"find": 0.2}},
     "tests": [],
@@ -223,6 +223,7 @@ def test_a_plan_is_asked_for_by_hand_or_placed_by_a_file_or_by_measures(
     assert lines[0] == "plan line-3/4 of find is switching, until 2026-11-30T12:00:00Z"
     assert lines[1] == "find 200.0 ms; within 5.0% of the best"
     assert "vision@2 box, desk" in lines
+    assert "find@desk see: box, then desk" in lines
     assert "box 10.0.0.2:8478 ready serve" in lines
     assert lines[-1] == "note: desk has not said that it serves"
 
