@@ -296,10 +296,11 @@ class ReportView(BaseModel):
 
     Kind `assignment` is about an assignment; `trust` says what signed metadata it did not believe, and only why;
     `holdout` says how the samples drift that applications labelled there: counts and histograms, never samples;
-    `facts` says what the device is; `site` how far it is with a plan of its site.
+    `facts` says what the device is; `site` how far it is with a plan of its site,
+    `measures` what its modules and links take.
     """
 
-    kind: Literal["assignment", "trust", "holdout", "facts", "site"]
+    kind: Literal["assignment", "trust", "holdout", "facts", "site", "measures"]
     sequence: int
     received_at: datetime
     model: str | None = None
@@ -323,6 +324,8 @@ class ReportView(BaseModel):
     site: str | None = None
     plan: int | None = None
     state: str | None = None
+    modules: list[dict[str, Any]] | None = None
+    links: list[dict[str, Any]] | None = None
     agent: str
 
     @classmethod
