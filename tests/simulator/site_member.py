@@ -79,13 +79,14 @@ class SiteMember:
         name = f"{module.model}@{module.release}"
         if name not in self.loaded:
             host = OnnxRuntime().load(self.folder / name)
-            together, alone_s = tried(host)
+            together, alone_s, pace = tried(host)
             queue = ModuleQueue(
                 host,
                 name,
                 together=together,
                 most_waiting=self.settings.most_waiting,
                 most_rows=self.settings.most_rows,
+                pace=pace,
                 ran=lambda _requests, rows, seconds: self.measured.module(module.model, module.release).ran(
                     rows, seconds
                 ),

@@ -15,6 +15,7 @@ from site_of_two import SITE, SiteOfTwo, ask, serving, until
 from sprat_client.agent.site import peak
 from sprat_client.agent.site.measures_reporter import figures_of, has_changed
 from sprat_client.agent.site.module_queue import ModuleQueue
+from sprat_client.agent.site.pace import Pace
 from sprat_client.agent.site.peak import Peak
 from sprat_client.agent.site.site_meter import LinkMeter, ModuleMeter, SiteMeter, Window
 from sprat_client.runtime.ports import PortSpec
@@ -137,6 +138,7 @@ def test_a_queue_tells_how_many_rows_ran_and_a_model_without_rows_runs_one(
         together=False,
         most_waiting=8,
         most_rows=8,
+        pace=Pace(),
         ran=lambda requests, rows, _: told.append((requests, rows)),
     )
     queue.ask({"x": np.zeros((3, 2), np.float32)}, float("inf")).result(5)

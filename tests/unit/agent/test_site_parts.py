@@ -33,6 +33,7 @@ from sprat_client.agent.site.failures import (
 from sprat_client.agent.site.hedging import HedgeBudget, Latencies
 from sprat_client.agent.site.module_queue import ModuleQueue
 from sprat_client.agent.site.modules import signature_of, tried
+from sprat_client.agent.site.pace import Pace
 from sprat_client.agent.site.plan_files import PlanFiles, PlanRecord
 from sprat_client.agent.site.task_answer import fit_task_inputs
 from sprat_client.runtime.ports import InferenceFailed, PortSpec
@@ -153,8 +154,20 @@ class Doubler:
         return [2 * values["x"]]
 
 
-def a_queue(host: Any, *, together: bool = True, most_waiting: int = 8, most_rows: int = 4) -> ModuleQueue:
-    return ModuleQueue(host, "m@1", together=together, most_waiting=most_waiting, most_rows=most_rows)
+def a_queue(
+    host: Any, *, together: bool = True, most_waiting: int = 8, most_rows: int = 4, pace: Pace | None = None
+) -> ModuleQueue:
+    return ModuleQueue(
+        host, "m@1", together=together, most_waiting=most_waiting, most_rows=most_rows, pace=pace or Pace()
+    )
+
+
+def paced(one_s: float, two_s: float) -> Pace:
+    """What is known of a module that takes so long for a row, and for two."""
+    pace = Pace()
+    pace.ran(1, one_s)
+    pace.ran(2, two_s)
+    return pace
 
 
 def rows(value: float, count: int = 1) -> dict[str, Array]:
@@ -222,6 +235,43 @@ def test_a_request_whose_time_is_over_is_dropped_before_anything_is_computed() -
     with pytest.raises(TooLate, match="deadline was over"):
         late.result(5)
     assert host.sizes == [1]
+    queue.close()
+
+
+def test_what_cannot_be_answered_in_time_is_not_begun() -> None:
+    host = Doubler()
+    queue = a_queue(host, pace=paced(0.5, 0.6))
+    late, good = queue.ask(rows(1), time.monotonic() + 0.3), queue.ask(rows(2), soon())
+    with pytest.raises(TooLate, match=r"only [0-9]+ ms were left"):
+        late.result(5)
+    assert good.result(5).together == 1
+    assert host.sizes == [1]
+    assert queue.ask(rows(1), time.monotonic() + 0.3).result(5), "it took less than it did: so it may again"
+    queue.close()
+
+
+def test_rows_that_are_not_quicker_together_run_one_after_the_other_and_now_and_then_are_tried() -> None:
+    host = Doubler()
+    pace = paced(0.5, 1.0)
+    queue = a_queue(host, pace=pace)
+    held_up(host, queue)
+    asked = [queue.ask(rows(number), soon()) for number in range(3)]
+    host.go.set()
+    assert [one.result(5).together for one in asked] == [1, 1, 1]
+    queue.close()
+    tries = [paced(0.5, 1.0).pays() for _ in range(3)]
+    assert tries == [False, False, False]
+    assert sum(pace.pays() for _ in range(128)) == 2
+
+
+def test_no_more_run_together_than_are_all_in_time() -> None:
+    host = Doubler()
+    queue = a_queue(host, pace=paced(0.5, 0.8))
+    held_up(host, queue)
+    time.sleep(0.5)  # so long the first one takes, too
+    asked = [queue.ask(rows(number), time.monotonic() + 1.2) for number in range(4)]
+    host.go.set()
+    assert [one.result(5).together for one in asked[:3]] == [3, 3, 3], "1.1 s, and 1.4 s would be too long"
     queue.close()
 
 

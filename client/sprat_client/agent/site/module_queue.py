@@ -1,6 +1,7 @@
 """One loaded module and the requests that wait for it: one thread runs what fits together in one go.
 
-A request says until when its answer is of use; one whose time is over is dropped before anything is computed.
+A request says until when its answer is of use; one that cannot be answered by then is dropped before anything is
+computed, so that a device that is asked for too much answers what it can.
 """
 
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 
 from sprat_client.agent.answers import check_finite
 from sprat_client.agent.site.failures import Busy, NotHeld, TooLate
+from sprat_client.agent.site.pace import Pace
 from sprat_client.runtime.ports import Array, InferenceFailed, ModelHost, fit_input
 from sprat_shared.errors import InvalidInput, SpratError
 
@@ -63,6 +65,7 @@ class ModuleQueue:
         together: its answer for several requests in one array is that for each of them.
         most_waiting: requests; further ones are turned away.
         most_rows: along the first axis, in one go.
+        pace: what is known of how long it takes.
         ran: told of each go: how many requests it answered, of how many rows together, and seconds.
     """
 
@@ -74,10 +77,11 @@ class ModuleQueue:
         together: bool,
         most_waiting: int,
         most_rows: int,
+        pace: Pace,
         ran: Callable[[int, int, float], None] = lambda _requests, _rows, _seconds: None,
     ) -> None:
         self._host, self._name, self._together, self._ran = host, name, together, ran
-        self._most_waiting, self._most_rows = most_waiting, most_rows
+        self._most_waiting, self._most_rows, self._pace = most_waiting, most_rows, pace
         self._has_rows = any(port.shape[:1] == (None,) for port in host.inputs)
         self._waiting: deque[_Waiting] = deque()
         self._came, self._closed = threading.Condition(), False
@@ -145,24 +149,30 @@ class ModuleQueue:
             now, taken, left, room = time.monotonic(), list[_Waiting](), deque[_Waiting](), 0
             for request in self._waiting:
                 rows = request.rows if self._together else None
-                if request.future.cancelled() or request.until <= now:
-                    self._drop(request)
+                if request.future.cancelled() or request.until < now + self._pace.seconds(rows or 1):
+                    self._drop(request, now)
                 elif not taken:
                     taken.append(request)
-                    room = 0 if rows is None else self._most_rows - rows
+                    room = 0 if rows is None or not self._pace.pays() else self._most_rows - rows
+                    until = request.until
                 elif rows is not None and rows <= room and request.kind == taken[0].kind:
+                    together = self._most_rows - room + rows
+                    if min(until, request.until) < now + self._pace.seconds(together):
+                        room = 0  # those that wait longest would be late for the others' sake
+                        left.append(request)
+                        continue
                     taken.append(request)
-                    room -= rows
+                    room, until = room - rows, min(until, request.until)
                 else:
                     left.append(request)
             self._waiting = left
         return [request for request in taken if request.future.set_running_or_notify_cancel()]
 
-    def _drop(self, request: _Waiting) -> None:
+    def _drop(self, request: _Waiting, now: float) -> None:
         if request.future.set_running_or_notify_cancel():
-            waited_ms = 1000 * (time.monotonic() - request.since)
-            late = TooLate(f"{self._name}: the deadline was over after {waited_ms:.0f} ms in the queue")
-            request.future.set_exception(late)
+            waited_ms, left_ms = 1000 * (now - request.since), 1000 * (request.until - now)
+            why = "the deadline was over" if left_ms <= 0 else f"only {left_ms:.0f} ms were left"
+            request.future.set_exception(TooLate(f"{self._name}: {why} after {waited_ms:.0f} ms in the queue"))
 
     def _run(self, taken: Sequence[_Waiting]) -> None:
         begun = time.monotonic()
@@ -183,6 +193,7 @@ class ModuleQueue:
             return
         ran_s = time.monotonic() - begun
         rows = sum(request.rows or 1 for request in taken) if self._has_rows else len(taken)
+        self._pace.ran(rows, ran_s)
         self._ran(len(taken), rows, ran_s)
         for request, outputs in zip(taken, answers, strict=True):
             request.future.set_result(Ran(outputs, begun - request.since, ran_s, len(taken)))

@@ -12,6 +12,7 @@ from sprat_client.agent.kserve import type_of
 from sprat_client.agent.releases import Shelf
 from sprat_client.agent.room import require_memory
 from sprat_client.agent.site.module_queue import ModuleQueue
+from sprat_client.agent.site.pace import Pace
 from sprat_client.agent.site.peak import Peak
 from sprat_client.agent.site.site_meter import SiteMeter
 from sprat_client.agent.steps import Workshop
@@ -102,7 +103,7 @@ class Modules:
                 self._warm = True
             peak = Peak()
         host = steps.load_once(self._shop, shelf, manifest)
-        together, alone_s = tried(host)
+        together, alone_s, pace = tried(host)
         if peak is not None and meter.total == before:  # else requests took memory beside it
             measured.memory_bytes = peak.taken()
         measured.tried_s = alone_s or None
@@ -118,6 +119,7 @@ class Modules:
             together=together,
             most_waiting=settings.most_waiting,
             most_rows=settings.most_rows,
+            pace=pace,
             ran=ran,
         )
         return LoadedModule(planned.model, planned.release, host, queue, signature_of(host), alone_s)
@@ -129,23 +131,30 @@ def signature_of(host: ModelHost) -> Signature:
     return Signature(inputs, outputs)
 
 
-def tried(host: ModelHost) -> tuple[bool, float]:
+def tried(host: ModelHost) -> tuple[bool, float, Pace]:
     """Let a model answer made-up rows, one by one and together, so that the runtime takes its memory.
 
     Returns:
-        Whether its answer for rows in one array is that for each, so that requests may run together; and the seconds of
-        one row, 0 where it cannot answer such a row.
+        Whether its answer for rows in one array is that for each, so that requests may run together; the seconds of one
+        row, 0 where it cannot answer such a row; and how long one and two rows took.
     """
-    draw = np.random.default_rng(0)
+    draw, pace = np.random.default_rng(0), Pace()
     rows = [{port.name: _made_up(port, draw) for port in host.inputs} for _ in range(2)]
     try:
         host.run(rows[0])
-        begun = time.monotonic()
-        alone = [host.run(row) for row in rows]
-        alone_s = (time.monotonic() - begun) / len(rows)
+        alone, seconds = zip(*(_timed(host, row) for row in rows), strict=True)
     except InferenceFailed:
-        return False, 0.0  # lengths of 1 do not suit it; requests will show
-    return _has_free_rows(host) and _same_together(host, rows, alone), alone_s
+        return False, 0.0, pace  # lengths of 1 do not suit it; requests will show
+    for one in seconds:
+        pace.ran(1, one)
+    together = _has_free_rows(host) and _same_together(host, rows, alone, pace)
+    return together, sum(seconds) / len(seconds), pace
+
+
+def _timed(host: ModelHost, values: dict[str, Array]) -> tuple[Sequence[Array], float]:
+    begun = time.monotonic()
+    outputs = host.run(values)
+    return outputs, time.monotonic() - begun
 
 
 def _has_free_rows(host: ModelHost) -> bool:
@@ -154,9 +163,14 @@ def _has_free_rows(host: ModelHost) -> bool:
     return bool(host.inputs) and all(port.shape[:1] == (None,) for port in ports) and len(names) == 1
 
 
-def _same_together(host: ModelHost, rows: Sequence[dict[str, Array]], alone: Sequence[Sequence[Array]]) -> bool:
+def _same_together(
+    host: ModelHost, rows: Sequence[dict[str, Array]], alone: Sequence[Sequence[Array]], pace: Pace
+) -> bool:
+    joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     try:
-        together = host.run({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+        for _ in range(2):  # the first of a shape takes longer
+            together, seconds = _timed(host, joined)
+            pace.ran(len(rows), seconds)
     except InferenceFailed:
         return False
     return all(
