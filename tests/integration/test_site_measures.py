@@ -199,6 +199,15 @@ def test_newer_figures_take_the_place_of_older_ones_and_what_is_not_said_again_s
     assert shown(site)["vision", "camera"]["seconds"] is None, "it is of no class, and has nothing in common"
 
 
+def test_what_a_device_measured_is_among_its_reports(site: Site) -> None:
+    site.create()
+    site.measure("box", [module("vision", 0.1)], [LinkFigures(device=site.devices["desk"].id, round_trip=around(0.01))])
+    (said, *_) = made(site.api.get(f"/api/v1/devices/{site.devices['box'].id}/reports"))["items"]
+    assert said["kind"] == "measures"
+    assert (said["modules"][0]["model"], said["links"][0]["round_trip"]["median"]) == ("vision", 0.01)
+    assert made(site.api.get(f"/api/v1/devices/{site.devices['box'].id}"))["name"] == "box"
+
+
 def test_figures_of_unknown_things_and_impossible_ones_are_refused_by_name_and_nothing_is_kept(site: Site) -> None:
     site.create()
     known = module("vision", 0.1)

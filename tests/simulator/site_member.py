@@ -87,9 +87,7 @@ class SiteMember:
                 most_waiting=self.settings.most_waiting,
                 most_rows=self.settings.most_rows,
                 pace=pace,
-                ran=lambda _requests, rows, seconds: self.measured.module(module.model, module.release).ran(
-                    rows, seconds
-                ),
+                ran=lambda _requests, rows, seconds: self.measured.module(module.release_id).ran(rows, seconds),
             )
             self.loaded[name] = LoadedModule(module.model, module.release, host, queue, signature_of(host), alone_s)
         return self.loaded[name]

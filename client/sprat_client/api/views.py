@@ -201,9 +201,10 @@ class ReportView(TypedDict):
 
     Of the latter kind, `trust`, what belongs to an assignment is None. A third kind, `holdout`, says how the samples
     drift that applications labelled there: counts by class, and histograms of confidence, ten bins from 0 to 1.
+    `facts` are the device's attributes; `site` says how far it is with a plan; `measures` what modules and links take.
     """
 
-    kind: Literal["assignment", "trust", "holdout"]
+    kind: Literal["assignment", "trust", "holdout", "facts", "site", "measures"]
     sequence: int
     received_at: str
     model: str | None
@@ -223,6 +224,12 @@ class ReportView(TypedDict):
     others: int | None
     confidences: list[int] | None
     correct: list[int] | None
+    attributes: dict[str, str] | None
+    site: str | None
+    plan: int | None
+    state: str | None
+    modules: list[dict[str, Any]] | None
+    links: list[dict[str, Any]] | None
     agent: str
 
 

@@ -44,7 +44,7 @@ def told_figures(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _link(device: str, link: Mapping[str, Any]) -> list[str]:
-    cells = ([f"{link[name]['value']:.3g} {unit}", link[name]["origin"]] for name, unit in _LINK.items())
+    cells = ([f"{_short(link[name]['value'])} {unit}", link[name]["origin"]] for name, unit in _LINK.items())
     return [device, *(cell for pair in cells for cell in pair)]
 
 
@@ -64,10 +64,15 @@ def _origin(figure: "FigureView") -> str:
 
 
 def _round_trip(spread: Mapping[str, Any] | None) -> str:
-    return "-" if spread is None else f"{1000 * spread['median']:.3g} ms"
+    return "-" if spread is None else f"{_short(1000 * spread['median'])} ms"
+
+
+def _short(value: float) -> str:
+    """Return three digits of a number, without an exponent where it is one that people have a feeling for."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def _rate(spread: Mapping[str, Any] | None) -> str:
     if spread is None:
         return "-"
-    return f"{8e-6 / spread['median']:.3g} Mbit/s" if spread["median"] > 0 else "too fast to tell"
+    return f"{_short(8e-6 / spread['median'])} Mbit/s" if spread["median"] > 0 else "too fast to tell"

@@ -296,8 +296,8 @@ class ReportView(BaseModel):
 
     Kind `assignment` is about an assignment; `trust` says what signed metadata it did not believe, and only why;
     `holdout` says how the samples drift that applications labelled there: counts and histograms, never samples;
-    `facts` says what the device is; `site` how far it is with a plan of its site,
-    `measures` what its modules and links take.
+    `facts` says what the device is; `site` how far it is with a plan of its site; `measures` what modules and links
+    take there.
     """
 
     kind: Literal["assignment", "trust", "holdout", "facts", "site", "measures"]

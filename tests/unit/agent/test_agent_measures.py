@@ -20,6 +20,7 @@ from sprat_client.agent.site.peak import Peak
 from sprat_client.agent.site.site_meter import LinkMeter, ModuleMeter, SiteMeter, Window
 from sprat_client.runtime.ports import PortSpec
 from sprat_shared.protocol.measures_report import LinkFigures, MeasuresReport, ModuleFigures, Spread
+from sprat_shared.protocol.site_plan import PlannedModule
 
 LARGE = 100_000
 QUICK = replace(SITE, news_s=0.05)
@@ -101,15 +102,23 @@ def test_requests_beside_each_other_share_the_link_and_are_told_from_those_alone
         assert third.alone
 
 
+def test_two_models_of_the_same_release_are_loaded_once_and_measured_alike() -> None:
+    meter = SiteMeter()
+    meter.module("sha256:1").memory_bytes = 100
+    planned = [PlannedModule(model=name, release=1, release_id="sha256:1", hosts=()) for name in ("eyes", "ears")]
+    assert [(one.model, one.memory_bytes) for one in meter.modules(planned)] == [("eyes", 100), ("ears", 100)]
+
+
 def test_what_is_of_no_plan_any_more_is_forgotten() -> None:
     meter, box, desk = SiteMeter(), uuid4(), uuid4()
-    for release in (1, 2):
-        meter.module("vision", release).tried_s = 0.1
+    planned = [PlannedModule(model="vision", release=at, release_id=f"sha256:{at}", hosts=()) for at in (1, 2)]
+    for one in planned:
+        meter.module(one.release_id).tried_s = 0.1
     for device in (box, desk):
         for _ in range(10):
             meter.link(device).round_trip.add(0.1)
-    meter.forget_but({("vision", 2)}, {desk})
-    assert [(one.model, one.release) for one in meter.modules()] == [("vision", 2)]
+    meter.forget_but({"sha256:2"}, {desk})
+    assert [(one.model, one.release) for one in meter.modules(planned)] == [("vision", 2)]
     assert [one.device for one in meter.links()] == [desk]
 
 
@@ -223,7 +232,8 @@ def test_figures_are_told_once_the_plan_serves_and_again_when_there_are_new_ones
             until(agent._site._measured.links)
             for _ in range(12):
                 agent.infer_task("find", {"image": INPUTS[:1], "words": np.ones((1, 6), np.float32)})
-            until(lambda: agent._site._measured.modules()[0].runs)
+            own = [module for module in plan.modules.values() if module.model == MODEL]
+            until(lambda: agent._site._measured.modules(own)[0].runs)
         assert len(told(site)) == many, "a restart repeats nothing"
 
 

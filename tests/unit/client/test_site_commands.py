@@ -250,7 +250,7 @@ def figure(value: float, origin: str, detail: str = "", **more: Any) -> dict[str
 
 
 LINK = {
-    "up_mbit": figure(20, "said"),
+    "up_mbit": figure(1000, "said"),
     "down_mbit": figure(48.83, "measured"),
     "delay_ms": figure(0, "assumed"),
 }
@@ -274,7 +274,7 @@ def test_measures_say_of_each_figure_where_it_is_from_and_what_is_unknown(monkey
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "vision@2 camera pi-4 0.05 (0.04 to 0.0712) class: 2 of pi-4 350.00 MB measured: as loaded" in lines
     assert "vision@2 desk - unknown - unknown -" in lines
-    assert "camera 20 Mbit/s said 48.8 Mbit/s measured 0 ms assumed" in lines
+    assert "camera 1000 Mbit/s said 48.8 Mbit/s measured 0 ms assumed" in lines
     assert "camera box 12.5 ms 20 Mbit/s -" in lines
     nothing = found | {"modules": [], "ways": []}
     done, _ = run(monkeypatch, lambda *_: nothing, "site", "measures", "line-3")
@@ -315,5 +315,5 @@ def test_a_preview_says_what_is_fetched_held_and_in_the_way(monkeypatch: pytest.
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "vision box 0.05 measured: in service 350.00 MB weights" in lines
     assert "vision desk 0.2 estimated: from box" in lines
-    assert "box 20 Mbit/s said 48.8 Mbit/s measured 0 ms assumed" in lines
+    assert "box 1000 Mbit/s said 48.8 Mbit/s measured 0 ms assumed" in lines
     assert lines[-1] == "in the way: plan 3 is holding"

@@ -8,7 +8,16 @@ import pytest
 
 from sprat_client.agent.endpoint import Endpoint
 from sprat_client.agent.settings import SiteSettings
-from sprat_client.agent.site import breaker, failures, heartbeats, hedging, listener, peer_server
+from sprat_client.agent.site import (
+    breaker,
+    failures,
+    heartbeats,
+    hedging,
+    listener,
+    measures_reporter,
+    peer_server,
+    site_meter,
+)
 from sprat_client.agent.site.task_answer import TaskAnswer
 from sprat_shared.errors import SpratError
 from sprat_shared.protocol.site_plan import MOST_MEMBERS, MOST_PLAN_BYTES
@@ -51,6 +60,17 @@ def test_words_for_numbers_on_the_page_are_those_of_the_code() -> None:
     assert "fails three requests in a row rests for a second" in PAGE
     assert "95 of its last 100 answers" in PAGE
     assert "for at most a tenth of the steps" in PAGE
+
+
+def test_what_is_measured_is_bounded_as_the_page_says() -> None:
+    assert f"once there are {site_meter._LEAST_RUNS}, of runs of one row in service" in PAGE
+    assert f"from {site_meter._LEAST_BEATS} on |" in PAGE
+    assert f"less round trip, queue and run; from {site_meter._LEAST_TRANSFERS} on |" in PAGE
+    assert f"requests or answers of {site_meter._LARGE_BYTES >> 10} KiB or more with an eighth of that" in PAGE
+    assert f"the newest {site_meter._KEPT} values count" in PAGE
+    assert f"{SETTINGS.news_s:.0f} s after a figure is there" in PAGE
+    assert f"each `--site-report-s` ({SETTINGS.report_s:.0f}) where one changed by more than a quarter" in PAGE
+    assert (site_meter._ONE_WAY, measures_reporter._MUCH) == (8, 0.25)
 
 
 def test_every_code_on_the_page_is_an_error_s() -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from sprat_client.agent.durable import make_folder, write_json
@@ -18,6 +18,7 @@ from sprat_shared.protocol.measures_report import MOST_LINKS, MOST_MODULES, Meas
 
 if TYPE_CHECKING:
     from sprat_client.agent.site.held_plan import HeldPlan
+    from sprat_shared.protocol.site_plan import PlannedModule
 
 _log = logging.getLogger(__name__)
 _FORMAT: Final = 1
@@ -55,19 +56,20 @@ class MeasuresReporter:
         if (wait_s := self._next - time.monotonic()) > 0:
             return wait_s
         self._next = time.monotonic() + self._shop.settings.site.news_s
-        releases = {(one.model, one.release) for plan in held for one in plan.modules.values()}
-        self._measured.forget_but(releases, {device for plan in held for device in plan.peers})
+        modules = {(one.model, one.release): one for each in held for one in each.plan.modules_of(self._shop.device)}
+        release_ids = {one.release_id for one in modules.values()}
+        self._measured.forget_but(release_ids, {device for each in held for device in each.peers})
         try:
-            self._report_if_due()
+            self._report_if_due([one for _, one in sorted(modules.items())])
         except (SpratError, OSError) as bad:
             _log.warning("what was measured is not reported", extra={"detail": str(bad)})
         return self._shop.settings.site.news_s
 
-    def _report_if_due(self) -> None:
+    def _report_if_due(self, modules: Sequence["PlannedModule"]) -> None:
         report = MeasuresReport(
             device=self._shop.device,
             sequence=self._shop.journal.next_sequence,
-            modules=self._measured.modules()[:MOST_MODULES],
+            modules=self._measured.modules(modules)[:MOST_MODULES],
             links=self._measured.links()[:MOST_LINKS],
             agent=VERSION,
         )

@@ -2,12 +2,13 @@
 
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
 
 from sprat_shared.protocol.measures_report import LinkFigures, ModuleFigures, Spread
+from sprat_shared.protocol.site_plan import PlannedModule
 
 _KEPT: Final = 256  # newest values of one thing
 _LEAST_RUNS: Final = 10  # before a spread says anything
@@ -99,14 +100,14 @@ class SiteMeter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._modules: dict[tuple[str, int], ModuleMeter] = {}
+        self._modules: dict[str, ModuleMeter] = {}  # by release id: two models may have the same release, loaded once
         self._links: dict[UUID, LinkMeter] = {}
         self._exchanges, self._begun = 0, 0
 
-    def module(self, model: str, release: int) -> ModuleMeter:
+    def module(self, release_id: str) -> ModuleMeter:
         """Return the meter of a release."""
         with self._lock:
-            return self._modules.setdefault((model, release), ModuleMeter())
+            return self._modules.setdefault(release_id, ModuleMeter())
 
     def link(self, device: UUID) -> LinkMeter:
         """Return the meter of the way to a device."""
@@ -131,25 +132,25 @@ class SiteMeter:
         """Return how many requests to other devices were begun."""
         return self._begun
 
-    def forget_but(self, modules: Collection[tuple[str, int]], devices: Collection[UUID]) -> None:
+    def forget_but(self, release_ids: Collection[str], devices: Collection[UUID]) -> None:
         """Forget what is of no plan that is held any more."""
         with self._lock:
-            self._modules = {key: one for key, one in self._modules.items() if key in modules}
+            self._modules = {release_id: one for release_id, one in self._modules.items() if release_id in release_ids}
             self._links = {device: one for device, one in self._links.items() if device in devices}
 
-    def modules(self) -> tuple[ModuleFigures, ...]:
-        """Return what is known of modules, in one order."""
+    def modules(self, planned: Iterable[PlannedModule]) -> tuple[ModuleFigures, ...]:
+        """Return what is known of modules that plans name, in their order."""
         with self._lock:
-            known = sorted(self._modules.items())
+            known = [(one, self._modules[one.release_id]) for one in planned if one.release_id in self._modules]
         found = [
             ModuleFigures(
-                model=model,
-                release=release,
-                memory_bytes=one.memory_bytes,
-                tried_s=one.tried_s,
-                runs=one.runs.spread(),
+                model=one.model,
+                release=one.release,
+                memory_bytes=meter.memory_bytes,
+                tried_s=meter.tried_s,
+                runs=meter.runs.spread(),
             )
-            for (model, release), one in known
+            for one, meter in known
         ]
         return tuple(one for one in found if (one.memory_bytes, one.tried_s, one.runs) != (None, None, None))
 
