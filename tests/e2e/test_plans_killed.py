@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 
@@ -15,10 +16,11 @@ from three_members import own_port
 
 from sprat_client.agent.endpoint import Endpoint
 from sprat_client.agent.site.task_answer import TaskAnswer
+from sprat_client.api import SpratClient
 from sprat_shared.errors import SpratError
 
 SEEDS = range(int(os.environ.get("SPRAT_CRASH_TIMES", "1")))  # `make crash` has it higher
-PLANS = 4
+PLANS = 3
 LONGEST_S = 3.0  # from `apply` to a kill: a plan of this site serves about then
 
 
@@ -56,8 +58,10 @@ def test_kills_of_the_server_and_of_devices_between_two_plans_leave_one(tmp_path
     draw = Random(f"plans {seed}")
     with make_server(tmp_path, own_port()) as server:
         house = House(tmp_path, server, Shell(server.url, server.admin_token))
-        with look_site(house) as (camera, box, phone):
+        with ExitStack() as stack:
+            camera, box, phone = stack.enter_context(look_site(house))
             asking = Application(phone.folder)
+            client = stack.enter_context(SpratClient(server.url, server.admin_token))
             released: dict[int, int] = {}
             hosts: dict[int, dict[str, str]] = {}
             for number in range(1, PLANS + 1):
@@ -78,7 +82,7 @@ def test_kills_of_the_server_and_of_devices_between_two_plans_leave_one(tmp_path
                     victim.kill()
                     time.sleep(draw.uniform(0, 1))
                     server.start() if victim is server.process else victim.start()
-                until(lambda number=number: serves(house, number))  # type: ignore[misc]
+                until(lambda number=number: serves(client, number))  # type: ignore[misc]
                 with Endpoint(phone.folder) as endpoint:
                     until(
                         lambda number=number: (
@@ -99,8 +103,8 @@ def test_kills_of_the_server_and_of_devices_between_two_plans_leave_one(tmp_path
             assert all(bad.code.startswith(("site.", "agent.")) for bad in asking.errors), asking.errors
 
 
-def serves(house: House, number: int) -> bool:
+def serves(client: SpratClient, number: int) -> bool:
     """Whether a plan serves; it must not have ended otherwise."""
-    said = house.shell.one("site", "status", f"line-3/{number}")
+    said = client.sites.show_plan("line-3", number)
     assert said["state"] not in {"failed", "aborted"}, said
     return bool(said["state"] == "serving")
