@@ -46,6 +46,8 @@ class SiteView(TypedDict):
     hold_s: float
     switch_s: float
     auto_repair: bool
+    pays_within_s: float
+    uplink_mbit: float | None
     serving: int | None
     under_way: int | None
     created_by: str
@@ -70,6 +72,8 @@ class SitePlanMemberView(TypedDict):
     address: str | None
     state: Literal["asked", "ready", "serving", "refused", "left"]
     phase: Literal["hold", "serve", "drain"] | None
+    fetching: Literal["waits", "fetching", "done"] | None
+    turn_at: str | None
     error_code: str | None
     error_detail: str | None
     said_at: str | None
@@ -92,6 +96,11 @@ class SitePlanView(TypedDict):
     digest: str | None
     bytes: int | None
     made_by: str
+    cause: Literal["asked", "repair", "improvement", "renewal", "step"]
+    parent: int | None
+    improvement: dict[str, Any] | None
+    steps: list[int]
+    wished_by: str | None
     created_at: str
     applied_at: str | None
     deadline_at: str | None
@@ -101,11 +110,13 @@ class SitePlanView(TypedDict):
 
 
 class FetchPreview(TypedDict):
-    """A release that a device would fetch."""
+    """A release that a device would fetch, and from when to when."""
 
     model: str
     release: int
     bytes: int
+    starts_s: float
+    ends_s: float
 
 
 class MemberPreview(TypedDict):
@@ -177,6 +188,9 @@ class SitePlanPreview(TypedDict):
     number: int
     members: list[MemberPreview]
     figures: dict[str, Any] | None
+    fetched_s: float
+    fetched_bound_s: float
+    steps: list[int]
     obstacles: list[str]
 
 

@@ -1,7 +1,7 @@
 """`sprat site`: devices that run tasks together, and the plans by which they do."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -16,7 +16,7 @@ from sprat_client.cli.watching import finish
 from sprat_shared.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
-    from sprat_client.api.sites import SitePlanPreview, SitePlanView, SiteView
+    from sprat_client.api.sites import SitePlanMemberView, SitePlanPreview, SitePlanView, SiteView
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 _SAID: Final = {"memory": "memory_bytes", "up": "up_mbit", "down": "down_mbit", "delay": "delay_ms", "utilisation": ""}
+_SLIGHT: Final = 1e-6
 _PLAN: Final = re.compile(r"([a-z0-9-]{1,63})/([1-9][0-9]{0,8})")
 
 Name = Annotated[str, typer.Argument(help="Name of the site.")]
@@ -41,7 +42,22 @@ Switch = Annotated[
     float | None, typer.Option(help="Seconds until nobody is awaited any more who is to serve.  [default: 600]")
 ]
 Repair = Annotated[
-    bool, typer.Option("--auto-repair", help="Plan anew by itself as soon as a device that served leaves.")
+    bool,
+    typer.Option(
+        "--auto-repair",
+        help="Plan anew by itself as soon as a device that served leaves, and fully behind that where it pays.",
+    ),
+]
+Pays = Annotated[
+    float | None,
+    typer.Option(
+        "--pays-within-s",
+        help="Seconds in which the full plan behind a repair must save requests more than its bytes cost.  "
+        "[default: 86400]",
+    ),
+]
+Uplink = Annotated[
+    float | None, typer.Option(help="Mbit/s of the link over which all devices of the site fetch, if it is thin.")
 ]
 
 
@@ -54,13 +70,16 @@ def create(
     hold_s: Hold = None,
     switch_s: Switch = None,
     auto_repair: Repair = False,
+    pays_within_s: Pays = None,
+    uplink: Uplink = None,
     json_: JsonFlag = False,
 ) -> None:
     """Make a site of devices that joined.
 
     Example: sprat site create line-3 --device camera:memory=400MB,up=20 --device box
     """
-    wanted = {"name": name, **_site(device, hold_s, switch_s, auto_repair=auto_repair)}
+    times = {"hold_s": hold_s, "switch_s": switch_s, "pays_within_s": pays_within_s}
+    wanted = {"name": name, **_site(device, times, uplink, auto_repair=auto_repair)}
     with connect(ctx) as client:
         made = client.sites.create(wanted)
     emit(made, as_json=json_, text=_told_site(made))
@@ -75,14 +94,17 @@ def edit(
     hold_s: Hold = None,
     switch_s: Switch = None,
     auto_repair: Repair = False,
+    pays_within_s: Pays = None,
+    uplink: Uplink = None,
     json_: JsonFlag = False,
 ) -> None:
     """Say anew what a site is; its plans go on as they are, the next one is of these devices.
 
     Example: sprat site edit line-3 --device camera --device box --device desk
     """
+    times = {"hold_s": hold_s, "switch_s": switch_s, "pays_within_s": pays_within_s}
     with connect(ctx) as client:
-        edited = client.sites.edit(name, _site(device, hold_s, switch_s, auto_repair=auto_repair))
+        edited = client.sites.edit(name, _site(device, times, uplink, auto_repair=auto_repair))
     emit(edited, as_json=json_, text=_told_site(edited))
 
 
@@ -314,10 +336,12 @@ def _named(text: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
-def _site(devices: Sequence[str], hold_s: float | None, switch_s: float | None, *, auto_repair: bool) -> dict[str, Any]:
+def _site(
+    devices: Sequence[str], times: Mapping[str, float | None], uplink: float | None, *, auto_repair: bool
+) -> dict[str, Any]:
     wanted: dict[str, Any] = {"devices": [_device(one) for one in devices], "auto_repair": auto_repair}
-    wanted |= {} if hold_s is None else {"hold_s": hold_s}
-    return wanted | ({} if switch_s is None else {"switch_s": switch_s})
+    said = dict(times) | {"uplink_mbit": uplink}
+    return wanted | {name: value for name, value in said.items() if value is not None}
 
 
 def _device(text: str) -> dict[str, Any]:
@@ -390,6 +414,7 @@ def _told_plan(plan: "SitePlanView") -> list[str]:
     for one in plan["tests"]:
         before = "" if one["old_correct"] is None else f", {one['old_correct']} by what served ({_change(one)})"
         lines.append(f"{one['task']} had {one['new_correct']} of {one['samples']} samples right{before}")
+    lines += _behind(plan)
     modules = [[f"{one['model']}@{one['release']}", ", ".join(one["hosts"])] for one in plan["modules"]]
     lines += aligned([["module", "on"], *modules])
     ways = [
@@ -400,10 +425,39 @@ def _told_plan(plan: "SitePlanView") -> list[str]:
     lines += aligned([["asked", "each step goes to"], *ways]) if ways else []
     if plan["members"]:
         rows = [
-            [one["name"], one["address"] or "only asks", one["state"], one["phase"] or "-"] for one in plan["members"]
+            [one["name"], one["address"] or "only asks", one["state"], one["phase"] or "-", _fetching(one)]
+            for one in plan["members"]
         ]
-        lines += aligned([["member", "address", "said", "signed"], *rows])
+        lines += aligned([["member", "address", "said", "signed", "fetches"], *rows])
     return lines + [f"note: {one}" for one in plan["warnings"]]
+
+
+def _fetching(member: "SitePlanMemberView") -> str:
+    if member["fetching"] == "waits":
+        return f"waits its turn, until {member['turn_at']} at most"
+    return {"fetching": "since its turn came", "done": "has all"}.get(member["fetching"] or "", "-")
+
+
+def _behind(plan: "SitePlanView") -> list[str]:
+    """Say what a plan was made for, and what the full plan behind a repair would bring."""
+    because = {
+        "repair": "repairs",
+        "improvement": "is the full plan behind",
+        "renewal": "renews",
+        "step": "is a step on the way to",
+    }
+    lines = [f"it {because[plan['cause']]} plan {plan['parent']}"] if plan["cause"] in because else []
+    if plan["steps"]:
+        wished = f", as {plan['wished_by']} asked" if plan["wished_by"] else ""
+        lines.append(f"plans {', '.join(map(str, plan['steps']))} in between lead to it{wished}")
+    found = plan["improvement"]
+    if found is None:
+        return lines
+    if found["plan"] is None:
+        return [*lines, f"nothing behind it: {found['why']}"]
+    saved = f"would save {found['saved_s']:,.4g} s of waiting in {found['pays_within_s']:,.0f} s"
+    cost = f"moving {size(found['moved_bytes'])} costs {found['cost_s']:,.4g} s"
+    return [*lines, f"plan {found['plan']} behind it {saved}; {cost}: {found['why']}"]
 
 
 def _change(test: dict[str, Any]) -> str:
@@ -412,9 +466,21 @@ def _change(test: dict[str, Any]) -> str:
 
 def _previewed(shown: "SitePlanPreview") -> list[str]:
     rows = [["device", "fetches", "holds", "while it replaces", "of"]]
+    turns = []
     for one in shown["members"]:
         fetches = ", ".join(f"{each['model']}@{each['release']} {size(each['bytes'])}" for each in one["fetches"])
         memory = [size(one["holds_bytes"]), size(one["while_replacing_bytes"]), size(one["memory_bytes"])]
         rows.append([one["name"], fetches or "nothing", *memory])
+        turns += [(each["starts_s"], one["name"], each) for each in one["fetches"]]
+    lines = aligned(rows)
+    if turns:
+        times = [["from", "to", "device", "fetches"]]
+        for starts_s, name, each in sorted(turns, key=lambda turn: turn[:2]):
+            times.append([f"{starts_s:,.1f} s", f"{each['ends_s']:,.1f} s", name, f"{each['model']}@{each['release']}"])
+        gap = 1 - shown["fetched_bound_s"] / shown["fetched_s"] if shown["fetched_s"] else 0.0
+        proof = "no order is faster" if gap < _SLIGHT else f"no order takes less than {shown['fetched_bound_s']:,.1f} s"
+        lines += [*aligned(times), f"all is fetched after {shown['fetched_s']:,.1f} s; {proof}"]
+    if shown["steps"]:
+        lines.append(f"plans {', '.join(map(str, shown['steps']))} in between are applied before: memory is short")
     figures = [] if shown["figures"] is None else told_figures(shown["figures"])
-    return [*aligned(rows), *figures, *(f"in the way: {each}" for each in shown["obstacles"])]
+    return [*lines, *figures, *(f"in the way: {each}" for each in shown["obstacles"])]

@@ -23,15 +23,8 @@ from sprat_server.rollouts.requests import Reason
 from sprat_server.sites import records
 from sprat_server.sites.measure_schemas import SiteMeasuresView
 from sprat_server.sites.models import Site, SitePlanRow
-from sprat_server.sites.schemas import (
-    EditedSite,
-    NewSite,
-    NewSitePlan,
-    RepairSite,
-    SitePlanPreview,
-    SitePlanView,
-    SiteView,
-)
+from sprat_server.sites.previews import SitePlanPreview
+from sprat_server.sites.schemas import EditedSite, NewSite, NewSitePlan, RepairSite, SitePlanView, SiteView
 
 router = operators_router(prefix="/sites", tags=["sites"])
 
@@ -156,7 +149,7 @@ def preview_site_plan(site: Name, plan: Number, session: SessionDep, _viewer: Vi
 
 @router.post(
     "/{site}/plans/{plan}/apply",
-    responses=together(_PLAN, raises(conflict=["release.pruned", "site.not-applicable"])),
+    responses=together(_PLAN, raises(conflict=["release.pruned", "site.no-room", "site.not-applicable"])),
 )
 def apply_site_plan(  # noqa: PLR0917 - what a route is handed
     site: Name,

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 from sprat_server.placement.plan import Plan, Wishes
 from sprat_server.placement.site import Device, Edge, Module, Node, Site, Task
@@ -152,6 +153,43 @@ def wishes(
         second_per_byte=asked.second_per_mb / 1e6,
         held={model: size.held for model, size in sizes.items() if size.held},
         pinned=pinned or {},
+    )
+
+
+def link_s(devices: Sequence[DeviceSize], uplink_mbit: float | None = None) -> dict[str, float]:
+    """Return for each device the seconds that a byte it fetches keeps its link busy, or the site's if that is thinner.
+
+    Args:
+        devices: of the site.
+        uplink_mbit: of the site, shared by all; None: it binds nothing.
+    """
+    most = float("inf") if uplink_mbit is None else uplink_mbit
+    return {one.name: 1 / (min(one.down_mbit, most) * _BYTES_OF_MBIT) for one in devices}
+
+
+def plan_of(content: Mapping[str, Any], asked: NewSitePlan, names: Mapping[UUID, str]) -> Plan:
+    """Return a plan's content as a placement sees it.
+
+    Args:
+        content: of a plan that was placed, and whose hosts are all there.
+        asked: of it; tasks are asked at its devices.
+        names: of the devices that are there.
+    """
+    at = {name: device for device, name in names.items()}
+    ways = {
+        _asked_at(task, device): {
+            step: [names[UUID(host)] for host in way]
+            for step, way in content["tasks"][task]["routes"][str(at[device])].items()
+        }
+        for task, devices in asked.at.items()
+        for device in devices
+    }
+    return Plan(
+        hosts={
+            model: frozenset(names[UUID(host)] for host in said["hosts"]) for model, said in content["modules"].items()
+        },
+        routes={task: {step: way[0] for step, way in steps.items()} for task, steps in ways.items()},
+        standby={task: {step: way[1] for step, way in steps.items() if len(way) > 1} for task, steps in ways.items()},
     )
 
 

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from sprat_server.db.sets import among
 from sprat_server.fleet.models import Device
+from sprat_server.flows.site_addresses import ADDRESS
 from sprat_server.flows.site_building import DeviceSize
-from sprat_server.flows.site_previews import ADDRESS
 from sprat_server.placement.star import parts_of
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model, Release

@@ -17,8 +17,8 @@ from sprat_server.access import audit
 from sprat_server.db.blobs import Blobs
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device
-from sprat_server.flows import direct, live, site_measures, site_previews, site_steps
-from sprat_server.flows.site_previews import address_of
+from sprat_server.flows import direct, live, site_fetching, site_measures, site_previews, site_steps
+from sprat_server.flows.site_addresses import address_of
 from sprat_server.jobs import service as jobs
 from sprat_server.jobs.models import Job
 from sprat_server.observe.actors import Actor
@@ -27,10 +27,9 @@ from sprat_server.publish.image import open_repository
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Release
 from sprat_server.rollouts import quarantine
-from sprat_server.rollouts import service as rollouts
 from sprat_server.settings import Settings
 from sprat_server.sites import records
-from sprat_server.sites.models import Site, SiteDevice, SitePlanHost, SitePlanMember, SitePlanRow, SiteTask
+from sprat_server.sites.models import Site, SiteDevice, SitePlanMember, SitePlanRow, SiteTask
 from sprat_server.sites.schemas import EditedSite, NewSite, NewSitePlan, NewTaskGraph, NewTaskSplit
 from sprat_server.sites.states import UNDER_WAY, PlanStatus
 from sprat_shared.errors import Conflict, InvalidInput, NotFound
@@ -43,6 +42,12 @@ CHECK_KIND: Final = "check-task"
 SPLIT_KIND: Final = "split-task"
 PLAN_KIND: Final = "plan-site"
 LIFE: Final = timedelta(days=30)
+
+
+class NoRoom(Conflict):
+    """A device has no memory for the modules of two plans at once, and no plans in between lead to the newer one."""
+
+    code = site_previews.NO_ROOM
 
 
 def ask_task(session: Session, asked: NewTaskGraph, by: Actor) -> Job:
@@ -95,6 +100,8 @@ def create_site(session: Session, asked: NewSite, by: Actor) -> Site:
         hold_s=asked.hold_s,
         switch_s=asked.switch_s,
         auto_repair=asked.auto_repair,
+        pays_within_s=asked.pays_within_s,
+        uplink_mbit=asked.uplink_mbit,
         created_by=str(by),
     )
     records.add_site(session, site)
@@ -111,6 +118,7 @@ def edit_site(session: Session, name: str, asked: EditedSite) -> Site:
     """
     site = records.get_site(session, name)
     site.hold_s, site.switch_s, site.auto_repair = asked.hold_s, asked.switch_s, asked.auto_repair
+    site.pays_within_s, site.uplink_mbit = asked.pays_within_s, asked.uplink_mbit
     records.set_devices(session, site, _devices(session, site, asked))
     return site
 
@@ -193,9 +201,14 @@ def ask_repair(session: Session, name: str, without: Sequence[str], by: Actor) -
 
 def repair_args(site: Site, plan: SitePlanRow, *, apply: bool, by: Actor) -> dict[str, Any]:
     """Return what a worker is asked, to plan a site anew as a plan of it was asked for."""
-    releases = {model: said["release"] for model, said in plan.content["modules"].items()}
-    asked = plan.asked | {"releases": releases}
+    asked = asked_anew(plan).model_dump(mode="json")
     return {"site": site.name, "asked": asked, "repairs": plan.number, "apply": apply, "by": str(by)}
+
+
+def asked_anew(plan: SitePlanRow) -> NewSitePlan:
+    """Return what was asked of a plan, of the releases that it has."""
+    releases = {model: said["release"] for model, said in plan.content["modules"].items()}
+    return NewSitePlan.model_validate(plan.asked | {"releases": releases})
 
 
 def apply(  # noqa: PLR0917 - which plan, and what it takes
@@ -209,22 +222,45 @@ def apply(  # noqa: PLR0917 - which plan, and what it takes
 ) -> SitePlanRow:
     """Have the devices of a site hold a plan: its file is made and signed, and they fetch what they lack.
 
-    It goes on by their reports: when all are ready requests begin under it, and the plan before ends.
+    It goes on by their reports: when all are ready requests begin under it, and the plan before ends. A plan to which
+    plans in between lead waits for those, and the first of them that was not applied yet is (`site_sequences`).
 
     Raises:
         NotFound: there is no such plan.
-        Conflict: something stands in its way (`site_previews.obstacles`), or its releases cannot be signed back in.
+        Conflict: something stands in its way (`site_previews.obstacles`), a device has no room for what it would hold
+            at once, or releases cannot be signed back in.
     """
     at = (now or datetime.now(UTC)).replace(microsecond=0)
     site = records.get_site(session, name)
-    modules = records.get_plan(session, site, number).content["modules"]
-    models = {model: registry.get_model(session, model) for model in modules}
-    for model in sorted(models.values(), key=lambda one: one.id):
-        registry.lock_model(session, model)
+    plan = records.get_plan(session, site, number)
+    models = {model for one in (*records.steps_of(session, plan), plan) for model in one.content["modules"]}
+    for one in sorted((registry.get_model(session, model) for model in models), key=lambda one: one.id):
+        registry.lock_model(session, one)
     site_steps.lock_moves(session)
     plan = records.get_plan(session, site, number, lock=True)
-    if obstacles := site_previews.obstacles(session, site, plan):
-        raise Conflict(f"plan {name}/{number} cannot be applied: {'; '.join(obstacles)}", code="site.not-applicable")
+    step = next((one for one in records.steps_of(session, plan) if one.state == PlanStatus.PLANNED), plan)
+    found = [one for each in dict.fromkeys((plan, step)) for one in site_previews.obstacles(session, site, each)]
+    short = site_previews.short_of_memory(session, site, plan)
+    if found:
+        why = "; ".join(dict.fromkeys([*found, *short]))
+        raise Conflict(f"plan {name}/{number} cannot be applied: {why}", code="site.not-applicable")
+    if short:
+        raise NoRoom(f"plan {name}/{number} cannot be applied: {'; '.join(short)}")
+    plan.wished_by = None if step is plan else plan.wished_by or str(by)
+    plan.reason = None
+    _hold(session, blobs, settings, site, step, at)
+    after: dict[str, Any] = {"state": step.state, "digest": step.digest, "expires_at": str(step.expires_at)}
+    after |= {} if step is plan else {"step_to": number}
+    subject = f"site-plan:{name}/{step.number}"
+    audit.record(session, by, "site.apply", subject, {"state": PlanStatus.PLANNED.value}, after)
+    return plan
+
+
+def _hold(  # noqa: PLR0917 - likewise
+    session: Session, blobs: Blobs, settings: Settings, site: Site, plan: SitePlanRow, at: datetime
+) -> None:
+    """Make a plan's file, have it signed for its members, and have them fetch what they lack, in turns."""
+    modules = plan.content["modules"]
     devices = [_device(session, one.device_id) for one in records.devices_of(session, site)]
     hosts = {UUID(host) for said in modules.values() for host in said["hosts"]}
     file = _file(site, plan, devices, hosts, until=at + LIFE).to_bytes()
@@ -245,18 +281,17 @@ def apply(  # noqa: PLR0917 - which plan, and what it takes
     )
     session.flush()
     image = open_repository(session, settings)
+    models = {model: registry.get_model(session, model) for model in modules}
     for model, said in sorted(modules.items(), key=lambda one: models[one[0]].id):
         live.bring_in(session, image, models[model], said["release"])
-        _have_fetched(session, plan, models[model].id, said["release"], [UUID(host) for host in said["hosts"]])
         direct.enqueue(session, models[model])
+    site_fetching.take(session, plan, site, at, poll_s=settings.poll_interval_s)
+    site_fetching.begin(session, plan, at)
     site_steps.tell(session, plan, "held", members=len(devices), deadline=str(plan.deadline_at))
-    after = {"state": plan.state, "digest": plan.digest, "expires_at": str(plan.expires_at)}
-    audit.record(session, by, "site.apply", f"site-plan:{name}/{number}", {"state": PlanStatus.PLANNED.value}, after)
-    return plan
 
 
 def abort(session: Session, name: str, number: int, reason: str, by: Actor) -> SitePlanRow:
-    """End a plan that is held; the one before serves on.
+    """End a plan that is held, or the way to one that is wished; the one before serves on.
 
     Raises:
         NotFound: there is no such plan.
@@ -264,6 +299,9 @@ def abort(session: Session, name: str, number: int, reason: str, by: Actor) -> S
     """
     site_steps.lock_moves(session)
     plan = records.get_plan(session, records.get_site(session, name), number, lock=True)
+    if plan.wished_by is not None:
+        _stop_going_to(session, plan, reason, by)
+        return plan
     if plan.state != PlanStatus.HOLDING:
         raise Conflict(
             f"plan {name}/{number} is {plan.state}; abort what is held; what serves is replaced by another plan",
@@ -271,6 +309,16 @@ def abort(session: Session, name: str, number: int, reason: str, by: Actor) -> S
         )
     site_steps.stop(session, plan, PlanStatus.ABORTED, reason, by)
     return plan
+
+
+def _stop_going_to(session: Session, plan: SitePlanRow, reason: str, by: Actor) -> None:
+    """Have a plan be wished no more, and end the step to it that is held; one that switches serves."""
+    plan.wished_by, plan.reason = None, reason
+    session.flush()
+    audit.record(session, by, "site.abort", f"site-plan:{site_steps.title(session, plan)}", after={"reason": reason})
+    for step in records.steps_of(session, plan):
+        if step.state == PlanStatus.HOLDING:
+            site_steps.stop(session, records.lock(session, step.id), PlanStatus.ABORTED, reason, by)
 
 
 def _file(
@@ -322,25 +370,6 @@ def _planned_task(said: Mapping[str, Any], members: Collection[UUID]) -> Planned
             if UUID(device) in members
         },
     )
-
-
-def _have_fetched(session: Session, plan: SitePlanRow, model_id: UUID, number: int, hosts: Sequence[UUID]) -> None:
-    """Have the hosts of a module fetch its release that neither hold it nor were asked to have it."""
-    lacking = site_previews.lacking(session, model_id, number, hosts)
-    counters = fleet.assign(session, model_id, dict.fromkeys(lacking, number), "prefetch")
-    rollouts.forget_prefetches(session, model_id, counters, but=None)
-    asked = {
-        one.device_id: one.counter
-        for one in fleet.current_assignments(session, device_ids=hosts, model_id=model_id)
-        if one.reason == "prefetch" and one.number == number
-    }
-    session.add_all(
-        SitePlanHost(
-            plan_id=plan.id, device_id=host, model_id=model_id, number=number, fetched_by=(asked | counters).get(host)
-        )
-        for host in hosts
-    )
-    session.flush()
 
 
 def _devices(session: Session, site: Site, asked: EditedSite) -> list[SiteDevice]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, Final
 from uuid import UUID
 
@@ -9,73 +10,29 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sprat_server.db.sets import among
-from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device
-from sprat_server.registry import paths
+from sprat_server.flows import site_fetching
+from sprat_server.flows.site_addresses import ADDRESS, address_of
+from sprat_server.placement.memory import lacking
+from sprat_server.placement.schedule import Turn
 from sprat_server.registry import service as registry
-from sprat_server.registry.models import Model
 from sprat_server.rollouts import quarantine
 from sprat_server.rollouts import service as rollouts
 from sprat_server.sites import records
 from sprat_server.sites.models import Site, SitePlanMember, SitePlanRow
-from sprat_server.sites.schemas import (
-    FetchPreview,
-    MemberPreview,
-    SiteDeviceView,
-    SitePlanMemberView,
-    SitePlanModuleView,
-    SitePlanPreview,
-    SitePlanView,
-    SiteView,
-)
+from sprat_server.sites.previews import FetchPreview, MemberPreview, SitePlanPreview
+from sprat_server.sites.schemas import SiteDeviceView, SitePlanMemberView, SitePlanModuleView, SitePlanView, SiteView
 from sprat_server.sites.states import SIGNED, UNDER_WAY, MemberStatus, PlanStatus
 from sprat_shared.errors import InvalidInput
-from sprat_shared.protocol.site_plan import check_address
 
-ADDRESS: Final = "site-address"
-"""The attribute by which a device says where other members of its site reach it."""
+NO_ROOM: Final = "site.no-room"
+_WAYS: Final = {
+    "": "; plan anew",
+    "infeasible": ", and no plans in between help: of up to three there are none",
+    "nothing": ", and no plans in between were found in the time; give it more --seconds",
+}
 _SILENT: Final = timedelta(minutes=30)
 _SOON: Final = timedelta(days=7)
-
-
-def address_of(device: Device, *, holds: bool) -> str | None:
-    """Return where a device said that other members reach it; None: it said nothing, and need not.
-
-    Args:
-        device: of the site.
-        holds: it holds a module, so that others must reach it.
-
-    Raises:
-        InvalidInput: it said nothing although it holds a module, or what is no address; the message names the device.
-    """
-    said = device.attributes.get(ADDRESS)
-    if said is None and not holds:
-        return None
-    if said is None:
-        raise InvalidInput(
-            f"{device.name} holds a module, and said no {ADDRESS}, so no other device can reach it (docs/site.md)",
-            code="site.no-address",
-        )
-    try:
-        return check_address(said)
-    except InvalidInput as bad:
-        raise InvalidInput(f"{device.name}: {ADDRESS}: {bad}", code="site.no-address") from bad
-
-
-def lacking(session: Session, model_id: UUID, number: int, devices: Sequence[UUID]) -> list[UUID]:
-    """Return the devices that neither hold a release, as far as they said, nor are to have it already."""
-    held = fleet.slots(session, device_ids=devices, model_id=model_id)
-    wished = {
-        one.device_id
-        for one in fleet.current_assignments(session, device_ids=devices, model_id=model_id)
-        if one.number == number
-    }
-    return [
-        device
-        for device in devices
-        if device not in wished
-        and ((row := held.get((device, model_id))) is None or number not in {row.active, row.previous})
-    ]
 
 
 def site_view(session: Session, site: Site) -> SiteView:
@@ -118,6 +75,7 @@ def plan_view(session: Session, site: Site, plan: SitePlanRow, now: datetime | N
         )
         for model, said in sorted(plan.content["modules"].items())
     ]
+    fetching = site_fetching.progress(session, plan, members)
     shown = [
         SitePlanMemberView(
             device=one.device_id,
@@ -125,6 +83,8 @@ def plan_view(session: Session, site: Site, plan: SitePlanRow, now: datetime | N
             address=one.address,
             state=one.state,  # type: ignore[arg-type] # a CHECK constraint knows them
             phase=one.phase,  # type: ignore[arg-type] # likewise
+            fetching=fetching.get(one.device_id, (None, None))[0],
+            turn_at=fetching.get(one.device_id, (None, None))[1],
             error_code=one.error_code,
             error_detail=one.error_detail,
             said_at=one.said_at,
@@ -148,6 +108,11 @@ def plan_view(session: Session, site: Site, plan: SitePlanRow, now: datetime | N
         digest=plan.digest,
         bytes=plan.bytes,
         made_by=plan.made_by,
+        cause=plan.cause,  # type: ignore[arg-type] # likewise
+        parent=plan.parent,
+        improvement=plan.improvement,
+        steps=[one.number for one in records.steps_of(session, plan)],
+        wished_by=plan.wished_by,
         created_at=plan.created_at,
         applied_at=plan.applied_at,
         deadline_at=plan.deadline_at,
@@ -201,7 +166,7 @@ def preview(session: Session, site: Site, plan: SitePlanRow) -> SitePlanPreview:
     modules: Mapping[str, Any] = plan.content["modules"]
     old = records.in_state(session, site.id, PlanStatus.SERVING)
     before: Mapping[str, Any] = {} if old is None or old.id == plan.id else old.content["modules"]
-    fetches = {one.device_id: _fetches(session, one.device_id, modules) for one in rows}
+    planned = site_fetching.planned(session, site, modules)
     members = [
         MemberPreview(
             device=row.device_id,
@@ -209,7 +174,7 @@ def preview(session: Session, site: Site, plan: SitePlanRow) -> SitePlanPreview:
             memory_bytes=row.memory_bytes,
             holds_bytes=_held_bytes(row.device_id, [modules]),
             while_replacing_bytes=_held_bytes(row.device_id, [modules, before]),
-            fetches=fetches[row.device_id],
+            fetches=_fetches(planned.turns.get(row.device_id), modules),
         )
         for row in rows
     ]
@@ -218,7 +183,13 @@ def preview(session: Session, site: Site, plan: SitePlanRow) -> SitePlanPreview:
         number=plan.number,
         members=sorted(members, key=lambda one: one.name),
         figures=(plan.content["placement"] or {}).get("figures"),
-        obstacles=obstacles(session, site, plan),
+        fetched_s=planned.schedule.ends_s,
+        fetched_bound_s=planned.schedule.bound_s,
+        steps=[one.number for one in records.steps_of(session, plan) if one.state == PlanStatus.PLANNED],
+        obstacles=[
+            *obstacles(session, site, plan),
+            *(f"{one} ({NO_ROOM})" for one in short_of_memory(session, site, plan)),
+        ],
     )
 
 
@@ -250,7 +221,49 @@ def obstacles(session: Session, site: Site, plan: SitePlanRow) -> list[str]:
         if row.memory_bytes is not None and holds > row.memory_bytes:
             name = devices[row.device_id].name
             found.append(f"the modules of {name} take {holds} bytes, and it has {row.memory_bytes} for them")
+    ends_s = site_fetching.planned(session, site, modules).schedule.ends_s
+    if ends_s > site.hold_s:
+        found.append(
+            f"fetching takes {ends_s:.0f} s by what was said of the links, and all must be ready in "
+            f"{site.hold_s:.0f} s; raise --hold-s, or say what the links carry"
+        )
     return found + _of_releases(session, modules)
+
+
+def short_of_memory(session: Session, site: Site, plan: SitePlanRow) -> list[str]:
+    """Return which devices have no room for the modules of two plans at once, on the way from what serves to a plan."""
+    serving = records.in_state(session, site.id, PlanStatus.SERVING)
+    if serving is None or serving.id == plan.id:
+        return []
+    rows = records.devices_of(session, site)
+    memory = {str(row.device_id): row.memory_bytes for row in rows if row.memory_bytes is not None}
+    names = {str(one.id): one.name for one in _devices(session, [row.device_id for row in rows]).values()}
+    steps = [one for one in records.steps_of(session, plan) if one.state == PlanStatus.PLANNED]
+    way, found = [serving, *steps, plan], []
+    for before, after in pairwise(way):
+        for device, nbytes in sorted(lacking(memory, _sizes(before, after), _held(before), _held(after)).items()):
+            found.append(
+                f"{names[device]} lacks {nbytes} bytes for the modules of plans {before.number} and {after.number} at "
+                f"once, which it holds while one takes the place of the other{_WAYS[_way_to(plan)]}"
+            )
+    return found
+
+
+def _way_to(plan: SitePlanRow) -> str:
+    """Return what is known of plans in between that lead to a plan."""
+    between = plan.content.get("between")
+    return "" if between is None or between["steps"] else str(between["proven"])
+
+
+def _held(plan: SitePlanRow) -> dict[str, frozenset[str]]:
+    return {said["id"]: frozenset(said["hosts"]) for said in plan.content["modules"].values()}
+
+
+def _sizes(*plans: SitePlanRow) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for said in (said for plan in plans for said in plan.content["modules"].values()):
+        sizes[said["id"]] = max(sizes.get(said["id"], 0), int(said["memory_bytes"]))
+    return sizes
 
 
 def _of_releases(session: Session, modules: Mapping[str, Any]) -> list[str]:
@@ -259,7 +272,7 @@ def _of_releases(session: Session, modules: Mapping[str, Any]) -> list[str]:
         model, number = registry.get_model(session, name), said["release"]
         if number in quarantine.quarantined(session, model.id):
             found.append(f"{name}@{number} is in quarantine; take another release")
-        to_fetch = lacking(session, model.id, number, [UUID(host) for host in said["hosts"]])
+        to_fetch = site_fetching.lacking(session, model.id, number, [UUID(host) for host in said["hosts"]])
         rollout = rollouts.live_rollout(session, model.id)
         if to_fetch and rollout is not None:
             found.append(
@@ -269,20 +282,17 @@ def _of_releases(session: Session, modules: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _fetches(session: Session, device: UUID, modules: Mapping[str, Any]) -> list[FetchPreview]:
-    """Return what a device lacks of the modules that it is to hold, and the bytes of the cheapest way there."""
-    found = []
-    for name, said in sorted(modules.items()):
-        model, number = registry.get_model(session, name), said["release"]
-        if str(device) in said["hosts"] and lacking(session, model.id, number, [device]):
-            found.append(FetchPreview(model=name, release=number, bytes=_bytes(session, model, number, device)))
-    return found
-
-
-def _bytes(session: Session, model: Model, number: int, device: UUID) -> int:
-    slots = fleet.slots(session, device_ids=[device], model_id=model.id).get((device, model.id))
-    held = [] if slots is None else [one for one in (slots.active, slots.previous) if one is not None]
-    return sum(step.bytes for step in paths.cheapest_from(registry.all_updates(session, model), held, number))
+def _fetches(turn: Turn | None, modules: Mapping[str, Any]) -> list[FetchPreview]:
+    return [
+        FetchPreview(
+            model=one.module,
+            release=modules[one.module]["release"],
+            bytes=one.nbytes,
+            starts_s=one.starts_s,
+            ends_s=one.ends_s,
+        )
+        for one in (() if turn is None else turn.fetches)
+    ]
 
 
 def _held_bytes(device: UUID, plans: Iterable[Mapping[str, Any]]) -> int:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from sprat_server.access import audit
 from sprat_server.fleet import service as fleet
 from sprat_server.fleet.models import Device
-from sprat_server.flows import rollout_steps
+from sprat_server.flows import rollout_steps, site_fetching
 from sprat_server.observe import outbox
 from sprat_server.observe.actors import SYSTEM, Actor
 from sprat_server.registry.models import Model
@@ -74,8 +74,10 @@ def on_site_report(session: Session, device: Device, report: SiteReport) -> None
 def on_answer(session: Session, plan_id: UUID, device: Device, report: Report) -> None:
     """Let a plan that had a device fetch a module hear how that ended; the caller holds the moves lock."""
     plan = records.lock(session, plan_id)
-    if report.outcome in _FETCHED:
-        return  # the device says itself when all of it is loaded
+    if report.outcome in _FETCHED:  # the device says itself when all of it is loaded
+        site_fetching.fetched(session, plan, device.id, report.assignment, datetime.now(UTC))
+        advance(session, plan)
+        return
     why = f"{report.error_code}: {report.error_detail or ''}".rstrip(": ")
     advance(session, plan, trouble=f"{device.name} could not fetch {report.model}@{report.release}: {why}")
 
@@ -110,6 +112,8 @@ def advance(session: Session, plan: SitePlanRow, *, trouble: str | None = None, 
         now: the time that counts; None: the present.
     """
     at = now or datetime.now(UTC)
+    if plan.state == PlanStatus.HOLDING and trouble is None:
+        trouble = site_fetching.begin(session, plan, at)
     while True:
         members = records.members_of(session, plan)
         names = fleet.names(session, [one.device_id for one in members])

@@ -14,13 +14,14 @@ from sqlalchemy.orm import Session
 from sprat_server.access import audit
 from sprat_server.db.blobs import Blobs
 from sprat_server.db.session import Database
-from sprat_server.flows import site_plans, site_previews, site_steps
+from sprat_server.flows import site_improvements, site_plans, site_sequences, site_steps
+from sprat_server.flows.site_addresses import ADDRESS
 from sprat_server.jobs import service as jobs
 from sprat_server.observe.actors import SYSTEM
 from sprat_server.settings import Settings
 from sprat_server.sites import records
 from sprat_server.sites.models import SitePlanRow
-from sprat_server.sites.states import UNDER_WAY, PlanStatus
+from sprat_server.sites.states import UNDER_WAY, Cause, PlanStatus
 from sprat_shared.errors import SpratError
 
 RENEWED: Final = site_plans.LIFE / 3
@@ -36,6 +37,7 @@ def look_after(database: Database, settings: Settings, project_id: UUID, at: dat
     """Take all steps of a project's plans that are due by the clock."""
     with database.transaction(project_id) as session:
         moving, serving, other_keys = records.under_way(session), records.serving(session), records.rekeyed(session)
+        wished = records.wished(session)
     if other_keys:
         with database.transaction(project_id) as session:
             site_steps.lock_moves(session)
@@ -53,7 +55,11 @@ def look_after(database: Database, settings: Settings, project_id: UUID, at: dat
             if plan.state == PlanStatus.SERVING:
                 site_steps.keep_modules(session, plan)
                 _repair(session, plan)
+                site_improvements.ask(session, plan)
+        _improve(database, settings, project_id, plan_id)
         _renew(database, settings, project_id, plan_id, at)
+    for plan_id in wished:
+        _go_on(database, settings, project_id, plan_id, at)
 
 
 def _repair(session: Session, plan: SitePlanRow) -> None:
@@ -64,6 +70,31 @@ def _repair(session: Session, plan: SitePlanRow) -> None:
         args = site_plans.repair_args(site, plan, apply=True, by=SYSTEM)
         if jobs.enqueue_once(session, kind=site_plans.PLAN_KIND, args=args, by=SYSTEM, pause_s=_REPAIR_AGAIN_S):
             _log.warning("site.repaired", plan=f"{site.name}/{plan.number}")
+
+
+def _improve(database: Database, settings: Settings, project_id: UUID, plan_id: UUID) -> None:
+    """Apply the plan behind a repair that pays, where something was in its way before."""
+    try:
+        with database.transaction(project_id) as session:
+            plan = session.get_one(SitePlanRow, plan_id)
+            site = records.site_of(session, plan)
+            if plan.improvement is not None and site.deleted_at is None:
+                site_improvements.adopt(session, Blobs.open(settings.blobs), settings, site.name, plan.number)
+    except SpratError as bad:
+        _log.warning("site.not-improved", plan=str(plan_id), code=bad.code, why=str(bad))
+
+
+def _go_on(database: Database, settings: Settings, project_id: UUID, plan_id: UUID, at: datetime) -> None:
+    """Apply what comes next on the way to a plan; where that cannot be, say why there, and try again later."""
+    try:
+        with database.transaction(project_id) as session:
+            site_sequences.go_on(session, Blobs.open(settings.blobs), settings, plan_id, at)
+    except SpratError as bad:
+        with database.transaction(project_id) as session:
+            plan = records.lock(session, plan_id)
+            if plan.reason != str(bad):
+                plan.reason = str(bad)
+                _log.warning("site.not-gone-on", plan=site_steps.title(session, plan), code=bad.code, why=str(bad))
 
 
 def _renew(database: Database, settings: Settings, project_id: UUID, plan_id: UUID, at: datetime) -> None:
@@ -90,12 +121,15 @@ def _renew(database: Database, settings: Settings, project_id: UUID, plan_id: UU
 def renewal(session: Session, plan: SitePlanRow) -> SitePlanRow:
     """Add a plan of the same content as another one."""
     site = records.site_of(session, plan)
+    repairs = site_improvements.is_open(site, plan)  # the full plan behind it is to be looked for all the same
     made = SitePlanRow(
         site_id=site.id,
         number=records.next_number(session, site),
         asked=plan.asked,
-        content=plan.content,
+        content={key: said for key, said in plan.content.items() if key != "between"},
         made_by=str(SYSTEM),
+        cause=(Cause.REPAIR if repairs else Cause.RENEWAL).value,
+        parent=plan.parent if repairs else plan.number,
     )
     session.add(made)
     session.flush()
@@ -111,9 +145,9 @@ def _due(session: Session, plan_id: UUID, at: datetime) -> SitePlanRow | None:
     Its row is not locked: applying the next one takes the moves lock first, as whoever moves a plan does.
     """
     plan = session.get_one(SitePlanRow, plan_id)
-    if plan.state != PlanStatus.SERVING or plan.expires_at is None:
+    if plan.state != PlanStatus.SERVING or plan.expires_at is None or records.is_on_its_way(session, plan.site_id):
         return None
-    elsewhere = records.moved(session, plan, site_previews.ADDRESS)
+    elsewhere = records.moved(session, plan, ADDRESS)
     if not elsewhere and plan.expires_at - at > RENEWED:
         return None
     newest = records.newest(session, plan.site_id)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from sprat_server.placement.site import CODE, Edge, Node, Site, Task
+from sprat_server.placement.site import CODE, Edge, Module, Node, Site, Task
 from sprat_shared.errors import InvalidInput
 
 ROUNDING: Final = 1e-9
@@ -21,6 +21,7 @@ class Wishes:
             time to answer what it did.
         second_per_joule: what energy weighs: latency that one joule a second is worth.
         second_per_byte: what a move weighs: latency that fetching one byte is worth.
+        link_s: device -> seconds that its link is busy with one byte, which weigh like latency; 0 where it is not said.
         held: module -> devices that have its file; fetching it there costs nothing.
         pinned: module -> devices where it stays.
     """
@@ -29,8 +30,15 @@ class Wishes:
     survives_one: bool = False
     second_per_joule: float = 0.0
     second_per_byte: float = 0.0
+    link_s: Mapping[str, float] = field(default_factory=dict)
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
     pinned: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def fetching(self, module: Module, host: str) -> float:
+        """Return what it weighs that a device is to hold a module."""
+        if host in self.held.get(module.name, ()):
+            return 0.0
+        return (self.second_per_byte + self.link_s.get(host, 0.0)) * module.file_bytes
 
     def check(self, site: Site) -> None:
         """Return if all that is named is there, and can run where it is pinned.
@@ -169,10 +177,11 @@ def cost_of(site: Site, wishes: Wishes, plan: Plan) -> Cost:
     """Return what a plan comes to. It may break limits; `Cost.fits` says so."""
     latency = {task.name: latency_of(site, task, plan.routes[task.name]) for task in site.tasks}
     memory = dict.fromkeys(site.device, 0)
-    moved = 0
+    moved, fetching = 0, 0.0
     for name, hosts in plan.hosts.items():
         for host in hosts:
             memory[host] += site.module[name].memory_bytes
+            fetching += wishes.fetching(site.module[name], host)
             moved += 0 if host in wishes.held.get(name, ()) else site.module[name].file_bytes
     busy = dict.fromkeys(site.device, 0.0)
     joules = 0.0
@@ -185,7 +194,7 @@ def cost_of(site: Site, wishes: Wishes, plan: Plan) -> Cost:
     after = {lost: busy_after(site, plan, lost) for lost in site.device} if wishes.survives_one else {}
     over_after = {lost: overloaded(site, share) for lost, share in after.items()}
     return Cost(
-        total=weighted + wishes.second_per_joule * joules + wishes.second_per_byte * moved,
+        total=weighted + wishes.second_per_joule * joules + fetching,
         latency=latency,
         memory=memory,
         busy=busy,

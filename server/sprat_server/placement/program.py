@@ -7,21 +7,17 @@ are one device; so no product of two choices is left.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
-import highspy
-import numpy as np
-
+from sprat_server.placement.columns import Columns
 from sprat_server.placement.plan import Plan, Wishes, cost_of
 from sprat_server.placement.site import Edge, Site, Task
 from sprat_server.placement.standby import with_standby
 
 _INFINITY: Final = float("inf")
-_TOLERANCE: Final = 1e-9
-_REL_GAP: Final = 1e-6
 _HALF: Final = 0.5
 Uses = Mapping[str, int]
 """Device -> column that says that a use of a module is there."""
@@ -74,9 +70,10 @@ def solve(site: Site, wishes: Wishes, *, seconds: float, start: Plan | None = No
     Raises:
         InvalidInput: a wish names what the site has not.
     """
-    program = _Program(site, wishes)
+    columns = Columns()
+    program = Program(site, wishes, columns)
     begun = start if start is not None and cost_of(site, wishes, start).fits else None
-    status, values, bound = program.run(seconds, begun)
+    status, values, bound = columns.solve(seconds, None if begun is None else program.values_of(begun))
     found = [] if values is None else [program.plan_of(values)]
     if begun is not None:
         found.append(begun)
@@ -93,16 +90,26 @@ def solve(site: Site, wishes: Wishes, *, seconds: float, start: Plan | None = No
     return Answer(proven=proven, plan=found[at], total=total, bound=min(bound, total))
 
 
-class _Program:
-    """Columns and rows, and which column means what."""
+class Program:
+    """One plan as columns and rows, and which column means what.
 
-    def __init__(self, site: Site, wishes: Wishes) -> None:
+    Args:
+        site: where.
+        wishes: what is asked.
+        columns: to which it is added.
+
+    Attributes:
+        hosts: module -> device -> column that says that it is held there.
+        uses: task -> node -> device -> column that says that it is sent there.
+
+    Raises:
+        InvalidInput: a wish names what the site has not.
+    """
+
+    def __init__(self, site: Site, wishes: Wishes, columns: Columns) -> None:
         self._site, self._wishes = site, wishes
         self._copies = max(wishes.replicas, 2 if wishes.survives_one else 1)
-        self._costs: list[float] = []
-        self._bounds: list[tuple[float, float]] = []
-        self._binary: list[bool] = []
-        self._rows: list[tuple[float, float, dict[int, float]]] = []
+        self._columns, self._column, self._row = columns, columns.column, columns.row
         self._both: dict[tuple[int, int], int] = {}  # continuous: two uses are on one device, z
         self._waits: dict[tuple[int, int], int] = {}  # the same, y
         wishes.check(site)
@@ -118,25 +125,11 @@ class _Program:
 
     # building ----------------------------------------------------------------------------------------------------
 
-    def _column(self, cost: float, low: float, high: float, *, binary: bool = False) -> int:
-        self._costs.append(cost)
-        self._bounds.append((low, high))
-        self._binary.append(binary)
-        return len(self._costs) - 1
-
-    def _row(self, low: float, high: float, terms: Mapping[int, float]) -> None:
-        self._rows.append((low, high, dict(terms)))
-
     def _placed(self, name: str) -> Uses:
         module, wishes = self._site.module[name], self._wishes
-        held, pinned = wishes.held.get(name, frozenset()), wishes.pinned.get(name, frozenset())
+        pinned = wishes.pinned.get(name, frozenset())
         hosts = {
-            host: self._column(
-                0.0 if host in held else wishes.second_per_byte * module.file_bytes,
-                1.0 if host in pinned else 0.0,
-                1.0,
-                binary=True,
-            )
+            host: self._column(wishes.fetching(module, host), 1.0 if host in pinned else 0.0, 1.0, binary=True)
             for host in self._site.device
             if host in module.seconds
         }
@@ -151,7 +144,7 @@ class _Program:
         price = {host: self._wishes.second_per_joule * task.rate * module.joules.get(host, 0.0) for host in hosts}
         if self._copies == 1 and len(self._wishes.pinned.get(name, ())) <= 1:  # whoever holds it runs it
             for host, column in hosts.items():
-                self._costs[column] += price[host]
+                self._columns.add_cost(column, price[host])
             return hosts
         uses = {host: self._column(price[host], 0.0, 1.0, binary=True) for host in hosts}
         self._row(1.0, 1.0, dict.fromkeys(uses.values(), 1.0))
@@ -298,56 +291,11 @@ class _Program:
             self._row(-_INFINITY, 0.0, {column: 1.0, hosts[host]: -1.0})
         return columns
 
-    # solving -----------------------------------------------------------------------------------------------------
+    # plans as values ---------------------------------------------------------------------------------------------
 
-    def run(self, seconds: float, start: Plan | None) -> tuple[str, list[float] | None, float]:
-        """Return what came of it (`optimal`, `infeasible` or `time`), the columns' values and the bound."""
-        highs = highspy.Highs()  # type: ignore[no-untyped-call]
-        highs.silent()
-        for option, value in (
-            ("threads", 1),
-            ("time_limit", float(seconds)),
-            ("mip_rel_gap", _REL_GAP),
-            ("mip_abs_gap", 0.0),
-            ("mip_feasibility_tolerance", _TOLERANCE),
-            ("primal_feasibility_tolerance", _TOLERANCE),
-        ):
-            highs.setOptionValue(option, value)
-        highs.passModel(self._lp())
-        if start is not None:
-            solution = highspy.HighsSolution()
-            solution.col_value = self.values_of(start)  # HiGHS completes what is not binary
-            highs.setSolution(solution)
-        highs.run()
-        status, info = highs.getModelStatus(), highs.getInfo()
-        if status == highspy.HighsModelStatus.kInfeasible:
-            return "infeasible", None, _INFINITY
-        has_one = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
-        values = list(highs.getSolution().col_value) if has_one else None
-        word = "optimal" if status == highspy.HighsModelStatus.kOptimal else "time"
-        return word, values, max(0.0, float(info.mip_dual_bound)) if info.mip_dual_bound > -_INFINITY else 0.0
-
-    def _lp(self) -> Any:
-        lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = len(self._costs), len(self._rows)
-        lp.col_cost_ = np.array(self._costs)
-        lp.col_lower_ = np.array([low for low, _ in self._bounds])
-        lp.col_upper_ = np.array([high for _, high in self._bounds])
-        lp.row_lower_ = np.array([low for low, _, _ in self._rows])
-        lp.row_upper_ = np.array([high for _, high, _ in self._rows])
-        lp.integrality_ = [
-            highspy.HighsVarType.kInteger if binary else highspy.HighsVarType.kContinuous for binary in self._binary
-        ]
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_ = np.cumsum([0, *(len(terms) for _, _, terms in self._rows)])
-        lp.a_matrix_.index_ = np.array([column for _, _, terms in self._rows for column in terms], dtype=np.int32)
-        lp.a_matrix_.value_ = np.array([factor for _, _, terms in self._rows for factor in terms.values()])
-        return lp
-
-    def values_of(self, plan: Plan) -> list[float]:
-        """Return a plan as values of the binary columns; the solver completes the others."""
-        values = [0.0] * len(self._costs)
-        values[self._one] = 1.0
+    def values_of(self, plan: Plan) -> dict[int, float]:
+        """Return a plan as values of the binary columns; those of all others are 0, or the solver's to complete."""
+        values = {self._one: 1.0}
         for task, nodes in self.uses.items():
             for node, hosts in nodes.items():
                 values[hosts[plan.routes[task][node]]] = 1.0
@@ -359,7 +307,7 @@ class _Program:
                 values[hosts[plan.standby[task][node]]] = 1.0
         return values
 
-    def plan_of(self, values: list[float]) -> Plan:
+    def plan_of(self, values: Sequence[float]) -> Plan:
         """Return the plan that the columns' values mean; a copy that nobody uses or wished for is left out."""
         routes = {
             task: {node: max(hosts, key=lambda host: values[hosts[host]]) for node, hosts in nodes.items()}

@@ -86,10 +86,9 @@ class _Search:
         total = 0.0
         for name, where in hosts.items():
             module = self._site.module[name]
-            held = self._wishes.held.get(name, frozenset())
             for host in where:
                 memory[host] += module.memory_bytes
-                total += 0.0 if host in held else self._wishes.second_per_byte * module.file_bytes
+                total += self._wishes.fetching(module, host)
         busy = dict.fromkeys(self._site.device, 0.0)
         for task in self._site.tasks:
             seconds, route = self._route(task, hosts)

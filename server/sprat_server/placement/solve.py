@@ -32,7 +32,9 @@ class Placement:
     kept: bool = True
 
 
-def place(site: Site, wishes: Wishes, *, seconds: float, clock: Clock, seed: int = 0) -> Placement:
+def place(
+    site: Site, wishes: Wishes, *, seconds: float, clock: Clock, seed: int = 0, known: Plan | None = None
+) -> Placement:
     """Return the best plan that is found in a time, with a bound on all others.
 
     Args:
@@ -41,14 +43,19 @@ def place(site: Site, wishes: Wishes, *, seconds: float, clock: Clock, seed: int
         seconds: of one core, more or less.
         clock: monotonic seconds.
         seed: of the search.
+        known: a plan; if it fits, none that is worse is returned.
 
     Raises:
         InvalidInput: a wish names what the site has not, or pins a module where it cannot run.
     """
     wishes.check(site)
     ends = clock() + min(max(_FIRST * seconds, _FIRST_S[0]), _FIRST_S[1])
-    first = improve(site, wishes, goes_on=lambda: clock() < ends, seed=seed)
-    answer = solve(site, wishes, seconds=seconds, start=first)
+    starts = [
+        one for one in (improve(site, wishes, goes_on=lambda: clock() < ends, seed=seed), known) if one is not None
+    ]
+    costs = [cost_of(site, wishes, one) for one in starts]
+    fitting = [(cost.total, at) for at, cost in enumerate(costs) if cost.fits]
+    answer = solve(site, wishes, seconds=seconds, start=starts[min(fitting)[1]] if fitting else None)
     return Placement(site=site, answer=answer, cost=None if answer.plan is None else cost_of(site, wishes, answer.plan))
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from sprat_server.db.base import Base
 from sprat_server.db.projects import ProjectOwned, in_project, within
-from sprat_server.sites.states import MemberStatus, PlanStatus
+from sprat_server.sites.states import Cause, MemberStatus, PlanStatus
 from sprat_shared.ids import new_id
 
 
@@ -50,6 +50,8 @@ class Site(ProjectOwned, Base):
         Index("uq_site_name", "project_id", "name", unique=True, postgresql_where="deleted_at IS NULL"),
         CheckConstraint("name ~ '^[a-z0-9-]{1,63}$'", name="name_is_plain"),
         CheckConstraint("hold_s > 0 AND switch_s > 0", name="times_are_positive"),
+        CheckConstraint("pays_within_s > 0", name="horizon_is_positive"),
+        CheckConstraint("uplink_mbit > 0", name="uplink_is_positive"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -57,6 +59,8 @@ class Site(ProjectOwned, Base):
     hold_s: Mapped[float] = mapped_column(Double)  # until all members must be ready
     switch_s: Mapped[float] = mapped_column(Double)  # until nobody is awaited any more
     auto_repair: Mapped[bool]
+    pays_within_s: Mapped[float] = mapped_column(Double, server_default="86400")  # over which gains are counted
+    uplink_mbit: Mapped[float | None] = mapped_column(Double)  # from the server, shared by all; NULL: binds nothing
     created_by: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     deleted_at: Mapped[datetime | None]
@@ -100,6 +104,7 @@ class SitePlanRow(ProjectOwned, Base):
         ),
         Index("uq_site_plan_serving", "site_id", unique=True, postgresql_where="state = 'serving'"),
         Index("uq_site_plan_draining", "site_id", unique=True, postgresql_where="state = 'draining'"),
+        Index("uq_site_plan_improvement", "site_id", "parent", unique=True, postgresql_where="cause = 'improvement'"),
         CheckConstraint("number >= 1", name="number_is_positive"),
         CheckConstraint("digest ~ '^sha256:[0-9a-f]{64}$'", name="digest_is_sha256"),
         CheckConstraint(
@@ -123,6 +128,12 @@ class SitePlanRow(ProjectOwned, Base):
         CheckConstraint("state NOT IN ('failed', 'aborted') OR reason IS NOT NULL", name="failures_have_a_reason"),
         CheckConstraint("jsonb_typeof(asked) = 'object'", name="asked_is_an_object"),
         CheckConstraint("jsonb_typeof(content) = 'object'", name="content_is_an_object"),
+        CheckConstraint(
+            "cause IN ('asked', 'repair', 'improvement', 'renewal', 'step') AND (cause = 'asked') = (parent IS NULL)",
+            name="cause_is_known",
+        ),
+        CheckConstraint("jsonb_typeof(improvement) = 'object'", name="improvement_is_an_object"),
+        CheckConstraint("state = 'planned' OR wished_by IS NULL", name="what_is_wished_is_planned"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -137,6 +148,10 @@ class SitePlanRow(ProjectOwned, Base):
     expires_at: Mapped[datetime | None]
     deadline_at: Mapped[datetime | None]  # of the phase under way
     made_by: Mapped[str]
+    cause: Mapped[str] = mapped_column(default=Cause.ASKED.value, server_default=Cause.ASKED.value)
+    parent: Mapped[int | None]  # number of the plan that this one repairs, improves, renews, or is a step to
+    improvement: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  # of a repair: what came of it
+    wished_by: Mapped[str | None]  # who had it applied; it is once its steps have served
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     applied_at: Mapped[datetime | None]
     switched_at: Mapped[datetime | None]
@@ -184,14 +199,22 @@ class SitePlanHost(ProjectOwned, Base):
         ),
         Index(None, "device_id", "fetched_by"),
         Index(None, "model_id"),
+        CheckConstraint("num_nulls(to_fetch, starts_s, takes_s, due_at) IN (0, 4)", name="turns_are_planned"),
+        CheckConstraint("due_at IS NULL OR (begun_at IS NULL) = (fetched_by IS NULL)", name="turns_begin_by_a_wish"),
     )
 
     plan_id: Mapped[UUID] = mapped_column(primary_key=True)
     device_id: Mapped[UUID] = mapped_column(primary_key=True)
     model_id: Mapped[UUID] = mapped_column(primary_key=True)
     number: Mapped[int]
-    fetched_by: Mapped[int | None]  # the assignment that has it fetch the release; NULL: it has it
+    fetched_by: Mapped[int | None]  # the assignment that has it fetch the release; NULL: it has it, or waits its turn
     kept_by: Mapped[int | None]  # the one that has it run the release since the plan serves
+    to_fetch: Mapped[int | None]  # bytes, by the cheapest way then; NULL: it had it, or was to have it anyway
+    starts_s: Mapped[float | None] = mapped_column(Double)  # of its device's turn, since the plan was applied
+    takes_s: Mapped[float | None] = mapped_column(Double)  # of that turn, with all that the device fetches
+    due_at: Mapped[datetime | None]  # from then on the turn waits for nobody
+    begun_at: Mapped[datetime | None]  # when its turn came
+    fetched_at: Mapped[datetime | None]  # when it said that it has it
 
 
 class ModuleMeasure(ProjectOwned, Base):

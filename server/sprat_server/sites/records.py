@@ -12,7 +12,7 @@ from sprat_server.db.projects import project_of
 from sprat_server.db.sets import among
 from sprat_server.fleet.models import Device
 from sprat_server.sites.models import Site, SiteDevice, SitePlanHost, SitePlanMember, SitePlanRow, SiteTask
-from sprat_server.sites.states import SIGNED, UNDER_WAY, MemberStatus, PlanStatus
+from sprat_server.sites.states import SIGNED, UNDER_WAY, Cause, MemberStatus, PlanStatus
 from sprat_shared.errors import Conflict, NotFound
 
 
@@ -156,6 +156,13 @@ def lost_hosts(session: Session, site: Site, plan: SitePlanRow) -> set[UUID]:
     return hosts - {row.device_id for row in devices_of(session, site)}
 
 
+def hosts_serving(session: Session, site: Site, model: str, release_id: str) -> set[UUID]:
+    """Return the devices on which a release is by the plan of a site that serves."""
+    plan = in_state(session, site.id, PlanStatus.SERVING)
+    said = None if plan is None else plan.content["modules"].get(model)
+    return set() if said is None or said["id"] != release_id else {UUID(host) for host in said["hosts"]}
+
+
 def in_state(session: Session, site_id: UUID, *states: PlanStatus) -> SitePlanRow | None:
     """Return the plan of a site in one of some states of which there is one at a time."""
     return session.scalar(select(SitePlanRow).where(SitePlanRow.site_id == site_id, SitePlanRow.state.in_(states)))
@@ -270,6 +277,40 @@ def serving(session: Session) -> list[UUID]:
     """Return the plans that serve, in one order."""
     query = select(SitePlanRow.id).where(SitePlanRow.state == PlanStatus.SERVING)
     return list(session.scalars(query.order_by(SitePlanRow.id)))
+
+
+def steps_of(session: Session, plan: SitePlanRow) -> list[SitePlanRow]:
+    """Return the plans in between by which devices come to a plan, in their order; it may need none."""
+    query = select(SitePlanRow).where(
+        SitePlanRow.site_id == plan.site_id, SitePlanRow.cause == Cause.STEP, SitePlanRow.parent == plan.number
+    )
+    return list(session.scalars(query.order_by(SitePlanRow.number)))
+
+
+def wished(session: Session) -> list[UUID]:
+    """Return the plans that were to be applied and whose steps are, in one order."""
+    query = select(SitePlanRow.id).where(SitePlanRow.wished_by.is_not(None))
+    return list(session.scalars(query.order_by(SitePlanRow.id)))
+
+
+def is_on_its_way(session: Session, site_id: UUID) -> bool:
+    """Return whether a site comes to a plan by plans in between."""
+    query = select(SitePlanRow.id).where(SitePlanRow.site_id == site_id, SitePlanRow.wished_by.is_not(None))
+    return session.scalar(query.limit(1)) is not None
+
+
+def add_plan(session: Session, site: Site, plan: SitePlanRow, steps: Sequence[SitePlanRow] = ()) -> SitePlanRow:
+    """Add a plan, and before it the plans in between by which devices come to it; return it."""
+    number = next_number(session, site)
+    plan.number = number + len(steps)
+    for at, row in enumerate((*steps, plan)):
+        row.site_id = site.id
+        if row is not plan:
+            row.number, row.cause, row.parent = number + at, Cause.STEP.value, plan.number
+        session.add(row)
+        session.flush()  # one by one: numbers rise
+    session.refresh(plan)
+    return plan
 
 
 def newest(session: Session, site_id: UUID) -> SitePlanRow:

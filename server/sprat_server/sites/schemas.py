@@ -195,7 +195,9 @@ class NewSiteDevice(BaseModel):
 class EditedSite(BaseModel):
     """What a site is: its devices; seconds until all must be ready for a plan, and until nobody is awaited any more.
 
-    With `auto_repair` a plan without a device that left is made and applied as soon as one that served leaves.
+    With `auto_repair` a plan without a device that left is made and applied as soon as one that served leaves, and the
+    full plan behind it where that saves requests more seconds in `pays_within_s` than its bytes cost. `uplink_mbit` is
+    the link over which all of the site's devices fetch; left out, only their own bind.
     """
 
     model_config = ConfigDict(
@@ -211,6 +213,8 @@ class EditedSite(BaseModel):
     hold_s: Annotated[float, Field(ge=1, le=30 * 86400)] = 3600.0
     switch_s: Annotated[float, Field(ge=1, le=86400)] = 600.0
     auto_repair: bool = False
+    pays_within_s: Annotated[float, Field(ge=1, le=366 * 86400)] = 86400.0
+    uplink_mbit: Annotated[float | None, Field(gt=0, le=1e6)] = None
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -279,6 +283,8 @@ class SiteView(BaseModel):
     hold_s: float
     switch_s: float
     auto_repair: bool
+    pays_within_s: float
+    uplink_mbit: float | None
     serving: int | None
     under_way: int | None
     created_by: str
@@ -293,6 +299,8 @@ class SiteView(BaseModel):
             hold_s=site.hold_s,
             switch_s=site.switch_s,
             auto_repair=site.auto_repair,
+            pays_within_s=site.pays_within_s,
+            uplink_mbit=site.uplink_mbit,
             serving=serving,
             under_way=under_way,
             created_by=site.created_by,
@@ -384,13 +392,19 @@ class SitePlanModuleView(BaseModel):
 
 
 class SitePlanMemberView(BaseModel):
-    """A member of a plan: what is signed for it, and how far it said to be."""
+    """A member of a plan: what is signed for it, and how far it said to be.
+
+    `fetching`: how far it is with what it lacks; null: it lacks nothing. One that waits for its turn on the site's link
+    begins at `turn_at`, or earlier if those before it are done.
+    """
 
     device: UUID
     name: str
     address: str | None
     state: Literal["asked", "ready", "serving", "refused", "left"]
     phase: Literal["hold", "serve", "drain"] | None
+    fetching: Literal["waits", "fetching", "done"] | None
+    turn_at: datetime | None
     error_code: str | None
     error_detail: str | None
     said_at: datetime | None
@@ -402,7 +416,10 @@ class SitePlanView(BaseModel):
 
     `routes` of a placed task say by the device that is asked, and the step, which host is asked first, and which then.
 
-    `warnings` say what stands in the way of an answer now, such as a device that was not heard for long.
+    `warnings` say what stands in the way of an answer now, such as a device that was not heard for long. `cause` says
+    what the plan was made for, and `parent` because of which other one. `improvement`, of a repair that serves, is what
+    the full plan behind it would bring: seconds that requests save in `pays_within_s`, and what that costs. `steps` are
+    the plans in between that lead to this one; with `wished_by` it is applied once they have served.
     """
 
     site: str
@@ -418,44 +435,14 @@ class SitePlanView(BaseModel):
     digest: str | None
     bytes: int | None
     made_by: str
+    cause: Literal["asked", "repair", "improvement", "renewal", "step"]
+    parent: int | None
+    improvement: dict[str, Any] | None
+    steps: list[int]
+    wished_by: str | None
     created_at: datetime
     applied_at: datetime | None
     deadline_at: datetime | None
     switched_at: datetime | None
     expires_at: datetime | None
     ended_at: datetime | None
-
-
-class FetchPreview(BaseModel):
-    """A release that a device would fetch, and in how many bytes."""
-
-    model: str
-    release: int
-    bytes: int
-
-
-class MemberPreview(BaseModel):
-    """What a device would hold and fetch; while the plan before still serves it holds modules of both.
-
-    `memory_bytes`: what it has for modules; null: nobody said.
-    """
-
-    device: UUID
-    name: str
-    memory_bytes: int | None
-    holds_bytes: int
-    while_replacing_bytes: int
-    fetches: list[FetchPreview]
-
-
-class SitePlanPreview(BaseModel):
-    """What applying a plan would do; `obstacles` stand in the way.
-
-    `figures` are those by which it was placed, each with where it is from; null: it was put by hand.
-    """
-
-    site: str
-    number: int
-    members: list[MemberPreview]
-    figures: dict[str, Any] | None
-    obstacles: list[str]

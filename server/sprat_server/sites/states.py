@@ -32,6 +32,16 @@ SIGNED = (*UNDER_WAY, PlanStatus.SERVING, PlanStatus.DRAINING)
 ENDED = (PlanStatus.RETIRED, PlanStatus.FAILED, PlanStatus.ABORTED)
 
 
+class Cause(StrEnum):
+    """What a plan was made for; but for the first, because of another plan, its parent."""
+
+    ASKED = "asked"
+    REPAIR = "repair"  # its parent served on devices that left
+    IMPROVEMENT = "improvement"  # of all that its parent, a repair, left where it was
+    RENEWAL = "renewal"  # its parent was about to end
+    STEP = "step"  # on the way to its parent
+
+
 class MemberStatus(StrEnum):
     """How far a member is with a plan."""
 

@@ -32,6 +32,7 @@ find:
       alone: {model: small, inputs: {x: image}}
     outputs: {score: alone.out}
 """
+IDLE = {"fetching": None, "turn_at": None}
 PLAN: dict[str, Any] = {
     "site": "line-3",
     "number": 4,
@@ -41,7 +42,12 @@ PLAN: dict[str, Any] = {
     "modules": [{"model": "vision", "release": 2, "id": "sha256:0", "hosts": ["box", "desk"], "memory_bytes": 1}],
     "placement": {"proven": "within", "gap": 0.05, "tasks": {"find": 0.2}},
     "tests": [],
-    "members": [{"name": "box", "address": "10.0.0.2:8478", "state": "ready", "phase": "serve"}],
+    "cause": "asked",
+    "parent": None,
+    "improvement": None,
+    "steps": [],
+    "wished_by": None,
+    "members": [{"name": "box", "address": "10.0.0.2:8478", "state": "ready", "phase": "serve"} | IDLE],
     "warnings": ["desk has not said that it serves"],
     "deadline_at": "2026-11-30T12:00:00Z",
 }
@@ -224,7 +230,7 @@ def test_a_plan_is_asked_for_by_hand_or_placed_by_a_file_or_by_measures(
     assert lines[1] == "find 200.0 ms; within 5.0% of the best"
     assert "vision@2 box, desk" in lines
     assert "find@desk see: box, then desk" in lines
-    assert "box 10.0.0.2:8478 ready serve" in lines
+    assert "box 10.0.0.2:8478 ready serve -" in lines
     assert lines[-1] == "note: desk has not said that it serves"
 
     file = tmp_path / "site.yaml"
@@ -303,11 +309,21 @@ def test_status_is_of_what_is_under_way_else_of_what_serves(monkeypatch: pytest.
 
 def test_a_preview_says_what_is_fetched_held_and_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     member = {"name": "box", "memory_bytes": 4_000_000_000, "holds_bytes": 1_000, "while_replacing_bytes": 2_000}
-    member["fetches"] = [{"model": "vision", "release": 2, "bytes": 100}]
-    shown = {"site": "line-3", "number": 4, "members": [member], "obstacles": ["plan 3 is holding"], "figures": None}
+    member["fetches"] = [{"model": "vision", "release": 2, "bytes": 100, "starts_s": 3.0, "ends_s": 7.5}]
+    shown = {"site": "line-3", "number": 4, "members": [member], "obstacles": ["plan 3 is holding"]}
+    shown |= {"fetched_s": 7.5, "fetched_bound_s": 7.5, "steps": [], "figures": None}
     done, _ = run(monkeypatch, lambda *_: shown, "site", "preview", "line-3/4")
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    assert lines[1:] == ["box vision@2 100 B 1.00 kB 2.00 kB 4.00 GB", "in the way: plan 3 is holding"]
+    assert lines[1:] == [
+        "box vision@2 100 B 1.00 kB 2.00 kB 4.00 GB",
+        "from to device fetches",
+        "3.0 s 7.5 s box vision@2",
+        "all is fetched after 7.5 s; no order is faster",
+        "in the way: plan 3 is holding",
+    ]
+    done, _ = run(monkeypatch, lambda *_: shown | {"fetched_bound_s": 6.0}, "site", "preview", "line-3/4")
+    assert "after 7.5 s; no order takes less than 6.0 s" in done.stdout
+
     seconds = {"box": figure(0.05, "measured", "in service"), "desk": figure(0.2, "estimated", "from box")}
     vision = {"seconds": seconds, "memory_bytes": figure(350e6, "weights")}
     shown["figures"] = {"modules": {"vision": vision}, "links": {"box": LINK}}
@@ -317,3 +333,35 @@ def test_a_preview_says_what_is_fetched_held_and_in_the_way(monkeypatch: pytest.
     assert "vision desk 0.2 estimated: from box" in lines
     assert "box 1000 Mbit/s said 48.8 Mbit/s measured 0 ms assumed" in lines
     assert lines[-1] == "in the way: plan 3 is holding"
+
+
+def test_status_of_a_repair_says_what_the_full_plan_behind_it_would_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"plan": 5, "pays": False, "why": "it does not pay", "saved_s": 2.5, "pays_within_s": 86400}
+    found |= {"moved_bytes": 90_000_000, "cost_s": 7200.0}
+    plan = PLAN | {"cause": "repair", "parent": 3, "improvement": found}
+    done, _ = run(monkeypatch, lambda *_: plan, "site", "status", "line-3/4")
+    assert "it repairs plan 3" in done.stdout
+    said = "plan 5 behind it would save 2.5 s of waiting in 86,400 s; moving 90.00 MB costs 7,200 s: it does not pay"
+    assert said in done.stdout
+    none = plan | {"improvement": {"plan": None, "pays": False, "why": "no plan is better"}}
+    done, _ = run(monkeypatch, lambda *_: none, "site", "status", "line-3/4")
+    assert "nothing behind it: no plan is better" in done.stdout
+
+
+def test_status_says_who_fetches_and_who_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    member = PLAN["members"][0] | {"state": "asked", "phase": "hold"}
+    waits = member | {"name": "desk", "fetching": "waits", "turn_at": "2026-11-30T11:00:00Z"}
+    members = [member | {"fetching": "fetching"}, waits, member | {"name": "hall", "fetching": "done"}]
+    done, _ = run(monkeypatch, lambda *_: PLAN | {"members": members}, "site", "status", "line-3/4")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "box 10.0.0.2:8478 asked hold since its turn came" in lines
+    assert "desk 10.0.0.2:8478 asked hold waits its turn, until 2026-11-30T11:00:00Z at most" in lines
+    assert "hall 10.0.0.2:8478 asked hold has all" in lines
+
+
+def test_the_link_of_a_site_and_what_a_repair_may_gain_in_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = {"name": "line-3", "serving": None, "under_way": None, "devices": []}
+    words = ["site", "edit", "line-3", "--device", "box", "--uplink", "2.5", "--pays-within-s", "3600"]
+    _, asked = run(monkeypatch, lambda *_: site, *words)
+    said = {"devices": [{"name": "box"}], "auto_repair": False, "pays_within_s": 3600, "uplink_mbit": 2.5}
+    assert asked[0] == ("PUT", "/sites/line-3", said)

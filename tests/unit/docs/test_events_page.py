@@ -15,7 +15,7 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "events.md").read_text()
 
 
 def test_every_kind_of_event_is_in_the_table_with_its_meaning() -> None:
-    assert dict(re.findall(r"^\| `([a-z.]+)` \| (.+) \|$", PAGE, re.MULTILINE)) == dict(outbox.KINDS)
+    assert dict(re.findall(r"^\| `([a-z.-]+)` \| (.+) \|$", PAGE, re.MULTILINE)) == dict(outbox.KINDS)
 
 
 def test_the_figures_are_those_of_the_code() -> None:
