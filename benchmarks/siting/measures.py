@@ -4,9 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from siting.rig import CLOUD, SITE, STEPS, Rig
 Found = tuple[dict[str, Any], list[str]]
 _WARM: Final = 10
 _MEASURED: Final = 20
+_TOLD_S: Final = 120.0  # until what was measured is told
 ENCODERS: Final = ("vision", "words", "voice")
 
 
@@ -90,44 +91,54 @@ def everywhere(rig: Rig) -> None:
 
 
 def seconds(rig: Rig, trained: Path) -> dict[str, dict[str, float]]:
-    """Return the median seconds of one run of each module on each device, as the agents tell them of their answers."""
+    """Return the median seconds of one run of each module on each device, as `sprat site measures` tells them.
+
+    Each device is asked for all tasks under its quota, and answers by its own modules.
+    """
     if "seconds" in rig.done:
         found: dict[str, dict[str, float]] = rig.done["seconds"]
         return found
     everywhere(rig)
-    found = {model: {} for model in rig.models}
     for device in rig.devices:
-        runs: dict[str, list[float]] = {model: [] for model in rig.models}
         for task in STEPS:
-            for one in rig.ask(device, trained / f"{task}.npz", [task], "--count", str(_MEASURED)):
-                for hop in one.get("steps", []):
-                    runs[hop["model"]].append(hop["ran_s"])
-        for model, took in runs.items():
-            found[model][device] = median(took)
-        rig.told(f"measured on {device}")
+            rig.ask(device, trained / f"{task}.npz", [task], "--count", str(_MEASURED))
+        rig.told(f"asked on {device}")
+    found = {model: {} for model in rig.models}
+    for one in _known(rig):
+        found[one["model"]][one["device"]] = one["seconds"]["value"]
     rig.done["seconds"] = found
     return found
 
 
+def _known(rig: Rig) -> list[dict[str, Any]]:
+    """Return what is known of each module on each device, once all of it was measured in service."""
+    begun = time.monotonic()
+    while True:
+        known: list[dict[str, Any]] = rig.sprat("site", "measures", SITE)["modules"]
+        if not (unknown := [one for one in known if not _ran(one)]):
+            return known
+        if time.monotonic() > begun + _TOLD_S:
+            one = unknown[0]
+            raise RuntimeError(f"{one['model']} on {one['device']} is not measured in service: {one['seconds']}")
+        time.sleep(1.0)
+
+
+def _ran(cell: Mapping[str, Any]) -> bool:
+    """Return whether a module was measured on a device as it ran there, and not only as it was loaded."""
+    figure = cell["seconds"]
+    return figure is not None and figure["origin"] == "measured" and figure["p90"] is not None
+
+
 def placed(rig: Rig, trained: Path, *more: str) -> dict[str, Any]:
-    """Place by what was measured, on the site proper, and serve so, single steps too; return how the plan stands."""
-    took = seconds(rig, trained)
-    files = {model: (trained / f"{model}.safetensors").stat().st_size for model in rig.models}
-    modules = {
-        model: {
-            "memory": 2 * files[model] + 1_000_000,
-            "seconds": {device: took[model][device] for device in rig.devices if device != CLOUD},
-        }
-        for model in rig.models
-    }
-    file = rig.scratch / "modules.json"
-    file.write_text(json.dumps({"modules": modules}))
+    """Place by what devices measured, on the site proper; serve so, single steps too; return how the plan stands."""
+    seconds(rig, trained)
+    on = ",".join(device for device in rig.devices if device != CLOUD)
     at = []
     weights = sum(one["weight"] for one in rig.given["tasks"].values())
     for task, one in rig.given["tasks"].items():
         at += ["--at", f"{task}={one['from']}", "--rate", f"{task}={rig.given['rate'] * one['weight'] / weights:g}"]
     named = [word for task in rig.given["tasks"] for word in ("--task", task)]
-    made = rig.sprat("site", "plan", SITE, *named, "--file", str(file), *at, *more)
+    made = rig.sprat("site", "plan", SITE, *named, "--on", on, *at, *more)
     rig.told(f"placed: {json.dumps(made['placement'])}")
     hosts = {one["model"]: ",".join(one["hosts"]) for one in made["modules"]}
     return rig.plan(*(word for model, on in hosts.items() for word in ("--hosts", f"{model}={on}")))
