@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from sprat_shared.protocol.measures_report import Spread
+
+_IN_SERVICE: Final = "in service"
+_AS_LOADED: Final = "as loaded"
 
 
 class Origin(StrEnum):
@@ -92,16 +95,16 @@ class Seen:
                 count=runs.count,
                 p10=runs.p10,
                 p90=runs.p90,
-                detail="in service",
+                detail=_IN_SERVICE,
             )
-        return None if self.tried_s is None else Figure(value=self.tried_s, origin=Origin.MEASURED, detail="as loaded")
+        return None if self.tried_s is None else Figure(value=self.tried_s, origin=Origin.MEASURED, detail=_AS_LOADED)
 
     @property
     def memory(self) -> Figure | None:
         """Return the bytes while it is loaded."""
         if self.memory_bytes is None:
             return None
-        return Figure(value=self.memory_bytes, origin=Origin.MEASURED, detail="as loaded")
+        return Figure(value=self.memory_bytes, origin=Origin.MEASURED, detail=_AS_LOADED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,7 @@ class Wanted:
 
 Cells = dict[str, dict[str, Figure]]
 """By model and device."""
+_Speeds = dict[tuple[str, str, str], float]  # seconds by model, graph, and how it ran
 
 
 def memory_of(wanted: Sequence[Wanted], devices: Mapping[str, str | None], seen: Sequence[Seen]) -> Cells:
@@ -129,7 +133,8 @@ def seconds_of(wanted: Sequence[Wanted], devices: Mapping[str, str | None], seen
     graph = {one.model: one.graph for one in wanted}
     for model, cells in near.items():
         for device, figure in cells.items():
-            speeds[device].setdefault((model, graph[model]), figure.value)
+            if figure.origin is Origin.CLASS:
+                speeds[device].setdefault((model, graph[model], _IN_SERVICE), figure.value)
     found: Cells = {}
     for model, cells in near.items():
         estimates = {
@@ -190,27 +195,32 @@ def _of_class(profile: str, others: Sequence[Figure]) -> Figure:
     )
 
 
-def _speeds(devices: Mapping[str, str | None], seen: Sequence[Seen]) -> dict[str, dict[tuple[str, str], float]]:
-    """Return by device the seconds of what it ran, by model and graph, of the newest release of each."""
-    speeds: dict[str, dict[tuple[str, str], float]] = {device: {} for device in devices}
+def _speeds(devices: Mapping[str, str | None], seen: Sequence[Seen]) -> dict[str, _Speeds]:
+    """Return by device the seconds of what it ran, of the newest release of each graph, in service and as loaded."""
+    speeds: dict[str, _Speeds] = {device: {} for device in devices}
     for one in sorted(seen, key=lambda one: one.release):
-        if one.device in speeds and (figure := one.seconds) is not None:
-            speeds[one.device][one.model, one.graph] = figure.value
+        if one.device in speeds:
+            if one.runs is not None:
+                speeds[one.device][one.model, one.graph, _IN_SERVICE] = one.runs.median
+            if one.tried_s is not None:
+                speeds[one.device][one.model, one.graph, _AS_LOADED] = one.tried_s
     return speeds
 
 
-def _estimated(
-    device: str, cells: Mapping[str, Figure], speeds: Mapping[str, Mapping[tuple[str, str], float]]
-) -> Figure | None:
-    """Return the seconds on a device by those on the one with which it has most in common; None: it has nothing."""
+def _estimated(device: str, cells: Mapping[str, Figure], speeds: Mapping[str, _Speeds]) -> Figure | None:
+    """Return the seconds on a device by those on the one with which it has most in common; None: it has nothing.
+
+    Sums are compared, of the same runs of the same modules: short ones, which a timer's noise is large beside, say
+    little.
+    """
     own, best = speeds[device], None
     for other, figure in sorted(cells.items()):
-        both = [key for key in own.keys() & speeds[other].keys() if speeds[other][key] > 0 and own[key] > 0]
-        if both and (best is None or len(both) > best[0]):
-            best = len(both), other, figure.value * median(own[key] / speeds[other][key] for key in both)
+        both = own.keys() & speeds[other].keys()
+        models, theirs = len({key[:2] for key in both}), sum(speeds[other][key] for key in both)
+        if theirs > 0 and (best is None or models > best[0]):
+            best = models, other, figure.value * sum(own[key] for key in both) / theirs
     if best is None:
         return None
     common, other, value = best
-    return Figure(
-        value=value, origin=Origin.ESTIMATED, detail=f"from {other}, by {common} modules of both", count=common
-    )
+    by = "a module" if common == 1 else f"{common} modules"
+    return Figure(value=value, origin=Origin.ESTIMATED, detail=f"from {other}, by {by} of both", count=common)

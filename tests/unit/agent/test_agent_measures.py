@@ -235,6 +235,9 @@ def test_figures_are_told_once_the_plan_serves_and_again_when_there_are_new_ones
             own = [module for module in plan.modules.values() if module.model == MODEL]
             until(lambda: agent._site._measured.modules(own)[0].runs)
         assert len(told(site)) == many, "a restart repeats nothing"
+        (site.device.folder / "site" / "measured.json").write_text('{"told": {"x": "much"}}')
+        with site.running(site=QUICK):
+            until(lambda: len(told(site)) > many)  # what was told cannot be read, and is told again
 
 
 def test_a_release_that_a_plan_brings_is_measured_as_it_is_loaded(site: SiteOfTwo) -> None:

@@ -59,10 +59,22 @@ def test_speeds_are_compared_by_what_both_ran_with_whom_most_is_in_common() -> N
     cells = seconds_of([VISION, HEAD], DEVICES, said)
     desk = cells["vision"]["desk"]
     assert (desk.origin, desk.count, desk.detail) == (Origin.ESTIMATED, 2, "from box, by 2 modules of both")
-    assert desk.value == pytest.approx(0.1 * (3 + 2) / 2), "the median of the ratios of head and text"
+    assert desk.value == pytest.approx(0.1 * 1.03 / 0.51), "what takes long says more than what takes nothing"
     pi = cells["head"]["pi"]
     assert (pi.origin, pi.detail) == (Origin.ESTIMATED, "from box, by 2 modules of both")
-    assert pi.value == pytest.approx(0.01 * (2 + 8) / 2)
+    assert pi.value == pytest.approx(0.01 * 4.2 / 0.6)
+
+
+def test_runs_in_service_are_not_compared_with_tries() -> None:
+    said = [
+        seen("box", 0.1, tried_s=0.05),
+        seen("box", None, tried_s=0.001, model="head", release=1),
+        seen("desk", 0.03, tried_s=0.002, model="head", release=1),
+    ]
+    desk = seconds_of([VISION], DEVICES, said)["vision"]["desk"]
+    assert desk.value == pytest.approx(0.1 * 0.002 / 0.001), "the try there beside the try here"
+    lonely = seconds_of([VISION], DEVICES, [said[0], seen("desk", 0.03, model="head", release=1), said[1]])
+    assert "desk" not in lonely["vision"]
 
 
 def test_where_nothing_is_in_common_nothing_is_known() -> None:
