@@ -78,6 +78,9 @@ def test_an_update_of_a_module_that_does_not_fit_twice_goes_device_by_device(sit
         assert [site.look(later)["state"] for later in (2, 3, goal)[at + 1 :]] == ["planned"] * (2 - at)
         site.everyone(number, READY)
         site.everyone(number, SERVING)
+        wishes = {site.wish(name, "vision") for name in ("box", "desk")}
+        assert (2, False) not in wishes or number == goal, "by a step a device runs nothing, which would stay loaded"
+    assert wishes == {(2, False)}
     shown = site.look(goal)
     assert (shown["state"], shown["wished_by"]) == ("serving", None)
     assert hosts(site, goal)["vision"] == (2, ["box", "desk"])

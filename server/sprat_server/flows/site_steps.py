@@ -22,7 +22,7 @@ from sprat_server.registry.models import Model
 from sprat_server.rollouts import service as rollouts
 from sprat_server.sites import records
 from sprat_server.sites.models import SitePlanHost, SitePlanMember, SitePlanRow
-from sprat_server.sites.states import SIGNED, MemberStatus, PlanStatus, Step, next_step
+from sprat_server.sites.states import SIGNED, Cause, MemberStatus, PlanStatus, Step, next_step
 from sprat_shared.errors import InvalidInput
 from sprat_shared.protocol.report import Outcome, Report
 from sprat_shared.protocol.site_report import PlanState, SiteReport
@@ -164,8 +164,11 @@ def tell(session: Session, plan: SitePlanRow, kind: str, **more: Any) -> None:
 def keep_modules(session: Session, plan: SitePlanRow) -> int:
     """Have the hosts of a plan that serves run what they fetched for it; return how many assignments that took.
 
-    Where a rollout of the model is under way it decides what devices run; the plan serves what was fetched anyway.
+    Where a rollout of the model is under way it decides what devices run; the plan serves what was fetched anyway. By a
+    step on the way to another plan nothing is run: what a device runs stays loaded, and memory is short.
     """
+    if plan.cause == Cause.STEP and records.is_on_its_way(session, plan.site_id):
+        return 0
     kept = 0
     waiting: dict[UUID, list[SitePlanHost]] = {}
     for host in records.hosts_of(session, plan):
