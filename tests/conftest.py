@@ -11,6 +11,7 @@ import pytest
 
 HERE: Final = Path(__file__).parent
 _BEGUN: set[str] = set()
+MDNS: Final = "224.0.0.251"
 KINDS: Final = ("e2e", "crash", "architecture", "integration")  # the others follow
 
 
@@ -32,6 +33,8 @@ def refuse_other_machines(event: str, arguments: tuple[Any, ...]) -> None:
         host = host.decode() if isinstance(host, bytes) else host or ""
     elif event in {"socket.connect", "socket.sendto"} and arguments[0].family in {socket.AF_INET, socket.AF_INET6}:
         host = str(arguments[1][0])
+        way = arguments[0].getsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, 4) if host == MDNS else bytes(4)
+        host = socket.inet_ntoa(way) if any(way) else host  # what is sent to all on one interface
     else:
         return
     if not is_here(host):

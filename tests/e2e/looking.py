@@ -50,15 +50,15 @@ def until(look: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def three_devices(house: House) -> Iterator[tuple[Device, Device, Device]]:
+def three_devices(house: House, *options: str) -> Iterator[tuple[Device, Device, Device]]:
     """Two that hold modules, and one that nobody can reach: it only asks."""
     token = house.shell.one("enrolment-token", "create", "--uses", "3")["token"]
     with contextlib.ExitStack() as stack:
         made = []
         for name in ("site-camera", "site-box", "site-phone"):
             listen = () if name == "site-phone" else ("--site-listen", f"127.0.0.1:{own_port()}")
-            options = (*listen, "--trial-s", "0.3")
-            device = Device(name, house.folder / name, house.server.url, options=options, link="")
+            every = (*listen, *options, "--trial-s", "0.3")
+            device = Device(name, house.folder / name, house.server.url, options=every, link="")
             device.enrol(token)
             made.append(stack.enter_context(device))
         yield made[0], made[1], made[2]
@@ -72,14 +72,14 @@ def answered(endpoint: Endpoint) -> TaskAnswer | None:
 
 
 @contextlib.contextmanager
-def look_site(house: House) -> Iterator[tuple[Device, Device, Device]]:
-    """The devices, their site `line-3`, the models and the task: no plan yet."""
+def look_site(house: House, *options: str) -> Iterator[tuple[Device, Device, Device]]:
+    """The devices, with options, their site `line-3`, the models and the task: no plan yet."""
     shell = house.shell
     for model in ("eyes", "ears"):
         house.register(model)
     (house.folder / "look.yaml").write_text(TASK)
     shell.all("task", "create", str(house.folder / "look.yaml"))
-    with three_devices(house) as devices:
+    with three_devices(house, *options) as devices:
         until(lambda: all("site-address" in shell.one("device", "show", one.name)["attributes"] for one in devices[:2]))
         shell.one("site", "create", "line-3", *(word for one in devices for word in ("--device", one.name)))
         yield devices

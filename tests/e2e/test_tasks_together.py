@@ -2,11 +2,14 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import tiny_models
-from conftest import House
+from conftest import House, make_server
+from demo.shell import Shell
 from looking import INPUTS, answered, check, look_site, until
+from three_members import own_port
 
 from sprat_client.agent.endpoint import Endpoint
 from sprat_client.agent.site.task_answer import TaskAnswer
@@ -70,3 +73,25 @@ def test_two_devices_answer_a_task_together_through_an_update_and_the_death_of_o
             assert bad.value.code in {"site.unreachable", "site.deadline"}
             box.process.start()
             check(until(lambda: answered(endpoint)), 2)
+
+
+def test_a_site_without_its_server_finds_a_device_that_has_another_address(tmp_path: Path) -> None:
+    with make_server(tmp_path) as server:
+        house = House(tmp_path, server, Shell(server.url, server.admin_token))
+        with look_site(house, "--site-mdns") as (camera, box, _), Endpoint(camera.folder) as endpoint:
+            applied(house, 1)
+            check(until(lambda: answered(endpoint)), 1)
+            server.process.kill()
+            box.process.stop()
+            with pytest.raises(TryLater, match=r"see.*site-box"):
+                endpoint.infer_task("look", INPUTS)
+            command = box.process.command
+            listen = command.index("--site-listen") + 1
+            before, command[listen] = command[listen], f"127.0.0.1:{own_port()}"
+            assert command[listen] != before
+            box.process.start()
+            check(until(lambda: answered(endpoint)), 1)
+            box.process.stop()
+            command[listen] = before
+            box.process.start()
+            check(until(lambda: answered(endpoint)), 1)

@@ -17,12 +17,14 @@ from sprat_client.agent.site.binding import bind
 from sprat_client.agent.site.heartbeats import Heartbeats
 from sprat_client.agent.site.held_plan import HeldPlan
 from sprat_client.agent.site.listener import PeerListener
+from sprat_client.agent.site.mdns import MdnsHints
 from sprat_client.agent.site.module_queue import ModuleQueue
 from sprat_client.agent.site.modules import LoadedModule, signature_of, tried
 from sprat_client.agent.site.peer import Peer
 from sprat_client.agent.site.router import Router
 from sprat_client.agent.site.site_meter import SiteMeter
 from sprat_client.agent.site.tls import client_context, server_context
+from sprat_client.agent.site.whereabouts import Hints
 from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_shared.protocol.site_plan import PlannedModule, SitePlan
 
@@ -37,10 +39,12 @@ class SiteMember:
     def __init__(self, folder: Path, device: UUID, listen: str | None, settings: SiteSettings | None = None) -> None:
         self.folder, self.device, self.settings = folder, device, settings or SiteSettings()
         self.address = ""
-        self.listener = None
+        self.listener = self.mdns = None
         if listen is not None:
             sock, self.address = bind(listen, None)
             self.listener = PeerListener(sock, self.settings)
+            if self.settings.mdns:
+                self.mdns = MdnsHints(device, sock.getsockname()[:2])
         self.router = Router(self.settings)
         self.held: dict[int, HeldPlan] = {}
         self.beats: list[Heartbeats] = []
@@ -73,6 +77,8 @@ class SiteMember:
         self.held[plan.number] = held
         if self.listener is not None:
             self.listener.hold(held)
+        if self.mdns is not None:
+            self.mdns.announce()
         return held
 
     def _load(self, module: PlannedModule) -> LoadedModule:
@@ -92,11 +98,11 @@ class SiteMember:
             self.loaded[name] = LoadedModule(module.model, module.release, host, queue, signature_of(host), alone_s)
         return self.loaded[name]
 
-    def serve(self, number: int, *, beating: bool = True) -> HeldPlan:
+    def serve(self, number: int, *, beating: bool = True, hints: Hints | None = None) -> HeldPlan:
         held = self.held[number]
         self.router.serve((held,))
         if beating:
-            self.beats.append(Heartbeats(held, self.settings, lambda: None))
+            self.beats.append(Heartbeats(held, self.settings, lambda: None, hints or self.mdns))
         return held
 
     def let_go(self, number: int) -> None:
@@ -113,6 +119,8 @@ class SiteMember:
             beats.close()
         for beats in self.beats:
             beats.join()
+        if self.mdns is not None:
+            self.mdns.close()
         if self.listener is not None:
             self.listener.close()
         for module in self.loaded.values():

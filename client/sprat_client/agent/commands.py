@@ -139,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what they are told instead, where --site-listen is 0.0.0.0 or behind a translation of addresses",
     )
     run.add_argument(
+        "--site-mdns",
+        action="store_true",
+        help="say by mDNS, on the local network, where this device listens, and look there for those of the site that "
+        "do not answer where the plan says; needs sprat[mdns]",
+    )
+    run.add_argument(
         "--site-report-s",
         type=_positive,
         default=SiteSettings().report_s,
@@ -362,7 +368,11 @@ def _run(asked: argparse.Namespace) -> int:
         trial_requests=asked.trial_requests,
         statistics=replace(StatisticsSettings(), least=asked.least_inputs),
         site=replace(
-            SiteSettings(), listen=asked.site_listen, address=asked.site_address, report_s=asked.site_report_s
+            SiteSettings(),
+            listen=asked.site_listen,
+            address=asked.site_address,
+            mdns=asked.site_mdns,
+            report_s=asked.site_report_s,
         ),
         guard=replace(GuardSettings(), every=asked.guard_every, idle_s=asked.guard_idle_s),
     )

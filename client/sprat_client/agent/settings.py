@@ -129,6 +129,8 @@ class SiteSettings:
     Attributes:
         listen: `host:port` on which the others reach it; port 0: any free one; None: they do not.
         address: `host:port` that they are told; None: that of `listen`.
+        mdns: say on the local network where this device listens, and look there for devices that do not answer where
+            the plan says; needs the extra `mdns`.
         heartbeat_s: so often a device whose modules are needed is asked whether it is there, less often on large sites,
         heartbeat_timeout_s: and without an answer for so long it is away.
         reach_s: for the others, before a plan is ready without some of those that hold the same.
@@ -144,6 +146,7 @@ class SiteSettings:
 
     listen: str | None = None
     address: str | None = None
+    mdns: bool = False
     heartbeat_s: float = 0.3
     heartbeat_timeout_s: float = 0.6
     reach_s: float = 30.0

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,11 +15,14 @@ import pytest
 import tiny_onnx
 from carried import bundle_for
 from one_device import MODEL, in_a_thread, one_device
+from site_member import member_in_this_process
 from site_of_two import BOTH, SITE, SiteOfTwo, ask, check, serving, until
+from three_members import own_port
 
 from sprat_client.agent.bundle_file import BundleFile
+from sprat_client.agent.commands import main
 from sprat_client.agent.settings import SiteSettings
-from sprat_client.agent.site.failures import NoSuchTask, PlanExpired
+from sprat_client.agent.site.failures import MdnsMissing, NoSuchTask, PlanExpired
 from sprat_client.agent.status import read_status
 from sprat_client.runtime.onnxruntime_host import OnnxRuntime
 from sprat_client.runtime.onnxruntime_model import OnnxModel
@@ -229,6 +233,27 @@ def test_a_plan_over_another_key_or_of_another_name_is_refused(site: SiteOfTwo) 
         assert site.wait_until_told(1, PlanState.REFUSED).error_code == "site.plan-refused"
 
 
+def test_an_agent_with_mdns_finds_a_device_that_is_not_where_its_plan_says(site: SiteOfTwo) -> None:
+    with site.boxed():
+        plan = site.plan()
+    listen = f"127.0.0.1:{own_port()}"
+    with (
+        member_in_this_process(site.box.folder, site.box.device, listen, mdns=True) as box,
+        site.running(site=replace(SITE, mdns=True)) as agent,
+    ):
+        box.hold(plan)
+        assert box.address != plan.member[site.box.device].address
+        site.sign((plan, Phase.HOLD))
+        site.wait_until_told(1, PlanState.READY)
+        site.sign((plan, Phase.SERVE))
+        site.wait_until_told(1, PlanState.SERVING)
+        check(site, ask(agent))
+        hints = agent._site._running._hints
+        assert hints._bound == (*agent._site.where().split(":")[:1], int(agent._site.where().split(":")[1]))
+        until(lambda: hints._info is not None)
+    assert not hints._thread.is_alive()
+
+
 def test_a_device_that_others_cannot_reach_refuses_a_plan_by_which_they_should(site: SiteOfTwo) -> None:
     site.sign((site.plan(), Phase.HOLD))
     with in_a_thread(site.device.agent()) as agent:
@@ -284,6 +309,18 @@ def test_where_others_reach_a_device_is_among_its_attributes(site: SiteOfTwo) ->
         host, port = agent._site.where().split(":")
         with pytest.raises(httpx.ConnectError):  # bound, and nobody listens before there is a plan
             httpx.get(f"http://{host}:{port}")
+
+
+def test_an_agent_that_shall_look_by_mdns_says_at_its_start_what_is_not_installed(
+    site: SiteOfTwo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "zeroconf", None)
+    assert main(["run", "--dir", str(site.device.folder), "--site-mdns"]) == 65
+    assert "pip install 'sprat[mdns]'" in capsys.readouterr().err
+    with pytest.raises(MdnsMissing), site.device.agent(site=replace(SITE, mdns=True)):
+        pass
+    with site.device.agent(site=SITE):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,12 @@ PROBLEM_TYPE: Final = "application/problem+json"
 _LONGEST_DETAIL: Final = 1000
 
 
+class MdnsMissing(InvalidInput):
+    """Devices of the site are to be looked for by mDNS, and the package for it is not installed."""
+
+    code = "site.mdns-missing"
+
+
 class PlanRefused(UpdateRejected):
     """This device cannot run by a plan that was signed for it; the plan before it goes on."""
 

@@ -9,6 +9,7 @@ from typing import Final
 from sprat_client.agent.settings import SiteSettings
 from sprat_client.agent.site.held_plan import HeldPlan
 from sprat_client.agent.site.peer import Peer
+from sprat_client.agent.site.whereabouts import Hints, Whereabouts
 from sprat_shared.errors import SpratError
 
 _log = logging.getLogger(__name__)
@@ -22,10 +23,13 @@ class Heartbeats:
         held: the plan.
         settings: how often, and how long.
         changed: called where a member is found to be there, or away.
+        hints: say where members may have moved; None: they are looked for at the plan's addresses alone.
     """
 
-    def __init__(self, held: HeldPlan, settings: SiteSettings, changed: Callable[[], object]) -> None:
-        self._held, self._settings, self._changed = held, settings, changed
+    def __init__(
+        self, held: HeldPlan, settings: SiteSettings, changed: Callable[[], object], hints: Hints | None = None
+    ) -> None:
+        self._held, self._settings, self._changed, self._hints = held, settings, changed, hints
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._watch, args=(peer,), name=f"site-{peer.member.name}", daemon=True)
@@ -41,19 +45,20 @@ class Heartbeats:
     def join(self) -> None:
         """Wait until the threads have ended."""
         for thread in self._threads:
-            thread.join(2 * self._settings.heartbeat_timeout_s)
+            thread.join(3 * self._settings.heartbeat_timeout_s)
 
     def _watch(self, peer: Peer) -> None:
         every_s = self._settings.heartbeat_s * max(1.0, len(self._held.plan.members) / _MEMBERS)
+        whereabouts = Whereabouts(peer, self._settings.heartbeat_timeout_s, self._hints)
         while not self._stopping.is_set():
             begun = time.monotonic()
-            self._look_at(peer)
+            self._look_at(peer, whereabouts)
             self._stopping.wait(max(0.0, every_s - (time.monotonic() - begun)))
 
-    def _look_at(self, peer: Peer) -> None:
+    def _look_at(self, peer: Peer, whereabouts: Whereabouts) -> None:
         before, known = peer.breaker.away, len(peer.signatures)
         try:
-            peer.beat_s = peer.is_there(self._settings.heartbeat_timeout_s)
+            peer.beat_s = whereabouts.beat()
             for module in self._held.plan.modules_of(peer.member.device):
                 if module.model in self._held.needed() and module.model not in peer.signatures:
                     peer.signatures[module.model] = peer.describe(module, self._settings.heartbeat_timeout_s)

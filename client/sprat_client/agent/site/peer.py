@@ -30,6 +30,7 @@ _IDLE_S: Final = 60.0  # its server closes after 75 s
 _MOST_IDLE: Final = 8
 _PIECE_BYTES: Final = 256 << 10
 _SMALL_BYTES: Final = 1 << 20
+_READY: Final = "/v2/health/ready"
 SAFETENSORS: Final = "application/vnd.safetensors"
 
 
@@ -104,6 +105,10 @@ class _Pooled:
     since: float = field(default_factory=time.monotonic)
 
 
+class _LayIdle(Exception):
+    """A connection was closed by the other side while nobody used it."""
+
+
 class Peer:
     """A member.
 
@@ -138,6 +143,7 @@ class Peer:
         self.latencies: dict[str, Latencies] = {}
         self.signatures: dict[str, Signature] = {}
         self.beat_s: float | None = None
+        self._moved: tuple[str, int] | None = None
         self._idle: deque[_Pooled] = deque()
         self._under_way: set[Ask] = set()
         self._lock, self._closed = threading.Lock(), False
@@ -145,7 +151,13 @@ class Peer:
     @property
     def said(self) -> str:
         """Return who it is, for messages."""
-        return f"{self.member.name} ({self.member.address})"
+        moved = "" if self._moved is None else f", found at {':'.join(map(str, self._moved))}"
+        return f"{self.member.name} ({self.member.address}{moved})"
+
+    @property
+    def moved(self) -> tuple[str, int] | None:
+        """Return host and port at which it is asked in the place of the plan's; None: it is asked there."""
+        return self._moved
 
     def latencies_of(self, model: str) -> Latencies:
         """Return the seconds of its answers for a model."""
@@ -204,10 +216,38 @@ class Peer:
             Unreachable, SpratError: it is not, or answers that it is not ready.
         """
         begun = time.monotonic()
-        got = self._exchange(_Request("GET", "/v2/health/ready", begun + timeout_s))
+        got = self._exchange(_Request("GET", _READY, begun + timeout_s))
         if got.pooled:
             self._measured.link(self.member.device).round_trip.add(got.seconds)
         return time.monotonic() - begun
+
+    def try_at(self, where: tuple[str, int] | None, timeout_s: float) -> float:
+        """Ask whether it is there at an address; where it is, all is asked there from now on, else nothing changes.
+
+        Args:
+            where: host and port; None: the plan's.
+            timeout_s: for all of it.
+
+        Raises:
+            Unreachable, SpratError: it is not: who answers there shows another certificate, or nobody answers.
+        """
+        begun = time.monotonic()
+        request = _Request("GET", _READY, begun + timeout_s)
+        self._finished(self._connect(request.until, request.ask, where or self.member.host), request, pooled=False)
+        self.ask_at(where)
+        return time.monotonic() - begun
+
+    def ask_at(self, where: tuple[str, int] | None) -> None:
+        """Ask at an address from now on; None: the plan's. What is under way elsewhere goes on."""
+        with self._lock:
+            self._moved = where
+            elsewhere = [one for one in self._idle if not self._is_here(one.connection)]
+            self._idle = deque(one for one in self._idle if one not in elsewhere)
+        for pooled in elsewhere:
+            pooled.connection.close()
+
+    def _is_here(self, connection: http.client.HTTPConnection) -> bool:
+        return (connection.host, connection.port) == (self._moved or self.member.host)
 
     def describe(self, module: PlannedModule, timeout_s: float) -> Signature:
         """Ask what a module there takes and gives.
@@ -251,30 +291,36 @@ class Peer:
 
     def _exchange(self, request: _Request) -> _Answer:
         """Send a request and return a good answer; over a new connection where an old one ended."""
-        ask, until = request.ask, request.until
         while True:
             pooled = self._pooled()
-            connection = pooled or self._connect(until, ask)
-            begun = time.monotonic()
+            where = self._moved or self.member.host
+            connection = pooled or self._connect(request.until, request.ask, where)
             try:
-                response, answer = self._over(connection, request)
-            except (OSError, http.client.HTTPException) as bad:
-                connection.close()
-                if pooled is not None and not ask.cancelled and not isinstance(bad, TimeoutError):
-                    continue  # it was closed while it lay idle; what it is asked may be asked twice
-                raise self._named(bad, ask, until) from bad
-            except BaseException:
-                connection.close()
-                raise
-            finally:
-                ask.done()
-            if ask.cancelled or response.will_close:
-                connection.close()
-            else:
-                self._give_back(connection)
-            if response.status != HTTPStatus.OK:
-                raise said_by(response.status, answer)
-            return _Answer(response.headers, answer, time.monotonic() - begun, pooled is not None)
+                return self._finished(connection, request, pooled=pooled is not None)
+            except _LayIdle:
+                continue  # it was closed while it lay idle; what it is asked may be asked twice
+
+    def _finished(self, connection: http.client.HTTPConnection, request: _Request, *, pooled: bool) -> _Answer:
+        ask, begun = request.ask, time.monotonic()
+        try:
+            response, answer = self._over(connection, request)
+        except (OSError, http.client.HTTPException) as bad:
+            connection.close()
+            if pooled and not ask.cancelled and not isinstance(bad, TimeoutError):
+                raise _LayIdle from bad
+            raise self._named(bad, ask, request.until) from bad
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            ask.done()
+        if ask.cancelled or response.will_close:
+            connection.close()
+        else:
+            self._give_back(connection)
+        if response.status != HTTPStatus.OK:
+            raise said_by(response.status, answer)
+        return _Answer(response.headers, answer, time.monotonic() - begun, pooled)
 
     def _over(
         self, connection: http.client.HTTPConnection, request: _Request
@@ -300,11 +346,10 @@ class Peer:
         response.read()
         return response, b"".join(pieces)
 
-    def _connect(self, until: float, ask: Ask) -> http.client.HTTPConnection:
-        host, port = self.member.host
+    def _connect(self, until: float, ask: Ask, where: tuple[str, int]) -> http.client.HTTPConnection:
         secure: ssl.SSLSocket | None = None
         try:
-            plain = socket.create_connection((host, port), timeout=_left(until))
+            plain = socket.create_connection(where, timeout=_left(until))
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             secure = self._context.wrap_socket(plain, server_hostname=self._server_name, do_handshake_on_connect=False)
             ask.on(secure)
@@ -318,8 +363,8 @@ class Peer:
         if secure.getpeercert(binary_form=True) != self.member.certificate:
             ask.done()
             secure.close()
-            raise Unreachable(f"who answers at {self.member.address} is another member")
-        connection = http.client.HTTPConnection(host, port)
+            raise Unreachable(f"who answers at {':'.join(map(str, where))} is another member")
+        connection = http.client.HTTPConnection(*where)
         connection.sock = secure
         return connection
 
@@ -341,7 +386,7 @@ class Peer:
 
     def _give_back(self, connection: http.client.HTTPConnection) -> None:
         with self._lock:
-            if len(self._idle) < _MOST_IDLE and not self._closed:
+            if len(self._idle) < _MOST_IDLE and not self._closed and self._is_here(connection):
                 self._idle.append(_Pooled(connection))
                 return
         connection.close()

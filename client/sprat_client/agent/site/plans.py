@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from sprat_client.agent.bundle_file import BundleFile
@@ -17,7 +18,7 @@ from sprat_client.agent.identity import load_key
 from sprat_client.agent.machine import ModelMachine
 from sprat_client.agent.metrics import Gauge
 from sprat_client.agent.room import code_of
-from sprat_client.agent.site.failures import NoSuchTask, PlanRefused
+from sprat_client.agent.site.failures import MdnsMissing, NoSuchTask, PlanRefused
 from sprat_client.agent.site.measures_reporter import MeasuresReporter
 from sprat_client.agent.site.plan_files import PlanFiles, PlanRecord
 from sprat_client.agent.site.site_meter import SiteMeter
@@ -90,8 +91,11 @@ class SitePlans:
 
         Raises:
             InvalidInput: the address is not free, or cannot be told to others.
+            MdnsMissing: mDNS is asked for, and not installed.
         """
         settings = self._shop.settings.site
+        if settings.mdns and find_spec("zeroconf") is None:
+            raise MdnsMissing("--site-mdns: the package zeroconf is not installed; pip install 'sprat[mdns]'")
         if settings.listen is not None:
             from sprat_client.agent.site.binding import bind  # noqa: PLC0415  # what few devices need
 

@@ -147,6 +147,8 @@ class Router:
                 circuit = peer.breaker.circuit
                 said = "Whether another device of the site is asked: 0 it is, 1 it is tried, 2 it is not."
                 yield "site_circuit", said, labels, list(Circuit).index(circuit)
+                said = "Whether a device of the site is elsewhere than the plan says: 1 it is found by a hint."
+                yield "site_moved", said, labels, int(peer.moved is not None)
                 if peer.beat_s is not None:
                     yield "site_heartbeat_seconds", "Seconds of its last heartbeat.", labels, peer.beat_s
             for module in held.modules.values():

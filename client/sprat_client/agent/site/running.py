@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from socket import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from sprat_client.agent.releases import Shelf
@@ -18,6 +18,9 @@ from sprat_client.agent.site.site_meter import SiteMeter
 from sprat_client.agent.site.tls import client_context, server_context
 from sprat_client.agent.steps import Workshop
 from sprat_shared.protocol.site_plan import SitePlan
+
+if TYPE_CHECKING:
+    from sprat_client.agent.site.mdns import MdnsHints
 
 _log = logging.getLogger(__name__)
 _STOP_S: Final = 10.0
@@ -39,6 +42,7 @@ class Running:
         self._modules = Modules(shop, measured)
         self.router = Router(self._settings)
         self._listener = None if sock is None else PeerListener(sock, self._settings)
+        self._hints = _mdns(shop.device, sock) if self._settings.mdns else None
         self._held: dict[str, HeldPlan] = {}  # by the digest of its file
         self._beats: dict[int, Heartbeats] = {}  # by the identity of the plan that is held
         self._retiring: list[HeldPlan] = []
@@ -85,6 +89,8 @@ class Running:
         self._held[sha256] = held
         if self._listener is not None:
             self._listener.hold(held)
+            if self._hints is not None:
+                self._hints.announce()  # not before: who comes must be answered
         return held
 
     def _peers(self, plan: SitePlan, key_file: Path) -> dict[UUID, Peer]:
@@ -111,7 +117,7 @@ class Running:
         for one in self._beats.keys() - wanted.keys():
             self._beats.pop(one).close()
         for one in wanted.keys() - self._beats.keys():
-            self._beats[one] = Heartbeats(wanted[one], self._settings, self._changed)
+            self._beats[one] = Heartbeats(wanted[one], self._settings, self._changed, self._hints)
 
     def keep_only(self, plans: Collection[str]) -> None:
         """Let go of all but these: take nothing under them any more, and unload when what is under way is done."""
@@ -138,8 +144,16 @@ class Running:
             self._listener.close()
         for beats in self._beats.values():
             beats.join()
+        if self._hints is not None:
+            self._hints.close()
         self._modules.close(_STOP_S)
         for held in [*self._held.values(), *self._retiring]:
             held.over = True
             for peer in held.peers.values():
                 peer.close("this device ends")
+
+
+def _mdns(device: UUID, sock: socket | None) -> "MdnsHints":
+    from sprat_client.agent.site.mdns import MdnsHints  # noqa: PLC0415  # an extra
+
+    return MdnsHints(device, None if sock is None else sock.getsockname()[:2])
