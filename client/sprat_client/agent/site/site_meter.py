@@ -4,11 +4,13 @@ import threading
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from sprat_shared.protocol.measures_report import LinkFigures, ModuleFigures, Spread
-from sprat_shared.protocol.site_plan import PlannedModule
+
+if TYPE_CHECKING:  # what a device without a plan spares
+    from sprat_shared.protocol.site_plan import PlannedModule
 
 _KEPT: Final = 256  # newest values of one thing
 _LEAST_RUNS: Final = 10  # before a spread says anything
@@ -138,7 +140,7 @@ class SiteMeter:
             self._modules = {release_id: one for release_id, one in self._modules.items() if release_id in release_ids}
             self._links = {device: one for device, one in self._links.items() if device in devices}
 
-    def modules(self, planned: Iterable[PlannedModule]) -> tuple[ModuleFigures, ...]:
+    def modules(self, planned: "Iterable[PlannedModule]") -> tuple[ModuleFigures, ...]:
         """Return what is known of modules that plans name, in their order."""
         with self._lock:
             known = [(one, self._modules[one.release_id]) for one in planned if one.release_id in self._modules]
