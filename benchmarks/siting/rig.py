@@ -25,7 +25,6 @@ CLOUD: Final = "cloud"
 """The device beside the server, behind its thin link."""
 _PORT: Final = 8478
 _READY_S: Final = 900.0
-_UTILISATION: Final = 0.7  # of modules' runs: what carries their values, and updates, need some time as well
 _FAST: Final = Shape(bytes_per_s=125e6)
 
 _MODELS: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
@@ -236,8 +235,9 @@ class Rig:
         for name, (up, down) in self.shapes.items():
             said = f"up={up.bytes_per_s * 8e-6:g},down={down.bytes_per_s * 8e-6:g},delay={up.delay_s * 1000:g}"
             memory = self.given["devices"].get(name, {}).get("memory", "4GB")
-            words += ["--device", f"{name}:memory={memory},utilisation={_UTILISATION},{said}"]
-        self.sprat("site", "create", SITE, *words)
+            words += ["--device", f"{name}:memory={memory},{said}"]
+        uplink = self.given["server"]["down_mbit"]  # what all devices fetch with, together
+        self.sprat("site", "create", SITE, "--uplink", str(uplink), *words)
 
     def plan(self, *words: str, seconds: float = _READY_S) -> dict[str, Any]:
         """Make a plan of all tasks, apply it, and wait until all serve by it; return how it stands."""
