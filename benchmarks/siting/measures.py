@@ -130,7 +130,7 @@ def _ran(cell: Mapping[str, Any]) -> bool:
 
 
 def placed(rig: Rig, trained: Path, *more: str) -> dict[str, Any]:
-    """Place by what devices measured, on the site proper; serve so, single steps too; return how the plan stands."""
+    """Place by what devices measured, on the site proper, and serve so; return how the plan stands."""
     seconds(rig, trained)
     on = ",".join(device for device in rig.devices if device != CLOUD)
     at = []
@@ -140,8 +140,7 @@ def placed(rig: Rig, trained: Path, *more: str) -> dict[str, Any]:
     named = [word for task in rig.given["tasks"] for word in ("--task", task)]
     made = rig.sprat("site", "plan", SITE, *named, "--on", on, *at, *more)
     rig.told(f"placed: {json.dumps(made['placement'])}")
-    hosts = {one["model"]: ",".join(one["hosts"]) for one in made["modules"]}
-    return rig.plan(*(word for model, on in hosts.items() for word in ("--hosts", f"{model}={on}")))
+    return rig.apply(made)
 
 
 def latency(rig: Rig, trained: Path) -> Found:
@@ -150,8 +149,8 @@ def latency(rig: Rig, trained: Path) -> Found:
     found: dict[str, Any] = {"seconds": seconds(rig, trained)}
     alone = {task: [task] for task in STEPS}
     ways_: list[tuple[str, Callable[[], Any], Mapping[str, Sequence[str]]]] = [
-        ("sprat", lambda: placed(rig, trained), alone),
-        ("one step after the other", lambda: None, STEPS),
+        ("sprat", lambda: rig.done.update(placed=placed(rig, trained)), alone),
+        ("one step after the other", lambda: _by_steps(rig), STEPS),
         ("all on box", lambda: _all_on(rig, "box"), alone),
         ("server behind the link", lambda: _all_on(rig, CLOUD), alone),
     ]
@@ -185,6 +184,12 @@ def latency(rig: Rig, trained: Path) -> Found:
     lines += ["| weighted median | " + " | ".join(f"{1000 * mean[way]:.0f}" for way in ways) + " |"]
     saved = 1 - mean["sprat"] / mean["server behind the link"]
     return found, [*lines, "", f"Against the server behind its link: {-100 * saved:.1f} % (goal: -57 % or less)."]
+
+
+def _by_steps(rig: Rig) -> dict[str, Any]:
+    """Serve single steps, from the same devices as the plan that was placed."""
+    hosts = {one["model"]: ",".join(one["hosts"]) for one in rig.done["placed"]["modules"]}
+    return rig.plan(*(word for model, on in hosts.items() for word in ("--hosts", f"{model}={on}")))
 
 
 def _all_on(rig: Rig, device: str) -> dict[str, Any]:

@@ -240,10 +240,13 @@ class Rig:
         self.sprat("site", "create", SITE, "--uplink", str(uplink), *words)
 
     def plan(self, *words: str, seconds: float = _READY_S) -> dict[str, Any]:
-        """Make a plan of all tasks, apply it, and wait until all serve by it; return how it stands."""
+        """Make a plan of all tasks, single steps too, and have it serve; return how it stands."""
         named = [word for task in tasks(self.given) for word in ("--task", task)]
-        made = self.sprat("site", "plan", SITE, *named, *words)
-        title = f"{SITE}/{made['number']}"
+        return self.apply(self.sprat("site", "plan", SITE, *named, *words), seconds=seconds)
+
+    def apply(self, plan: Mapping[str, Any], *, seconds: float = _READY_S) -> dict[str, Any]:
+        """Apply a plan, and wait until all serve by it; return how it stands."""
+        title = f"{SITE}/{plan['number']}"
         begun = time.monotonic()
         self.sprat("site", "apply", title)
         while time.monotonic() < begun + seconds:
