@@ -17,7 +17,7 @@ from demo.shell import Shell
 from links.star import Place, Star
 from links.tun import Shape
 
-from siting.quotas import Quota
+from siting.quotas import Quota, processors
 
 T = TypeVar("T")
 SITE: Final = "bench"
@@ -139,8 +139,10 @@ class Rig:
             self._shell = Shell(f"http://127.0.0.1:{port}", self.server.admin_token)
             self.url = f"http://{self.place(CLOUD).address}:{port}"
             self._register()
-            for name, cores in self._cores().items():
-                self.quotas[name] = stack.enter_context(Quota(name, cores))
+            cores = self._cores()
+            on = processors({name: cores[name] for name in self.given["devices"]})
+            for name in cores:  # the one beside the server works only where no other one does
+                self.quotas[name] = stack.enter_context(Quota(name, cores[name], on.get(name, min(on.values()))))
                 self._enrol(name)
                 stack.callback(self.agents[name].stop)
             self._stack = stack.pop_all()
@@ -186,6 +188,8 @@ class Rig:
         for name, agent in self.agents.items():
             self.quotas[name].add(agent.pid)
         self.thin()
+        uplink = self.given["server"]["down_mbit"]  # what all devices fetch with, together
+        self.sprat("site", "edit", SITE, "--uplink", str(uplink), *self._site())
 
     def thin(self) -> None:
         """Make the links what they are given to be."""
@@ -231,13 +235,15 @@ class Rig:
 
     def create_site(self) -> None:
         """Make the site of all devices, once each has said where it is reached."""
+        self.sprat("site", "create", SITE, *self._site())
+
+    def _site(self) -> list[str]:
         words = []
         for name, (up, down) in self.shapes.items():
             said = f"up={up.bytes_per_s * 8e-6:g},down={down.bytes_per_s * 8e-6:g},delay={up.delay_s * 1000:g}"
             memory = self.given["devices"].get(name, {}).get("memory", "4GB")
             words += ["--device", f"{name}:memory={memory},{said}"]
-        uplink = self.given["server"]["down_mbit"]  # what all devices fetch with, together
-        self.sprat("site", "create", SITE, "--uplink", str(uplink), *words)
+        return words
 
     def plan(self, *words: str, seconds: float = _READY_S) -> dict[str, Any]:
         """Make a plan of all tasks, single steps too, and have it serve; return how it stands."""

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -20,13 +20,13 @@ from sprat_shared.protocol.report import read_report
 SPREAD = Spread(count=12, p10=0.1, median=0.2, p90=0.4)
 OTHER = UUID(int=7)
 REPORT = MeasuresReport(
-    device=uuid4(),
+    device=UUID(int=3),
     sequence=4,
     modules=(
         ModuleFigures(model="vision", release=3, memory_bytes=90 << 20, tried_s=0.25, runs=SPREAD),
         ModuleFigures(model="head", release=1),
     ),
-    links=(LinkFigures(device=OTHER, round_trip=SPREAD, sent=SPREAD), LinkFigures(device=uuid4())),
+    links=(LinkFigures(device=OTHER, round_trip=SPREAD, sent=SPREAD), LinkFigures(device=UUID(int=8))),
     agent="1",
 )
 
