@@ -6,7 +6,7 @@ A use moves only when its own device is lost, so what is chosen for the loss of 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from sprat_server.placement.plan import ROUNDING, Plan, latency_of
+from sprat_server.placement.plan import ROUNDING, Plan, busy_after, latency_of
 from sprat_server.placement.site import Module, Site, Task
 
 Standby = Mapping[str, Mapping[str, str]]
@@ -48,11 +48,7 @@ def _stand_in(site: Site, plan: Plan, lost: str, standby: dict[str, dict[str, st
     moving = sorted(
         _moving(site, plan, lost), key=lambda use: (-max(map(use.load, use.hosts)), use.task.name, use.node)
     )
-    busy = dict.fromkeys(site.device, 0.0)
-    for task in site.tasks:
-        if task.rate and not task.is_of(lost):
-            for node, host in plan.route_after(task.name, lost).items():
-                busy[host] += task.rate * site.module[str(task.node[node].module)].seconds[host]
+    busy = busy_after(site, plan, lost)
 
     def worth(use: _Use, host: str) -> tuple[float, float]:
         most = site.device[host].utilisation * (1 + ROUNDING)
