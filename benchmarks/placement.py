@@ -139,15 +139,18 @@ def repaired(count: int) -> Iterator[dict[str, Any]]:
             continue
         assert before is not None
         used = [host for host in site.device if any(host in hosts for hosts in before.hosts.values())]
-        gone = [used[seed % len(used)]]
+        left = site.without([used[seed % len(used)]])
+        staying = {
+            name: hosts & left.device.keys() for name, hosts in before.hosts.items() if hosts & left.device.keys()
+        }
         begun = time.perf_counter()
-        fixed = repair(site, NO_WISHES, before, gone, seconds=5.0, clock=time.monotonic)
+        fixed = repair(left, NO_WISHES, staying, seconds=5.0, clock=time.monotonic)
         seconds = time.perf_counter() - begun
         anew = place(fixed.site, NO_WISHES, seconds=family.seconds / 3, clock=time.monotonic)
         moved = sum(hosts != before.hosts[name] for name, hosts in (fixed.answer.plan or before).hosts.items())
         row = {
             "seed": seed,
-            "kept": fixed.kept,
+            "kept": fixed.wishes.pinned == staying,
             "seconds": round(seconds, 4),
             "total": fixed.answer.total,
             "anew": anew.answer.total,

@@ -23,7 +23,7 @@ from sprat_server.placement.plan import Plan, cost_of
 from sprat_server.placement.program import Proven
 from sprat_server.placement.sequence import Releases
 from sprat_server.placement.site import Site as PlacedSite
-from sprat_server.placement.solve import Placement, place
+from sprat_server.placement.solve import Placement, place, repair
 from sprat_server.registry import service as registry
 from sprat_server.registry.models import Model, Release
 from sprat_server.sites import records
@@ -379,21 +379,16 @@ def _placed(
 
     Modules of fallbacks are where those are needed; what stays moves only where there is no placement else.
     """
-    asked, sizes, staying = given.known, given.sizes, given.staying
-    site = _site_of(given, types)
-    alone = site_building.fallback_hosts(asked, given.fallbacks)
-    pinned = {model: alone.get(model, frozenset()) | staying.get(model, frozenset()) for model in {*alone, *staying}}
-    wishes = [site_building.wishes(asked, sizes, pinned)]
-    if staying:
-        wishes.append(site_building.wishes(asked, sizes, alone))
-        if asked.survives_one:  # what is left may answer all, and have no time to lose one more
-            wishes += [replace(one, survives_one=False) for one in wishes]
-    for wish in wishes:
-        found = place(site, wish, seconds=asked.seconds, clock=time.monotonic)
-        if (plan := found.answer.plan) is not None:
-            quality = _quality(site, found) | {"survives_one": wish.survives_one}
-            return site_building.hosts_in_order(plan, site), site_building.routes(asked, plan), quality
-    raise _no_placement(asked, found)
+    asked, site = given.known, _site_of(given, types)
+    wishes = site_building.wishes(asked, given.sizes, site_building.fallback_hosts(asked, given.fallbacks))
+    if given.staying:
+        found = repair(site, wishes, given.staying, seconds=asked.seconds, clock=time.monotonic)
+    else:
+        found = place(site, wishes, seconds=asked.seconds, clock=time.monotonic)
+    if (plan := found.answer.plan) is None:
+        raise _no_placement(asked, found)
+    ordered, routes = site_building.hosts_in_order(plan, site), site_building.routes(asked, plan)
+    return ordered, routes, _quality(found)
 
 
 def _improved(
@@ -418,8 +413,7 @@ def _improved(
             worth, gained = cost_of(seen, wish, before), gain(site, replace(wish, link_s=links), before, plan, within_s)
             better = found.answer.total < worth.total * (1 - SLIGHT) or not worth.fits
             if better and (gained.pays or seen is site):
-                quality = _quality(site, found) | {"tasks": dict(gained.latency_after), "survives_one": survives}
-                quality["figures"] = given.figures
+                quality = _quality(found) | {"tasks": dict(gained.latency_after), "figures": given.figures}
                 ordered, routes = site_building.hosts_in_order(plan, site), site_building.routes(asked, plan)
                 return _content(given, ordered, routes, quality, []), gained
         else:
@@ -436,14 +430,15 @@ def _no_placement(asked: NewSitePlan, found: Placement) -> NoPlacement:
     return NoPlacement(_WHY_NONE[found.answer.proven] + (_TWICE if twice else ""))
 
 
-def _quality(site: PlacedSite, found: Placement) -> dict[str, Any]:
+def _quality(found: Placement) -> dict[str, Any]:
     answer, cost = found.answer, found.cost
     return {
         "proven": answer.proven.value,
         "total_s": answer.total,
         "bound_s": answer.bound,
         "gap": answer.gap,
-        "tasks": {task.name: 0.0 if cost is None else cost.latency[task.name] for task in site.tasks},
+        "tasks": {task.name: 0.0 if cost is None else cost.latency[task.name] for task in found.site.tasks},
+        "survives_one": found.wishes.survives_one,
     }
 
 

@@ -1,6 +1,6 @@
 """A placement within a time: what a search finds first, what the exact program makes of it, and repair after a loss."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,15 +21,15 @@ class Placement:
 
     Attributes:
         site: of which it is one.
+        wishes: that it meets.
         answer: plan, bound and proof.
         cost: of the plan; None where there is none.
-        kept: whether all that was pinned stayed.
     """
 
     site: Site
+    wishes: Wishes
     answer: Answer
     cost: Cost | None
-    kept: bool = True
 
 
 def place(
@@ -56,33 +56,39 @@ def place(
     costs = [cost_of(site, wishes, one) for one in starts]
     fitting = [(cost.total, at) for at, cost in enumerate(costs) if cost.fits]
     answer = solve(site, wishes, seconds=seconds, start=starts[min(fitting)[1]] if fitting else None)
-    return Placement(site=site, answer=answer, cost=None if answer.plan is None else cost_of(site, wishes, answer.plan))
+    cost = None if answer.plan is None else cost_of(site, wishes, answer.plan)
+    return Placement(site=site, wishes=wishes, answer=answer, cost=cost)
 
 
-def repair(site: Site, wishes: Wishes, plan: Plan, lost: Collection[str], *, seconds: float, clock: Clock) -> Placement:
+def repair(
+    site: Site, wishes: Wishes, staying: Mapping[str, frozenset[str]], *, seconds: float, clock: Clock
+) -> Placement:
     """Return a plan for what is left after devices were lost: modules that still run stay where they are.
 
-    Only where that leaves no plan may they move, too.
+    Only where that leaves no plan may they move, too; and only where that leaves none either, and one more loss was to
+    be survived, that is no longer asked. What was met is in the wishes of the placement.
 
     Args:
-        site: before the loss.
-        wishes: what is asked; what it pins to lost devices is free.
-        plan: that was followed.
-        lost: names of devices.
-        seconds: of one core.
+        site: what is left.
+        wishes: what is asked.
+        staying: module -> devices of what is left that hold it.
+        seconds: of one core, for each.
         clock: monotonic seconds.
+
+    Raises:
+        InvalidInput: a wish names what the site has not, or a module is or stays where it cannot run.
     """
-    left = site.without(lost)
-    there = frozenset(left.device)
-    staying = {module: hosts & there for module, hosts in plan.hosts.items() if hosts & there}
-    held = {module: hosts & there for module, hosts in wishes.held.items()}
-    pinned = {module: hosts & there for module, hosts in wishes.pinned.items() if hosts & there}
-    asked = replace(wishes, held=held, pinned={**pinned, **staying})
-    answer = solve(left, asked, seconds=seconds, start=improve(left, asked, goes_on=_times(1)))
-    if answer.plan is not None:
-        return Placement(site=left, answer=answer, cost=cost_of(left, asked, answer.plan))
-    found = place(left, replace(asked, pinned=pinned), seconds=seconds, clock=clock)
-    return replace(found, kept=False)
+    stay = {name: hosts | wishes.pinned.get(name, frozenset()) for name, hosts in staying.items()}
+    for wish in (wishes, replace(wishes, survives_one=False)) if wishes.survives_one else (wishes,):
+        kept = replace(wish, pinned={**wish.pinned, **stay})
+        kept.check(site)
+        answer = solve(site, kept, seconds=seconds, start=improve(site, kept, goes_on=_times(1)))
+        if answer.plan is not None:
+            return Placement(site=site, wishes=kept, answer=answer, cost=cost_of(site, kept, answer.plan))
+        found = place(site, wish, seconds=seconds, clock=clock)
+        if found.answer.plan is not None:
+            break
+    return found
 
 
 def _times(count: int) -> Callable[[], bool]:

@@ -13,7 +13,7 @@ from sprat_server.placement.plan import NO_WISHES, Plan, Wishes, cost_of, latenc
 from sprat_server.placement.program import Proven, solve
 from sprat_server.placement.search import greedy, improve
 from sprat_server.placement.site import Device, Edge, Module, Node, Site, Task
-from sprat_server.placement.solve import place, repair
+from sprat_server.placement.solve import Placement, place, repair
 from sprat_server.placement.standby import with_standby
 from sprat_shared.errors import InvalidInput
 
@@ -130,7 +130,7 @@ def test_two_copies_are_held_where_the_loss_of_one_device_must_be_survived() -> 
     assert placed.answer.plan is not None
     assert {len(hosts) for hosts in placed.answer.plan.hosts.values()} == {2}
     for gone in "bc":
-        fixed = repair(small(), Wishes(), placed.answer.plan, [gone], seconds=5.0, clock=time.monotonic)
+        fixed = after_loss(small(), placed.answer.plan, gone)
         assert fixed.answer.plan is not None
         assert all(gone not in hosts for hosts in fixed.answer.plan.hosts.values())
 
@@ -177,30 +177,45 @@ def test_repair_leaves_what_runs_where_it_is_and_places_what_was_lost() -> None:
         hosts={"vision": frozenset("b"), "words": frozenset("c"), "head": frozenset("b")},
         routes={"pair": {"see": "b", "read": "c", "judge": "b"}},
     )
-    fixed = repair(small(), NO_WISHES, before, ["b"], seconds=5.0, clock=time.monotonic)
-    assert fixed.kept
+    fixed = after_loss(small(), before, "b")
+    assert fixed.wishes.pinned == {"words": frozenset("c")}
     assert fixed.answer.plan is not None
     assert fixed.answer.plan.hosts == {"vision": frozenset("a"), "words": frozenset("c"), "head": frozenset("a")}
 
 
-def test_where_the_survivors_leave_no_room_they_move_too() -> None:
-    devices = [device("a", 80), device("b", 90), device("c", 130)]
+@pytest.mark.parametrize(("room", "words"), [(130, "a"), (110, "c")], ids=["stays", "moves"])
+def test_what_runs_moves_only_where_what_was_lost_has_no_room_else(room: int, words: str) -> None:
+    devices = [device("a", 80), device("b", 90), device("c", room)]
     modules = [
         Module(name=name, memory_bytes=size, seconds=EVERYWHERE)
         for name, size in (("vision", 80), ("words", 50), ("head", 40))
     ]
-    site = Site(devices, modules, [pair_task()])
     before = Plan(
         hosts={"vision": frozenset("b"), "words": frozenset("a"), "head": frozenset("c")},
         routes={"pair": {"see": "b", "read": "a", "judge": "c"}},
     )
-    fixed = repair(site, NO_WISHES, before, ["b"], seconds=5.0, clock=time.monotonic)
+    fixed = after_loss(Site(devices, modules, [pair_task()]), before, "b")
     assert fixed.answer.plan is not None
-    assert (fixed.kept, cost_of(fixed.site, NO_WISHES, fixed.answer.plan).fits) == (True, True)
-    crowded = replace(before, hosts={**before.hosts, "words": frozenset("c")}, routes={"pair": {**ON_A, "read": "c"}})
-    moved = repair(site, NO_WISHES, crowded, ["b"], seconds=5.0, clock=time.monotonic)
-    assert moved.answer.plan is not None
-    assert moved.answer.plan.hosts["vision"] == frozenset("a"), "the only room, and it is free"
+    assert fixed.cost is not None
+    assert fixed.cost.fits
+    assert fixed.answer.plan.hosts["words"] == frozenset(words)
+    assert bool(fixed.wishes.pinned) == (words == "a")
+
+
+@pytest.mark.parametrize("room", [150, 30])
+def test_a_repair_survives_one_more_loss_only_where_what_is_left_can(room: int) -> None:
+    site = Site([device("a", 240), device("b", 240), device("c", room)], MODULES, [pair_task()])
+    before = Plan(hosts=dict.fromkeys(site.module, frozenset("ab")), routes={"pair": ON_A})
+    fixed = after_loss(site, before, "b", Wishes(survives_one=True))
+    assert fixed.answer.plan is not None
+    assert fixed.wishes.survives_one == (room == 150)
+
+
+def after_loss(site: Site, plan: Plan, lost: str, wishes: Wishes = NO_WISHES) -> Placement:
+    """Return the repair of a plan when a device of its site is gone."""
+    left = site.without(lost)
+    staying = {name: hosts - {lost} for name, hosts in plan.hosts.items() if hosts - {lost}}
+    return repair(left, wishes, staying, seconds=5.0, clock=time.monotonic)
 
 
 def test_a_task_whose_data_were_at_a_lost_device_goes_with_it() -> None:
