@@ -1,5 +1,6 @@
 """A task over modules on two devices, by real agents and the real server: planned, served, updated; one is killed."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -75,6 +76,8 @@ def test_two_devices_answer_a_task_together_through_an_update_and_the_death_of_o
             check(until(lambda: answered(endpoint)), 2)
 
 
+@pytest.mark.crash
+@pytest.mark.skipif("SPRAT_CRASH_TIMES" not in os.environ, reason="takes a minute: make crash")
 def test_a_site_without_its_server_finds_a_device_that_has_another_address(tmp_path: Path) -> None:
     with make_server(tmp_path) as server:
         house = House(tmp_path, server, Shell(server.url, server.admin_token))

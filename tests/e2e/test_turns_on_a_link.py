@@ -1,6 +1,7 @@
 """Plans that move bytes, by real agents and server: in turns on a thin link, by a step where memory is short."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ MODULES = {  # the box is the place for eyes, and has room for one release of it
 MEMORY = {"site-camera": ":memory=150MB", "site-box": ":memory=150MB", "site-phone": ""}
 
 
+@pytest.mark.crash
+@pytest.mark.skipif("SPRAT_CRASH_TIMES" not in os.environ, reason="takes a minute: make crash")
 def test_on_a_thin_link_one_fetches_after_the_other_and_an_update_without_room_goes_by_a_step(tmp_path: Path) -> None:
     with make_server(tmp_path) as server:
         house = House(tmp_path, server, Shell(server.url, server.admin_token))
