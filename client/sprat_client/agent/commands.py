@@ -149,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=SiteSettings().report_s,
         metavar="S",
-        help="the server hears at most so often that modules or links of the site take longer, or less, than before "
-        "(default: %(default)s)",
+        help="the server hears at most so often that modules or links of the site take longer, or less, than before, "
+        "and twelve times as often where that doubled or halved (default: %(default)s)",
     )
     run.add_argument(
         "--guard-every",

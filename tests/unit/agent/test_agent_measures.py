@@ -13,7 +13,7 @@ from one_device import INPUTS, MODEL, one_device
 from site_of_two import SITE, SiteOfTwo, ask, serving, until
 
 from sprat_client.agent.site import peak
-from sprat_client.agent.site.measures_reporter import figures_of, has_changed
+from sprat_client.agent.site.measures_reporter import figures_of, has_changed, is_due
 from sprat_client.agent.site.module_queue import ModuleQueue
 from sprat_client.agent.site.pace import Pace
 from sprat_client.agent.site.peak import Peak
@@ -193,11 +193,27 @@ def report(**changed: Any) -> MeasuresReport:
 def test_only_a_change_by_much_is_one() -> None:
     told = figures_of(report(links=()))
     assert told == {"vision@1 memory": 100, "vision@1 tried": 0.1, "vision@1 runs": 0.2}
-    assert not has_changed(told | {"vision@1 runs": 0.24}, told)
-    assert has_changed(told | {"vision@1 runs": 0.26}, told)
-    assert not has_changed({"box round-trip": 0.0015}, {"box round-trip": 0.0006}), "that is noise"
+    assert not has_changed(told | {"vision@1 runs": 0.24}, told, by=0.25)
+    assert has_changed(told | {"vision@1 runs": 0.26}, told, by=0.25)
+    assert not has_changed(told | {"vision@1 runs": 0.17}, told, by=0.25)
+    assert has_changed(told | {"vision@1 runs": 0.15}, told, by=0.25), "a third more as one goes back"
+    assert not has_changed({"box round-trip": 0.0015}, {"box round-trip": 0.0006}, by=0.25), "that is noise"
     link = figures_of(report(modules=()))
     assert sorted(link.values()) == [pytest.approx(0.2), pytest.approx(0.2)], "seconds, and seconds per MB"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "since_s", "due"),
+    [(0.2, 1e6, False), (0.3, 3599, False), (0.3, 3600, True), (0.3, -1, True), (0.5, 299, False), (0.5, 300, True)],
+)
+def test_a_changed_figure_is_told_each_hour_and_a_doubled_one_each_five_minutes(
+    seconds: float,
+    since_s: float,
+    due: bool,  # noqa: FBT001
+) -> None:
+    told = {"box round-trip": 0.2}
+    assert is_due({"box round-trip": seconds}, told, since_s=since_s, report_s=3600) == due
+    assert is_due({"desk round-trip": seconds}, told, since_s=since_s, report_s=3600), "a new one is told at once"
 
 
 def told(site: SiteOfTwo) -> list[MeasuresReport]:

@@ -70,6 +70,8 @@ def test_what_is_measured_is_bounded_as_the_page_says() -> None:
     assert f"the newest {site_meter._KEPT} values count" in PAGE
     assert f"{SETTINGS.news_s:.0f} s after a figure is there" in PAGE
     assert f"each `--site-report-s` ({SETTINGS.report_s:.0f}) where one changed by more than a quarter" in PAGE
+    assert "each twelfth of that where one is twice or half" in PAGE.replace("\n", " ")
+    assert (measures_reporter._SOONER, measures_reporter._SHARPLY) == (12, 1.0)
     assert (site_meter._ONE_WAY, measures_reporter._MUCH) == (8, 0.25)
 
 

@@ -1,4 +1,4 @@
-"""Tells the server what modules and links of the site take: when a figure is new, and seldom when figures changed."""
+"""Tells the server what modules and links of the site take: a new figure at once, changes seldom, sharp ones sooner."""
 
 import json
 import logging
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _FORMAT: Final = 1
 _FILE: Final = "measured.json"
-_MUCH: Final = 0.25  # of what was told
+_MUCH: Final = 0.25  # of the smaller of what is and what was told
+_SHARPLY: Final = 1.0  # likewise: twice, or half
+_SOONER: Final = 12  # times, where a figure changed sharply
 _NOISE: Final = 0.001  # seconds
 
 Figures = Mapping[str, float]
@@ -77,8 +79,7 @@ class MeasuresReporter:
         if self._told is None:
             self._told = self._read()
         at, told = self._told
-        hour_is_over = not 0 <= now - at < self._shop.settings.site.report_s  # or the clock was set back
-        if not (figures.keys() - told.keys() or (hour_is_over and has_changed(figures, told))):
+        if not is_due(figures, told, since_s=now - at, report_s=self._shop.settings.site.report_s):
             return
         self._shop.journal.say(report)
         self._shop.flush_reports()
@@ -115,7 +116,18 @@ def figures_of(report: MeasuresReport) -> dict[str, float]:
     return {name: float(value) for name, value in said.items() if value is not None}
 
 
-def has_changed(figures: Figures, told: Figures) -> bool:
-    """Return whether a figure is another one than was told, by much."""
+def is_due(figures: Figures, told: Figures, *, since_s: float, report_s: float) -> bool:
+    """Return whether figures are to be told, by what was told so many seconds ago (below 0: the clock was set back).
+
+    New ones are at once, changed ones after `report_s`, or a twelfth of that where one is twice or half of what it was.
+    """
+    if figures.keys() - told.keys():
+        return True
+    waits_s = report_s / (_SOONER if has_changed(figures, told, by=_SHARPLY) else 1)
+    return not 0 <= since_s < waits_s and has_changed(figures, told, by=_MUCH)
+
+
+def has_changed(figures: Figures, told: Figures, *, by: float) -> bool:
+    """Return whether a figure is another one than was told, by more than so much of the smaller of both."""
     both = ((value, told[name]) for name, value in figures.items() if name in told)
-    return any(abs(value - before) > max(_NOISE, _MUCH * before) for value, before in both)
+    return any(abs(value - before) > max(_NOISE, by * min(value, before)) for value, before in both)
