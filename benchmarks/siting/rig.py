@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import IO, Any, Final, Self, TypeVar
 
 from demo.processes import ROOT, Program, environment, program
 from demo.server import Server
@@ -134,7 +136,7 @@ class Rig:
         with ExitStack() as stack:
             stack.enter_context(self.star)
             stack.callback(self.server.process.stop)
-            self.at(CLOUD, _start_giving_way, self.server)
+            self.at(CLOUD, _giving_way, self.server.start)
             port = self.server.address[1]
             self._shell = Shell(f"http://127.0.0.1:{port}", self.server.admin_token)
             self.url = f"http://{self.place(CLOUD).address}:{port}"
@@ -171,7 +173,7 @@ class Rig:
 
     def sprat(self, *words: str, codes: Sequence[int] = (0,)) -> Any:
         """Run `sprat` beside the server; return its one result."""
-        return self.at(CLOUD, self._shell.one, *words, codes=codes)
+        return self.at(CLOUD, _giving_way, self._shell.one, *words, codes=codes)
 
     def folder_of(self, name: str) -> Path:
         """Return the agent's folder of a device."""
@@ -269,13 +271,14 @@ class Rig:
         """Let an application on a device ask; return what it printed. `words` are more of `siting.asker`'s."""
         return answers_of(self.begin_to_ask(name, inputs, tasks_, *words))
 
-    def begin_to_ask(self, name: str, inputs: Path, tasks_: Sequence[str], *words: str) -> "subprocess.Popen[str]":
+    def begin_to_ask(self, name: str, inputs: Path, tasks_: Sequence[str], *words: str) -> "Asking":
         """Start an application that asks; `answers_of` waits for it."""
         command = [sys.executable, "-m", "siting.asker", str(self.folder_of(name)), str(inputs), *words]
         command += [word for task in tasks_ for word in ("--task", task)]
         path = f"{ROOT / 'benchmarks'}:{ROOT / 'examples'}:{environment()['PYTHONPATH']}"
-        pipe, env = subprocess.PIPE, environment(PYTHONPATH=path)
-        return self.at(name, subprocess.Popen, command, env=env, stdout=pipe, stderr=pipe, text=True)
+        said = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads meanwhile is full at some point
+        process = self.at(name, subprocess.Popen, command, env=environment(PYTHONPATH=path), stdout=said, text=True)
+        return Asking(process, said)
 
     def memory(self, name: str) -> dict[str, int]:
         """Return the bytes of a device's agent: `Pss`, and of it `Private`, each page counted once."""
@@ -284,20 +287,38 @@ class Rig:
         return {"Pss": found["Pss"], "Private": found["Private_Clean"] + found["Private_Dirty"]}
 
 
-def _start_giving_way(server: Server) -> None:
-    """Start a server that takes nothing from the devices: it is on the same machine only here."""
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """An application that asks.
+
+    Attributes:
+        process: of it.
+        said: file of all that it prints.
+    """
+
+    process: "subprocess.Popen[str]"
+    said: IO[bytes]
+
+
+def answers_of(asking: Asking) -> list[dict[str, Any]]:
+    """Return what an application printed, once it ended."""
+    with asking.said as file:
+        status = asking.process.wait()
+        file.seek(0)
+        said = file.read().decode()
+    if status:
+        raise RuntimeError(f"an application that asks ended with status {status}")
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def _giving_way(work: Callable[..., T], *words: Any, **more: Any) -> T:
+    """Start what is on the same machine only here, the server and its commands: it takes nothing from the devices."""
     thread = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, thread, 10)
-    server.start()
-    os.setpriority(os.PRIO_PROCESS, thread, 0)
-
-
-def answers_of(asking: "subprocess.Popen[str]") -> list[dict[str, Any]]:
-    """Return what an application printed, once it ended."""
-    said, wrong = asking.communicate()
-    if asking.returncode:
-        raise RuntimeError(f"asking: {wrong[-2000:]}")
-    return [json.loads(line) for line in said.splitlines()]
+    try:
+        return work(*words, **more)
+    finally:
+        os.setpriority(os.PRIO_PROCESS, thread, 0)
 
 
 def _shapes(one: Mapping[str, Any]) -> tuple[Shape, Shape]:
