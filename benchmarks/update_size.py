@@ -27,7 +27,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))  # the cases are made of the demo's data and network
 
 import torch  # noqa: E402 - after the path is set, as the next ones
-from sizes import exact, local, lora_xs, nncodec, own, peft_lora, post_hoc, trained  # noqa: E402
+from sizes import dense, exact, local, lora_xs, nncodec, own, peft_lora, post_hoc, trained  # noqa: E402
 from sizes.cases import CASES, CaseUnavailable, Problem, make_problem  # noqa: E402
 from sizes.environments import Unavailable  # noqa: E402
 from sizes.ledger import Ledger, LedgerInUse, Point  # noqa: E402
@@ -44,6 +44,7 @@ METHODS: Final[tuple[Method, ...]] = (
     *peft_lora.METHODS,
     *lora_xs.METHODS,
     *own.METHODS,
+    *dense.METHODS,
     AUTO,
     *local.METHODS,
     *exact.METHODS,
