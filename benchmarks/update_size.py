@@ -93,10 +93,13 @@ def measure(
     return gains, found
 
 
-def measured(cases: Sequence[str], seeds: Sequence[int], methods: Sequence[str]) -> tuple[Gains, Found]:
-    """Return what the ledgers hold of all problems: rows that are whole."""
+def measured(
+    cases: Sequence[str], seeds: Sequence[int], methods: Sequence[str]
+) -> tuple[Gains, Found, dict[str, list[str]]]:
+    """Return what the ledgers hold of all problems, rows that are whole; and by case those that earlier code made."""
     gains: Gains = {case: {} for case in cases}
     found: Found = {case: {} for case in cases}
+    earlier: dict[str, list[str]] = {case: [] for case in cases}
     for case, seed in itertools.product(cases, seeds):
         ledger = ledger_of(case, seed)
         if ledger.begun:
@@ -105,9 +108,13 @@ def measured(cases: Sequence[str], seeds: Sequence[int], methods: Sequence[str])
             method = METHODS_BY_KEY[key]
             if method.settings and not method.missing(ledger):
                 found[case].setdefault(key, {})[seed] = method.kept(ledger)
+            elif points := method.kept_before(ledger):
+                found[case].setdefault(key, {})[seed] = points
+                if method.title not in earlier[case]:
+                    earlier[case].append(method.title)
     for of_case in found.values():
         unite(of_case)
-    return gains, found
+    return gains, found, earlier
 
 
 def ledger_of(case: str, seed: int) -> Ledger:
@@ -205,8 +212,9 @@ def main() -> None:
     cases, seeds = asked.case or list(CASES), range(asked.seeds)
     methods = asked.method or [method.key for method in METHODS]
     asked.cache.mkdir(parents=True, exist_ok=True)
+    earlier: Mapping[str, Sequence[str]] = {}
     if asked.measured:
-        gains, found = measured(cases, seeds, methods)
+        gains, found, earlier = measured(cases, seeds, methods)
     else:
         ledgers = [ledger_of(case, seed) for case in cases for seed in seeds]
         unfinished = [key for key in methods if any(METHODS_BY_KEY[key].missing(one) for one in ledgers)]
@@ -220,6 +228,8 @@ def main() -> None:
         for seed, of_problem in gains[case].items():
             print(f"{case}, seed {seed}: {told(of_problem)}")
         print("\n".join([f"{case}", "", *table(METHODS, needs, asked.seeds), ""]))
+        if titles := earlier.get(case):
+            print(f"made by earlier code, and not looked at again since: {'; '.join(titles)}\n")
     if asked.plot:
         print(draw([method for method in METHODS if method is not AUTO], found, asked.plot))
     if asked.json:

@@ -63,6 +63,11 @@ class Method:
         points = ledger.points(self.key, self._code_digest())
         return [points[setting] for setting in self.settings if setting in points]
 
+    def kept_before(self, ledger: Ledger) -> list[Point]:
+        """Return the points that code of before made; none where some are missing."""
+        points = ledger.before(self.key, self._code_digest())
+        return [points[setting] for setting in self.settings] if points.keys() >= set(self.settings) else []
+
     def points(self, ledger: Ledger, ready: Callable[[], tuple[Problem, Store]]) -> list[Point]:
         """Return the point of each setting, from the ledger where it is there; each new one is kept at once.
 

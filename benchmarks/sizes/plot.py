@@ -16,6 +16,7 @@ from sizes.method import Method
 LOWEST = -0.05
 COLOURS = (*(f"C{number}" for number in range(10)), "black", "navy")
 LINES = ("-", "--", ":")
+COLUMNS = 3
 
 
 def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[int, Sequence[Point]]]], to: Path) -> str:
@@ -33,10 +34,20 @@ def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[in
     mpl.use("agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415 - after the choice of what draws
 
+    across = min(len(points), COLUMNS)
+    down = math.ceil(len(points) / across)
     figure, panels = plt.subplots(
-        1, len(points), figsize=(max(9.0, 6.2 * len(points)), 6.6), sharey=True, squeeze=False, layout="constrained"
+        down,
+        across,
+        figsize=(max(9.0, 6.2 * across), 2.2 + 4.4 * down),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
-    for panel, (case, of_case) in zip(panels[0], points.items(), strict=True):
+    drawn = {}
+    for panel in panels.flat[len(points) :]:
+        panel.set_axis_off()
+    for panel, (case, of_case) in zip(panels.flat, points.items(), strict=False):
         for number, method in enumerate(methods):
             if method.key not in of_case:
                 continue
@@ -46,11 +57,13 @@ def draw(methods: Sequence[Method], points: Mapping[str, Mapping[str, Mapping[in
             style = {"linewidth": 2.2, "marker": "o"} if method.ours else {"linewidth": 1.1, "marker": "."}
             x, y = zip(*way, strict=True)
             turn, colour = divmod(number, len(COLOURS))
-            panel.plot(x, y, LINES[turn], label=method.title, color=COLOURS[colour], **style)
+            [drawn[number]] = panel.plot(x, y, LINES[turn], label=method.title, color=COLOURS[colour], **style)
         panel.set(title=case, xscale="log", xlabel="bytes of the update", ylim=(LOWEST, 1.1))
         panel.grid(visible=True, alpha=0.3)
-    panels[0][0].set_ylabel("recovered gain, test split, median of seeds")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("recovered gain, test split, median of seeds")
+    lines = [drawn[number] for number in sorted(drawn)]
+    figure.legend(handles=lines, fontsize=8, loc="outside lower center", ncols=COLUMNS)
     figure.savefig(to, dpi=110)
     return f"plot: {to} ({to.stat().st_size / 1000:.0f} kB)"
 

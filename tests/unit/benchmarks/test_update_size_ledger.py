@@ -133,6 +133,7 @@ def test_a_row_of_changed_code_is_believed_again_if_both_its_ends_are_the_same(
     first = row.points(Ledger(path, "problem"), lambda: (problem, store))
     code.write_text("x = 2\n", encoding="utf-8")
     assert row.missing(Ledger(path, "problem"))
+    assert row.kept_before(Ledger(path, "problem")) == first
     made.clear()
     if changes:
         sizes["c"] = 31
@@ -140,6 +141,7 @@ def test_a_row_of_changed_code_is_believed_again_if_both_its_ends_are_the_same(
     assert made == (["a", "c", "b"] if changes else ["a", "c"])
     assert [point.bytes for point in points] == [10, 20, 31 if changes else 30]
     assert (points == first) == (not changes)
+    assert row.kept_before(Ledger(path, "problem")) == []
     assert not row.missing(Ledger(path, "problem"))
 
 
