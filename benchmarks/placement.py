@@ -140,9 +140,8 @@ def repaired(count: int) -> Iterator[dict[str, Any]]:
         assert before is not None
         used = [host for host in site.device if any(host in hosts for hosts in before.hosts.values())]
         left = site.without([used[seed % len(used)]])
-        staying = {
-            name: hosts & left.device.keys() for name, hosts in before.hosts.items() if hosts & left.device.keys()
-        }
+        there = frozenset(left.device)
+        staying = {name: hosts & there for name, hosts in before.hosts.items() if hosts & there}
         begun = time.perf_counter()
         fixed = repair(left, NO_WISHES, staying, seconds=5.0, clock=time.monotonic)
         seconds = time.perf_counter() - begun

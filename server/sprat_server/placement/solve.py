@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sprat_server.placement.plan import Cost, Plan, Wishes, cost_of
-from sprat_server.placement.program import Answer, solve
+from sprat_server.placement.program import Answer, Proven, solve
 from sprat_server.placement.search import improve
 from sprat_server.placement.site import Site
 
 _FIRST: Final = 0.05  # share of the time for the search, whose plan the solver begins with
 _FIRST_S: Final = (0.02, 1.0)
+_SOON_S: Final = 0.1
 
 Clock = Callable[[], float]
 
@@ -66,7 +67,8 @@ def repair(
     """Return a plan for what is left after devices were lost: modules that still run stay where they are.
 
     Only where that leaves no plan may they move, too; and only where that leaves none either, and one more loss was to
-    be survived, that is no longer asked. What was met is in the wishes of the placement.
+    be survived, that is no longer asked. What was met is in the wishes of the placement. Where modules move, the first
+    plan that is found soon is taken: the best one is looked for behind a repair.
 
     Args:
         site: what is left.
@@ -85,7 +87,9 @@ def repair(
         answer = solve(site, kept, seconds=seconds, start=improve(site, kept, goes_on=_times(1)))
         if answer.plan is not None:
             return Placement(site=site, wishes=kept, answer=answer, cost=cost_of(site, kept, answer.plan))
-        found = place(site, wish, seconds=seconds, clock=clock)
+        found = place(site, wish, seconds=min(_SOON_S, seconds), clock=clock)
+        if found.answer.proven is Proven.NOTHING:
+            found = place(site, wish, seconds=seconds, clock=clock)
         if found.answer.plan is not None:
             break
     return found
