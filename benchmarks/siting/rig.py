@@ -312,7 +312,7 @@ def answers_of(asking: Asking) -> list[dict[str, Any]]:
 
 
 def _giving_way(work: Callable[..., T], *words: Any, **more: Any) -> T:
-    """Start what is on the same machine only here, the server and its commands: it takes nothing from the devices."""
+    """Do the work of what is on this machine only here, server and commands: it takes nothing from the devices."""
     thread = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, thread, 10)
     try:

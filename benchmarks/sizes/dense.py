@@ -1,4 +1,7 @@
-"""sprat's row of where a retrain goes on when neither factors nor a subspace prove enough: more rank, then dense."""
+"""sprat's row of where a retrain goes on when neither factors nor a subspace prove enough: more rank, then dense.
+
+It stands apart from `sizes.own`, a change of which has all rows of that file looked at again.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -11,7 +11,7 @@ from sprat_server.placement.site import Site
 
 _FIRST: Final = 0.05  # share of the time for the search, whose plan the solver begins with
 _FIRST_S: Final = (0.02, 1.0)
-_SOON_S: Final = 0.1
+_SOON_S: Final = 0.1  # within which a plan that moves modules after a loss is taken as it is
 
 Clock = Callable[[], float]
 

@@ -1,5 +1,6 @@
 """The exact plan is the best of all there are, whatever is wished; searches come close; repair moves little."""
 
+import math
 import time
 from dataclasses import replace
 from itertools import count
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 from small_sites import all_plans, device, pair_task, random_site
 
+from sprat_server.placement import solve as solving
 from sprat_server.placement.explain import uses
 from sprat_server.placement.plan import NO_WISHES, Plan, Wishes, cost_of, latency_of
-from sprat_server.placement.program import Proven, solve
+from sprat_server.placement.program import Answer, Proven, solve
 from sprat_server.placement.search import greedy, improve
 from sprat_server.placement.site import Device, Edge, Module, Node, Site, Task
 from sprat_server.placement.solve import Placement, place, repair
@@ -200,6 +202,24 @@ def test_what_runs_moves_only_where_what_was_lost_has_no_room_else(room: int, wo
     assert fixed.cost.fits
     assert fixed.answer.plan.hosts["words"] == frozenset(words)
     assert bool(fixed.wishes.pinned) == (words == "a")
+
+
+@pytest.mark.parametrize("soon", [True, False])
+def test_where_modules_must_move_the_first_plan_is_taken_and_time_given_only_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, *, soon: bool
+) -> None:
+    site, given = Site([device("a", 80), device("c", 110)], [], []), list[float]()
+    nothing = Answer(plan=None, total=math.inf, bound=0.0, proven=Proven.NOTHING)
+    found = replace(nothing, plan=Plan(hosts={}, routes={}), proven=Proven.WITHIN)
+
+    def placing(site: Site, wishes: Wishes, *, seconds: float, clock: Any) -> Placement:  # noqa: ARG001
+        given.append(seconds)
+        return Placement(site=site, wishes=wishes, answer=found if soon or len(given) > 1 else nothing, cost=None)
+
+    monkeypatch.setattr(solving, "solve", lambda *_words, **_more: nothing)
+    monkeypatch.setattr(solving, "place", placing)
+    assert repair(site, NO_WISHES, {}, seconds=30.0, clock=time.monotonic).answer is found
+    assert given == ([0.1] if soon else [0.1, 30.0])
 
 
 @pytest.mark.parametrize("room", [150, 30])
