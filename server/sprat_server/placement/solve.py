@@ -4,13 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from sprat_server.placement.neighbourhoods import better
 from sprat_server.placement.plan import Cost, Plan, Wishes, cost_of
 from sprat_server.placement.program import Answer, Proven, solve
 from sprat_server.placement.search import improve
 from sprat_server.placement.site import Site
 
-_FIRST: Final = 0.05  # share of the time for the search, whose plan the solver begins with
-_FIRST_S: Final = (0.02, 1.0)
+_FIRST: Final = 0.02  # share of the time for the search, and its limits
+_FIRST_S: Final = (0.02, 0.5)
+_PARTS: Final = 0.1  # share of the time for what is solved in parts, until the plan that the whole begins with is known
+_PARTS_S: Final = 3.0
+_LEAST_S: Final = 0.05  # for the whole, however long the parts took
 _SOON_S: Final = 0.1  # within which a plan that moves modules after a loss is taken as it is
 
 Clock = Callable[[], float]
@@ -50,13 +54,17 @@ def place(
         InvalidInput: a wish names what the site has not, or pins a module where it cannot run.
     """
     wishes.check(site)
-    ends = clock() + min(max(_FIRST * seconds, _FIRST_S[0]), _FIRST_S[1])
+    begun = clock()
+    ends = begun + min(max(_FIRST * seconds, _FIRST_S[0]), _FIRST_S[1])
     starts = [
         one for one in (improve(site, wishes, goes_on=lambda: clock() < ends, seed=seed), known) if one is not None
     ]
     costs = [cost_of(site, wishes, one) for one in starts]
     fitting = [(cost.total, at) for at, cost in enumerate(costs) if cost.fits]
-    answer = solve(site, wishes, seconds=seconds, start=starts[min(fitting)[1]] if fitting else None)
+    start = starts[min(fitting)[1]] if fitting else None
+    if start is not None:
+        start = better(site, wishes, start, seconds=min(_PARTS * seconds, _PARTS_S), clock=clock, seed=seed)
+    answer = solve(site, wishes, seconds=max(_LEAST_S, begun + seconds - clock()), start=start)
     cost = None if answer.plan is None else cost_of(site, wishes, answer.plan)
     return Placement(site=site, wishes=wishes, answer=answer, cost=cost)
 

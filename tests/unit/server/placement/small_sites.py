@@ -34,6 +34,36 @@ def pair_task(name: str = "pair", rate: float = 0.0) -> Task:
     return Task(name, nodes, edges, rate=rate)
 
 
+def wide_site(modules: int) -> Site:
+    """Three devices, two of which have room for all, and tasks that each use two modules, asked from the slow one."""
+    random = Random(modules)
+    names = [f"module-{at:02d}" for at in range(modules)]
+    devices = [
+        device(name, 45 * modules, delay_s=0.01, up=up, down=up)
+        for name, up in zip("abc", (300.0, 900.0, 500.0), strict=True)
+    ]
+    made = [
+        Module(name=name, memory_bytes=40, file_bytes=40, seconds={host: random.uniform(0.05, 0.5) for host in "abc"})
+        for name in names
+    ]
+    return Site(devices, made, [_pair(one, other, random) for one, other in zip(names[::2], names[1::2], strict=True)])
+
+
+def _pair(one: str, other: str, random: Random) -> Task:
+    nodes = [
+        Node(name="image", at="a"),
+        Node(name="see", module=one),
+        Node(name="judge", module=other),
+        Node(name="answer", at="a"),
+    ]
+    edges = [
+        Edge(source="image", target="see", nbytes=random.uniform(10, 200)),
+        Edge(source="see", target="judge", nbytes=random.uniform(50, 300)),
+        Edge(source="judge", target="answer", nbytes=10.0),
+    ]
+    return Task(one, nodes, edges, rate=0.0)
+
+
 def random_site(seed: int, *, rate: float = 0.0) -> Site:
     """Three devices, four modules, two tasks, one of which uses a module twice."""
     random = Random(seed)

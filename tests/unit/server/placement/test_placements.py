@@ -7,10 +7,11 @@ from itertools import count
 from typing import Any
 
 import pytest
-from small_sites import all_plans, device, pair_task, random_site
+from small_sites import all_plans, device, pair_task, random_site, wide_site
 
 from sprat_server.placement import solve as solving
 from sprat_server.placement.explain import uses
+from sprat_server.placement.neighbourhoods import better
 from sprat_server.placement.plan import NO_WISHES, Plan, Wishes, cost_of, latency_of
 from sprat_server.placement.program import Answer, Proven, solve
 from sprat_server.placement.search import greedy, improve
@@ -110,6 +111,28 @@ def test_a_search_finds_plans_that_fit_and_is_never_better_than_the_best(wished:
         assert first is not None
         assert not cost_of(site, wishes, first).fits or cost.total <= cost_of(site, wishes, first).total + 1e-9
     assert best >= 2
+
+
+@pytest.mark.parametrize("wished", ["plain", "pinned", "survives the loss of one"])
+def test_a_plan_of_a_large_site_is_bettered_part_by_part_and_meets_what_is_wished(wished: str) -> None:
+    site, ticks = wide_site(24), count()
+    wishes = {**WISHES, "pinned": Wishes(pinned={"module-03": frozenset("b")})}[wished]
+    first = greedy(site, wishes)
+    assert first is not None
+    before = cost_of(site, wishes, first)
+    found = better(site, wishes, first, seconds=40.0, clock=lambda: float(next(ticks)))
+    after = cost_of(site, wishes, found)
+    assert before.fits
+    assert after.fits
+    assert after.total < 0.98 * before.total
+    assert all(hosts <= found.hosts[name] for name, hosts in wishes.pinned.items())
+    assert not wishes.survives_one or all(len(hosts) == 2 for hosts in found.hosts.values())
+
+
+def test_a_small_site_is_not_solved_in_parts() -> None:
+    first = greedy(small(), NO_WISHES)
+    assert first is not None
+    assert better(small(), NO_WISHES, first, seconds=1.0, clock=lambda: 0.0) is first, "else it would never end"
 
 
 def test_where_time_is_up_the_first_plan_stands_with_a_bound() -> None:
