@@ -128,6 +128,13 @@ def test_second_requests_are_a_share_of_the_first_ones() -> None:
     assert 99 <= taken <= 100
 
 
+def test_all_that_is_under_way_to_a_device_that_has_just_become_slow_may_be_asked_twice() -> None:
+    budget = HedgeBudget(0.1)
+    for _ in range(1000):
+        budget.asked()
+    assert sum(budget.take() for _ in range(100)) == 10
+
+
 # what a task takes
 
 TYPES = {"image": TensorType("float32", ("n", 3)), "words": TensorType("int64", ("n", "length"))}

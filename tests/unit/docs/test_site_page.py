@@ -56,10 +56,11 @@ def test_a_bound_on_the_page_is_that_of_the_code(said: str) -> None:
 
 
 def test_words_for_numbers_on_the_page_are_those_of_the_code() -> None:
-    assert (breaker._FAILURES, breaker._REST_S, SETTINGS.hedge_share, hedging._KEPT) == (3, 1.0, 0.1, 100)
+    assert (breaker._FAILURES, breaker._REST_S, SETTINGS.hedge_share) == (3, 1.0, 0.1)
+    assert (hedging._KEPT, hedging._BURST) == (100, 10)
     assert "fails three requests in a row rests for a second" in PAGE
     assert "95 of its last 100 answers" in PAGE
-    assert "for at most a tenth of the steps" in PAGE
+    assert "for at most a tenth of the steps, and ten of them at once" in PAGE
 
 
 def test_what_is_measured_is_bounded_as_the_page_says() -> None:

@@ -7,7 +7,7 @@ from typing import Final
 _KEPT: Final = 100
 _LEAST: Final = 20  # answers, before their 95th percentile says anything
 _SHORTEST_S: Final = 0.005
-_BURST: Final = 3.0
+_BURST: Final = 10.0  # as many as are under way to a device before it is known that it has become slow
 
 
 class Latencies:
