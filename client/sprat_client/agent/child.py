@@ -1,7 +1,7 @@
 """Work in a process of its own: a job as JSON on stdin, its result or error as JSON on stdout, an end by a deadline.
 
 The child keeps the store locked while it works and ends with the agent that started it, so two never write at once. It
-is nice: an update must not slow the answers of what serves.
+is nice from its first line on: an update must not slow the answers of what serves, and imports alone take a while.
 """
 
 import ctypes
@@ -16,11 +16,17 @@ from typing import Any, Final
 
 from sprat_client.agent.lock import FolderLock
 from sprat_client.agent.room import code_of
-from sprat_client.runtime.background import give_way
+from sprat_client.runtime.background import NICE
 from sprat_shared.errors import SpratError, TryLater, UpdateRejected
 
 _PR_SET_PDEATHSIG: Final = 1
 _PEAK: Final = "VmHWM:"
+_NICELY: Final = f"""
+import os, sys
+os.nice({NICE})
+import runpy
+runpy.run_module(sys.argv[1], run_name="__main__")
+"""
 _ERRORS: Final[Mapping[str, type[SpratError]]] = {
     "rejected": UpdateRejected,
     "later": TryLater,
@@ -38,7 +44,7 @@ class ChildFailed(SpratError):
 def run_child(
     module: str, store: Path, job: Mapping[str, Any], *, timeout_s: float, failed: type[ChildFailed]
 ) -> dict[str, Any]:
-    """Run `python -m <module>` on a job, with one thread; return its result.
+    """Run a module as `python -m` does on a job, nice and with one thread; return its result.
 
     Args:
         module: one whose `main` calls `serve_job`.
@@ -55,7 +61,7 @@ def run_child(
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
         done = subprocess.run(  # noqa: S603  # our own interpreter and module
-            [sys.executable, "-m", module],
+            [sys.executable, "-c", _NICELY, module],
             input=json.dumps({**job, "store": str(store), "parent": os.getpid()}).encode(),
             stdout=subprocess.PIPE,
             timeout=timeout_s,
@@ -77,12 +83,8 @@ def run_child(
 
 
 def serve_job(work: Callable[[Path, Mapping[str, Any]], dict[str, Any]]) -> int:
-    """In the child: read the job on stdin, do `work(store, job)` under the store's lock, write what came of it.
-
-    It gives way to whatever else runs on the device: models answer meanwhile.
-    """
+    """In the child: read the job on stdin, do `work(store, job)` under the store's lock, write what came of it."""
     job = json.load(sys.stdin)
-    give_way()
     _die_with(job["parent"])
     store = Path(job["store"])
     try:

@@ -9,13 +9,13 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_NICE: Final = 10
+NICE: Final = 10  # of what gives way
 
 
 def give_way() -> None:
     """Let everything else go before the calling thread, and those that it starts, where the system lets it be nice."""
     try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     except (OSError, AttributeError):
         _log.debug("the system lets no thread be nice")
 
