@@ -4,6 +4,7 @@ A stranger gets no further than the handshake: that has a time, and so many of t
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
@@ -159,7 +160,8 @@ class PeerListener:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._state.tasks, return_exceptions=True)
         for connection in list(self._state.connections):
-            connection.transport.abort()
+            with contextlib.suppress(AttributeError):  # asyncio before Python 3.11.3, of one that was closed twice
+                connection.transport.abort()
         await asyncio.sleep(_CLOSING_S)  # transports close in turns of the loop
 
 
