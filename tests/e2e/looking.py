@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import tiny_models
-from conftest import PATIENCE_S, House
 from demo.device import Device
+from house import PATIENCE_S, House
 from three_members import own_port
 
 from sprat_client.agent.endpoint import Endpoint

@@ -5,9 +5,9 @@ import signal
 
 import pytest
 import tiny_models
-from conftest import PATIENCE_S, House, make_server, measured
 from demo.fault_proxy import FaultProxy
 from demo.shell import Shell
+from house import PATIENCE_S, House, make_server, measured
 
 pytestmark = pytest.mark.e2e
 

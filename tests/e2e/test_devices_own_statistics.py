@@ -9,8 +9,8 @@ import pytest
 import tiny_models
 import tiny_recipe
 import torch
-from conftest import PATIENCE_S, House, measured
 from demo.device import Device
+from house import PATIENCE_S, House, measured
 from safetensors.torch import save_file
 
 pytestmark = pytest.mark.e2e

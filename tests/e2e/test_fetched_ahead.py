@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 import tiny_models
-from conftest import PATIENCE_S, House, make_server
 from demo.shell import Shell
+from house import PATIENCE_S, House, make_server
 
 pytestmark = pytest.mark.e2e
 MODEL = "ahead"

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import jwt
 import pytest
-from conftest import House, make_server
 from demo.device import Device
 from demo.processes import environment, program
 from demo.server import Server
 from demo.shell import Shell
+from house import House, make_server
 
 from sprat_client.agent.identity import Identity, load_key
 from sprat_shared.protocol.token import ASSERTION_TYPE, AUDIENCE, GRANT_TYPE

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import tiny_models
-from conftest import PATIENCE_S, House, make_server
 from demo.device import Device
 from demo.processes import environment, program
 from demo.shell import Shell
+from house import PATIENCE_S, House, make_server
 
 pytestmark = pytest.mark.e2e
 MODEL = "islands"

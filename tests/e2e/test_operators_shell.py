@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 import tiny_models
-from conftest import House
 from demo.processes import environment, program
+from house import House
 
 pytestmark = pytest.mark.e2e
 

@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 import tiny_models
-from conftest import House, make_server
 from demo.shell import Shell
+from house import House, make_server
 from looking import INPUTS, answered, check, look_site, until
 from three_members import own_port
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import tiny_models
-from conftest import House
+from house import House
 
 from sprat_shared.errors import NotFound
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import tiny_models
-from conftest import PATIENCE_S, House
 from demo.device import Device
+from house import PATIENCE_S, House
 
 
 def serve(devices: list[Device], model: str, release: int) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from conftest import PATIENCE_S, House, make_server
 from demo.device import Device
 from demo.shell import Shell
+from house import PATIENCE_S, House, make_server
 
 pytestmark = pytest.mark.e2e
 

@@ -15,8 +15,8 @@ import httpx
 import numpy as np
 import pytest
 import tiny_models
-from conftest import PATIENCE_S, House
 from demo.device import Device
+from house import PATIENCE_S, House
 from safetensors.numpy import load
 
 from sprat_server.db.blobs import Blobs

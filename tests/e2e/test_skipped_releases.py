@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import tiny_models
-from conftest import PATIENCE_S, House
+from house import PATIENCE_S, House
 
 pytestmark = pytest.mark.e2e
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import tiny_models
-from conftest import House, make_server
 from demo.shell import Shell
+from house import House, make_server
 from looking import answered, check, look_site, until
 
 from sprat_client.agent.endpoint import Endpoint

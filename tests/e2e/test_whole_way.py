@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tiny_models
-from conftest import PATIENCE_S, House, measured
+from house import PATIENCE_S, House, measured
 
 pytestmark = pytest.mark.e2e
 

@@ -1,34 +1,13 @@
 """A base that knows clean images, and data that drifted: shared by the training tests, made once."""
 
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
 import torch
+from drifted import Drifted, samples
+from small_recipes import Small, trained
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "simulator"))
-
-from small_recipes import Small, images, trained
-
-from sprat_server.training.data import Samples, TrainingData
+from sprat_server.training.data import TrainingData
 from sprat_server.training.recipes import Trainable, accuracy
 from sprat_server.training.states import module_tensors, to_source
-from sprat_shared.wire.tensors import ArrayTensors
-
-
-@dataclass
-class Drifted:
-    """A trained base, its exact weights, and drifted data to retrain on."""
-
-    trainable: Trainable
-    base: ArrayTensors
-    data: TrainingData
-
-
-def samples(count: int, seed: int) -> Samples:
-    inputs, labels = images(count, seed, dim=1.0, turn=0.55)
-    return Samples(torch.from_numpy(inputs.copy()), torch.from_numpy(labels))
 
 
 @pytest.fixture(scope="session")

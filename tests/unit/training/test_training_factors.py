@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import Drifted
+from drifted import Drifted
 
 from sprat_server.compress import updates
 from sprat_server.training.evaluate import recovered, scores

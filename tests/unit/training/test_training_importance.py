@@ -3,7 +3,7 @@
 import math
 
 import torch
-from conftest import Drifted
+from drifted import Drifted
 
 from sprat_server.compress import updates
 from sprat_server.training.evaluate import recovered, scores

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import tiny_norms
 import torch
-from conftest import Drifted
+from drifted import Drifted
 from torch import nn
 
 from sprat_client.agent.estimate import estimate

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import Drifted
+from drifted import Drifted
 from small_recipes import images
 
 from sprat_server.training.data import DataMismatch, Samples, TrainingData, with_replay

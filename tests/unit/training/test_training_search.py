@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Drifted, samples
+from drifted import Drifted, samples
 from small_recipes import OwnLoss
 
 from sprat_server.registry.samples import UNLABELLED
