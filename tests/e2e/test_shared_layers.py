@@ -77,9 +77,9 @@ class Site:
         np.savez(path, inputs=inputs, labels=answers(self.models[model], inputs))
         return path
 
-    def plan(self, samples: int, budget: float, levels: int = 3) -> dict[str, Any]:
+    def plan(self, samples: int, budget: float, levels: int = 3, seed: int = 4) -> dict[str, Any]:
         path = self.folder / "line.npz"
-        inputs = draw(samples, self.inputs, seed=4)
+        inputs = draw(samples, self.inputs, seed)
         np.savez(path, inputs=inputs, labels=np.arange(samples) % 4)
         self.shell.one("dataset", "upload", f"{self.prefix}-line", str(path))
         asked = ("--dataset", f"{self.prefix}-line", "--budget", str(budget), "--levels", str(levels))
@@ -235,11 +235,24 @@ def test_a_plan_that_is_bad_for_a_devices_own_data_takes_itself_back_level_by_le
         device.wait_for(one["recipient"], 1, PATIENCE_S)
 
 
+def under_way(device: Device) -> list[str]:
+    """Return the states of the updates that a device has begun and not ended."""
+    journal = json.loads((device.folder / "journal.json").read_text(encoding="utf-8"))
+    return [one["state"] for one in journal["models"].values() if one["state"] != "idle"]
+
+
+def wait_until_one_is_under_way(device: Device, timeout_s: float) -> None:
+    """Wait for an update, which takes less than a second; for so long, since there may be none any more."""
+    end = time.monotonic() + timeout_s
+    while not under_way(device) and time.monotonic() < end:
+        time.sleep(0.005)
+
+
 @pytest.mark.crash
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_agent_killed_in_the_middle_of_a_plan_serves_each_model_wholly(house: House, seed: int) -> None:
     site = Site(house, f"kill{seed}", inputs=16, units=32, apart=1e-4)
-    plan = site.plan(samples=600, budget=0.1)
+    plan = site.plan(samples=600, budget=0.1, seed=100 + seed)
     moments = Random(f"kills {seed}")
     with site.device() as device:
         digests = {(model, 1): house.shell.one("release", "show", f"{model}@1")["weights"] for model in site.models}
@@ -251,13 +264,11 @@ def test_an_agent_killed_in_the_middle_of_a_plan_serves_each_model_wholly(house:
         }
         starts = [house.shell.begin("rollout", "start", one["id"], "--reason", "a test") for one in applied["rollouts"]]
         killed: list[str] = []
-        for kill in range(4 * KILLS):
-            if kill >= KILLS and killed:
-                break
-            time.sleep(moments.uniform(0.05, 1.2))
+        for _ in range(KILLS):
+            wait_until_one_is_under_way(device, 1.2 if killed else PATIENCE_S)
+            time.sleep(moments.uniform(0.0, 0.25))
             device.process.kill()
-            journal = json.loads((device.folder / "journal.json").read_text(encoding="utf-8"))
-            killed += [one["state"] for one in journal["models"].values() if one["state"] != "idle"]
+            killed += under_way(device)
             device.process.start()
             for model in site.models:
                 said = device.process.until(lambda m=model: device.serves(m, verify=True), "an answer", PATIENCE_S)
