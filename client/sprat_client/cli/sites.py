@@ -388,14 +388,24 @@ def _float(option: str, text: str) -> float:
 
 
 def _told_site(site: "SiteView") -> str:
-    rows = [["device", "address", "memory", "up", "down", "delay"]]
+    rows = [["device", "address", "memory", "up", "down", "delay", "utilisation"]]
     for one in site["devices"]:
         links = [_said(one["up_mbit"], "Mbit/s"), _said(one["down_mbit"], "Mbit/s"), _said(one["delay_ms"], "ms")]
         address = "revoked" if one["revoked"] else one["address"] or "says no site-address"
-        rows.append([one["name"], address, size(one["memory_bytes"]), *links])
+        rows.append([one["name"], address, size(one["memory_bytes"]), *links, f"{one['utilisation']:g}"])
     serving = "no plan serves" if site["serving"] is None else f"plan {site['serving']} serves"
     moving = "" if site["under_way"] is None else f", plan {site['under_way']} is under way"
-    return "\n".join([f"site {site['name']}: {serving}{moving}", *aligned(rows)])
+    return "\n".join([f"site {site['name']}: {serving}{moving}", *aligned(rows), _settings(site)])
+
+
+def _settings(site: "SiteView") -> str:
+    """Say all that `edit` would have to say anew, by the names of its options."""
+    said = [f"hold-s {site['hold_s']:g}", f"switch-s {site['switch_s']:g}"]
+    if site["auto_repair"]:
+        said += ["auto-repair", f"pays-within-s {site['pays_within_s']:g}"]
+    if site["uplink_mbit"] is not None:
+        said.append(f"uplink {site['uplink_mbit']:g} Mbit/s")
+    return "; ".join(said)
 
 
 def _said(value: float | None, unit: str) -> str:

@@ -32,6 +32,17 @@ find:
       alone: {model: small, inputs: {x: image}}
     outputs: {score: alone.out}
 """
+SITE: dict[str, Any] = {
+    "name": "line-3",
+    "serving": None,
+    "under_way": None,
+    "devices": [],
+    "hold_s": 3600.0,
+    "switch_s": 600.0,
+    "auto_repair": False,
+    "pays_within_s": 86400.0,
+    "uplink_mbit": None,
+}
 IDLE = {"fetching": None, "turn_at": None}
 PLAN: dict[str, Any] = {
     "site": "line-3",
@@ -187,7 +198,7 @@ def test_a_file_that_is_wrong_is_refused_with_the_line(tmp_path: Path, text: str
 
 
 def test_devices_of_a_site_are_said_with_what_is_known_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    site = {"name": "line-3", "serving": None, "under_way": 2, "devices": []}
+    site = SITE | {"under_way": 2}
     words = ["site", "create", "line-3", "--device", "camera:memory=400MB,up=20,delay=2,utilisation=0.5"]
     done, asked = run(monkeypatch, lambda *_: site, *words, "--device", "box", "--hold-s", "60", "--auto-repair")
     assert asked[0] == (
@@ -359,9 +370,16 @@ def test_status_says_who_fetches_and_who_waits_for_its_turn(monkeypatch: pytest.
     assert "hall 10.0.0.2:8478 asked hold has all" in lines
 
 
-def test_the_link_of_a_site_and_what_a_repair_may_gain_in_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    site = {"name": "line-3", "serving": None, "under_way": None, "devices": []}
+def test_the_link_of_a_site_and_what_a_repair_may_gain_in_are_said_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = {"name": "box", "address": "10.0.0.2:8478", "revoked": False, "memory_bytes": None, "utilisation": 0.5}
+    box |= {"up_mbit": None, "down_mbit": 20.0, "delay_ms": None}
+    site = SITE | {"devices": [box], "uplink_mbit": 2.5, "auto_repair": True, "pays_within_s": 3600.0}
     words = ["site", "edit", "line-3", "--device", "box", "--uplink", "2.5", "--pays-within-s", "3600"]
-    _, asked = run(monkeypatch, lambda *_: site, *words)
+    done, asked = run(monkeypatch, lambda *_: site, *words)
     said = {"devices": [{"name": "box"}], "auto_repair": False, "pays_within_s": 3600, "uplink_mbit": 2.5}
     assert asked[0] == ("PUT", "/sites/line-3", said)
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[2:] == [
+        "box 10.0.0.2:8478 - as measured 20 Mbit/s as measured 0.5",
+        "hold-s 3600; switch-s 600; auto-repair; pays-within-s 3600; uplink 2.5 Mbit/s",
+    ]
