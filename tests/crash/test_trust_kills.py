@@ -22,7 +22,7 @@ from sprat_client.agent.enrol import enrol
 
 pytestmark = pytest.mark.crash
 MANY = int(os.environ.get("SPRAT_CRASH_TIMES", "1"))  # `make crash` has it higher
-KILLS = 60  # of each seed
+KILLS = 24 if MANY == 1 else 60  # of each seed
 MODEL = "tiny"
 ROTATE_EVERY = 40  # publications
 
