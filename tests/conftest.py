@@ -1,9 +1,11 @@
-"""What holds for every test: sockets reach this machine only, imports are no garbage, the slow kinds come first."""
+"""What holds for every test: sockets stay on this machine, logs go where they went, imports are no garbage, slow ones first."""
 
 import gc
 import ipaddress
+import logging
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +44,16 @@ def refuse_other_machines(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(refuse_other_machines)
+
+
+@pytest.fixture(autouse=True)
+def logs_go_where_they_went() -> Iterator[None]:
+    """Undo what a command that runs in the test does to logs: its stderr is closed when the test is over."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.hookimpl(trylast=True)  # after they were shuffled

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from typing import Final, TextIO
+from typing import Final
 
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -26,20 +26,9 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(said, default=str)
 
 
-class _ToStderr(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at the time: who captures it replaces it, and closes what was there."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # the standard library's lastResort does the same
-        return sys.stderr
-
-
 def log_json_to_stderr(level: int = logging.INFO) -> None:
     """Send all logs to stderr as JSON lines; chatty libraries only from warnings on."""
-    handler = _ToStderr()
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -400,9 +400,10 @@ def _told_site(site: "SiteView") -> str:
 
 def _settings(site: "SiteView") -> str:
     """Say all that `edit` would have to say anew, by the names of its options."""
-    said = [f"hold-s {site['hold_s']:g}", f"switch-s {site['switch_s']:g}"]
+    times = (site["hold_s"], site["switch_s"], site["pays_within_s"])
+    said = ["hold-s {:g}; switch-s {:g}; pays-within-s {:g}".format(*times)]
     if site["auto_repair"]:
-        said += ["auto-repair", f"pays-within-s {site['pays_within_s']:g}"]
+        said.append("auto-repair")
     if site["uplink_mbit"] is not None:
         said.append(f"uplink {site['uplink_mbit']:g} Mbit/s")
     return "; ".join(said)

@@ -381,5 +381,5 @@ def test_the_link_of_a_site_and_what_a_repair_may_gain_in_are_said_and_shown(mon
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert lines[2:] == [
         "box 10.0.0.2:8478 - as measured 20 Mbit/s as measured 0.5",
-        "hold-s 3600; switch-s 600; auto-repair; pays-within-s 3600; uplink 2.5 Mbit/s",
+        "hold-s 3600; switch-s 600; pays-within-s 3600; auto-repair; uplink 2.5 Mbit/s",
     ]
