@@ -1,4 +1,4 @@
-"""What holds for every test: sockets stay on this machine, logs go where they went, imports are no garbage, slow ones first."""
+"""What holds for every test: sockets and logs stay where they belong, imports are no garbage, slow kinds come first."""
 
 import gc
 import ipaddress
